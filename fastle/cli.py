@@ -1,0 +1,305 @@
+"""The commands: fastle-train, and fastle eval and reconstruct. Errors are one line on stderr, without a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from .checkpoint import latest_checkpoint, load_checkpoint, read_run_config, write_atomic
+from .config import ConfigError, DatasetName, JudgeName, ObjectiveName, Precision, RunConfig, TransformName
+from .data import Images, decode_files, open_images, open_tree, train_size
+from .data.cifar10 import download_cifar10
+from .data.order import steps_per_epoch
+from .errors import FastleError
+from .evaluate import Figures, evaluate, reconstruction_rows
+from .model import Autoencoder
+from .presets import make_config
+from .report import save_grid
+from .train import Interrupted, total_steps
+from .train import train as run_training
+
+# flags that are not settings of the run
+NOT_CONFIG = ("run", "overwrite", "dry_run", "download", "device")
+
+
+def train(argv: Sequence[str] | None = None) -> None:
+    """fastle-train: trains a run, or goes on with it."""
+    with _one_line_errors("fastle-train"):
+        flags = vars(_train_parser().parse_args(argv))
+        config = make_config(**{name: value for name, value in flags.items() if name not in NOT_CONFIG})
+        path = Path(flags["run"] or _default_run(config))
+        rank, world_size = _from_torchrun("RANK", 0), _from_torchrun("WORLD_SIZE", 1)
+        console = Console(quiet=rank > 0)
+        _show_config(config, path, console)
+        if flags["dry_run"]:
+            return
+        if flags["download"]:
+            _download(config)
+        with _process_group(pick_device(flags["device"], console), world_size) as device:
+            run_training(
+                config,
+                path,
+                device=device,
+                console=console,
+                overwrite=flags["overwrite"],
+                rank=rank,
+                world_size=world_size,
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """fastle: measures and uses what fastle-train made."""
+    with _one_line_errors("fastle"):
+        flags = _main_parser().parse_args(argv)
+        console = Console()
+        if flags.command == "eval":
+            _eval(Path(flags.run), flags.data, pick_device(flags.device, console), console)
+        else:
+            _reconstruct(Path(flags.run), flags.images, Path(flags.output), pick_device(flags.device, console), console)
+
+
+def pick_device(requested: str, console: Console) -> torch.device:
+    """The device that a flag asks for; says which it is, and why if it is not the one expected.
+
+    Args:
+        requested: "auto", "cpu" or "cuda".
+
+    Raises:
+        ConfigError: "cuda" cannot be had.
+    """
+    reason = None if torch.cuda.is_available() else _why_no_gpu()
+    if requested == "cuda" and reason:
+        raise ConfigError(f"--device cuda cannot be had: {reason}; use --device cpu")
+    if requested == "cpu" or reason:
+        expected = f" (no GPU: {reason}; training is many times slower than on one)" if requested == "auto" else ""
+        console.print(f"device: cpu, {torch.get_num_threads()} threads{expected}", highlight=False, soft_wrap=True)
+        return torch.device("cpu")
+    device = torch.device("cuda", _from_torchrun("LOCAL_RANK", 0))
+    console.print(f"device: {device}, {torch.cuda.get_device_name(device)}", highlight=False)
+    return device
+
+
+def _why_no_gpu() -> str:
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).split(". ")[0].split("\n")[0].strip(" .")
+    return "PyTorch finds none"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line and status 2: argparse would print the usage first, and the error scrolls away below it."""
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="fastle-train",
+        allow_abbrev=False,
+        description="Train an autoencoder that teaches itself. The dataset picks a preset, flags override it.",
+        epilog="The same command again goes on where the run stopped.",
+    )
+
+    def flag(name: str, kind: Any, text: str, metavar: str | None = None, **more: Any) -> None:
+        choices = get_args(kind)
+        more |= {"choices": choices} if choices else {"type": kind, "metavar": metavar or "N"}
+        parser.add_argument(name, help=text, **more)
+
+    flag("dataset", DatasetName, "shapes are made on the fly; folder is any tree of images")
+    flag("--data", str, "where the images are", "DIR")
+    parser.add_argument("--download", action="store_true", help="fetch CIFAR-10 into --data first")
+    flag("--size", int, "height and width of the images, pixels, divisible by 8")
+    flag("--latent", int, "features of a pooled latent (default: the preset's spatial one; 128 with --masked)")
+    parser.add_argument("--masked", action="store_true", help="cut a hole into the input: the symmetric masked setting")
+    flag(
+        "--objective",
+        ObjectiveName,
+        "the method, or its pixel baseline (default: %(default)s)",
+        default="self-teaching",
+    )
+    flag("--judge", JudgeName, "who compares (default: step-frozen)")
+    flag("--transform", TransformName, "what the judge is shown (default: crop-resize)")
+    flag("--crop-ratio", float, "side of the crop over the image's", "R")
+    flag("--mask-ratio", float, "share of the hole (0.35), or of a mask transformation (0.7)", "R")
+    flag("--noise-std", float, "of --transform noise, on images in [0, 1] (default: 0.1)", "S")
+    flag("--sigreg-weight", float, "the weight λ of SIGReg (default: 0.03)", "W")
+    flag("--slices", int, "random slices of SIGReg (default: 256)", "M")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, metavar="N", help="length of the run; a finished run goes on with more")
+    length.add_argument("--epochs", type=int, metavar="N", help="the same in passes over the images")
+    flag("--batch-size", int, "of all processes together (default: 128)")
+    flag("--lr", float, "AdamW's learning rate", "LR")
+    flag("--seed", int, "of weights, order and draws (default: %(default)s)", default=0)
+    flag("--device", None, "default: a GPU if there is one", choices=("auto", "cpu", "cuda"), default="auto")
+    flag(
+        "--precision",
+        Precision,
+        "bf16 is autocast with fp32 weights and statistics (default: %(default)s)",
+        default="fp32",
+    )
+    flag("--run", str, "the run directory (default: runs/ and a name made of dataset and setting)", "DIR")
+    parser.add_argument("--overwrite", action="store_true", help="start anew where there is a run already")
+    parser.add_argument("--dry-run", action="store_true", help="print the configuration and stop")
+    return parser
+
+
+def _main_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="fastle", allow_abbrev=False, description="Measure and use what fastle-train made.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{eval,reconstruct}")
+    measure = commands.add_parser("eval", help="PSNR and SSIM over the whole test split", allow_abbrev=False)
+    measure.add_argument("run", metavar="RUN", help="a run directory")
+    measure.add_argument("--data", metavar="DIR", help="measure every image below this folder instead")
+    rebuild = commands.add_parser("reconstruct", help="a picture of images and reconstructions", allow_abbrev=False)
+    rebuild.add_argument("run", metavar="RUN", help="a run directory")
+    rebuild.add_argument("images", metavar="IMAGE", nargs="+", help="image files, cut to size as in training")
+    rebuild.add_argument("-o", "--output", metavar="OUT.png", required=True, help="where the picture goes")
+    for command in (measure, rebuild):
+        command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    return parser
+
+
+def _default_run(config: RunConfig) -> str:
+    parts = [
+        config.data.dataset,
+        "masked" if config.objective.masked else "",
+        str(config.model.latent or ""),
+        "pixel" if config.objective.name == "pixel" else "",
+    ]
+    return "runs/" + "-".join(part for part in parts if part)
+
+
+def _show_config(config: RunConfig, path: Path, console: Console) -> None:
+    """The whole configuration, and what follows from it."""
+    for section, values in config.to_dict().items():
+        settings = "  ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+        console.print(f"{section:<10} {settings}", highlight=False, markup=False, soft_wrap=True)
+    # built without memory: only its shapes are asked for
+    with torch.device("meta"):
+        count = Autoencoder(config.model).parameter_count()
+    latent = " x ".join(map(str, config.model.latent_shape))
+    console.print(
+        f"parameters {count / 1e6:.2f} M  compression {config.model.compression:g}x  latent {latent}", highlight=False
+    )
+    console.print(f"steps      {_length(config)}", highlight=False)
+    console.print(f"run        {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _length(config: RunConfig) -> str:
+    images = train_size(config.data)
+    if images is None:
+        return (
+            f"{config.train.steps:,}"
+            if config.train.steps
+            else f"{config.train.epochs} epochs of --data, which is not there"
+        )
+    epoch_steps = steps_per_epoch(images, config.train.batch_size)
+    total = total_steps(config, epoch_steps)
+    return f"{total:,} ({total / epoch_steps:.3g} epochs of {epoch_steps:,})"
+
+
+def _download(config: RunConfig) -> None:
+    if config.data.dataset != "cifar10" or config.data.root is None:
+        raise ConfigError("--download fetches CIFAR-10 only: use it with cifar10 and --data DIR")
+    # the processes of one machine share the folder
+    if _from_torchrun("LOCAL_RANK", 0) == 0:
+        download_cifar10(Path(config.data.root))
+
+
+def _from_torchrun(name: str, alone: int) -> int:
+    return int(os.environ.get(name, str(alone)))
+
+
+@contextmanager
+def _process_group(device: torch.device, world_size: int) -> Iterator[torch.device]:
+    if world_size == 1:
+        yield device
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def _eval(run: Path, data: str | None, device: torch.device, console: Console) -> None:
+    config = read_run_config(run)
+    model = Autoencoder.from_pretrained(run, device)
+    images: Images = open_images(config.data, "test") if data is None else open_tree(config.data, Path(data))
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("evaluating", total=len(images))
+        figures = evaluate(
+            model,
+            images,
+            hole_ratio=config.objective.hole_ratio,
+            device=device,
+            progress=lambda seen: progress.update(task, completed=seen),
+        )
+    source = "test split" if data is None else str(Path(data).absolute())
+    checkpoint = latest_checkpoint(run)
+    step = load_checkpoint(checkpoint).metadata["step"]
+    result = {
+        "run": str(run),
+        "checkpoint": checkpoint.name,
+        "step": step,
+        "data": source,
+        "images": len(images),
+        **figures,
+    }
+    output = run / ("eval-test.json" if data is None else f"eval-data-{Path(data).absolute().name}.json")
+    write_atomic(output, json.dumps(result, indent=2).encode() + b"\n")
+    console.print(f"{len(images):,} images of {source}, step {step}", highlight=False, markup=False, soft_wrap=True)
+    console.print(_figures_table(figures))
+    console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _figures_table(figures: dict[str, Figures]) -> Table:
+    table = Table(
+        "input", *(name.replace("_", " ") for name in figures[max(figures, key=lambda kind: len(figures[kind]))])
+    )
+    for kind, values in figures.items():
+        table.add_row(
+            kind, *(f"{value:.4f}" if "ssim" in name else f"{value:.2f} dB" for name, value in values.items())
+        )
+    return table
+
+
+def _reconstruct(run: Path, images: list[str], output: Path, device: torch.device, console: Console) -> None:
+    config = read_run_config(run)
+    model = Autoencoder.from_pretrained(run, device)
+    batch = decode_files(config.data, [Path(image) for image in images]).to(device)
+    save_grid(output, reconstruction_rows(model, batch, config.objective.hole_ratio))
+    console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _one_line_errors(program: str) -> Iterator[None]:
+    """Ends the process with one line for what a user can mend, and the shell's status for a signal."""
+    rank = os.environ.get("RANK")
+    prefix = program if rank is None else f"{program} (rank {rank})"
+    try:
+        yield
+    except FastleError as error:
+        sys.exit(f"{prefix}: error: {error}")
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"{prefix}: error: {where}{error.strerror or error}")
+    except Interrupted as stop:
+        print(f"{prefix}: {stop}", file=sys.stderr)
+        sys.exit(128 + stop.signum)
+    except KeyboardInterrupt:
+        sys.exit(130)

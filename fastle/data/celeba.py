@@ -1,0 +1,167 @@
+"""CelebA in the layouts it is found in: torchvision's, Kaggle's and the parquet files on Hugging Face.
+
+Only the aligned images and the partition are needed; identities, attributes and landmarks are not read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fastle.errors import DataError
+
+from .decode import Decoder, DiskFile, ImageFile, fault_of
+from .images import SPLITS, EncodedImages, Split
+
+TRAIN = 162_770
+
+
+def open_celeba(root: Path, split: Split, decoder: Decoder) -> EncodedImages:
+    """The aligned images of a split, in the order of the partition.
+
+    Args:
+        root: the folder that holds the images and list_eval_partition.txt or .csv, or the parquet files; or the one
+            above, as torchvision ("celeba") and Hugging Face ("data") make it.
+
+    Raises:
+        DataError: it is none of the layouts, or not complete; the message says what to do.
+    """
+    bases = [base for base in (root, root / "celeba", root / "data") if base.is_dir()]
+    for base in bases:
+        for partition in (base / "list_eval_partition.txt", base / "list_eval_partition.csv"):
+            if partition.exists():
+                return EncodedImages(_listed(base, partition, split), decoder)
+        if shards := sorted(base.glob(f"{split}-*.parquet")):
+            return EncodedImages(_rows(shards), decoder)
+    for base in bases:
+        _refuse_archive(base)
+        if any(base.glob("*.parquet")):
+            raise DataError(f"{base}: no {split}-*.parquet beside the other parquet files: download it")
+        if folder := _image_folder(base):
+            raise DataError(f"{folder}: images without a partition: put list_eval_partition.txt or .csv in {base}")
+    raise DataError(f"no CelebA at {root}: --data wants img_align_celeba and list_eval_partition, or parquet files")
+
+
+def _listed(base: Path, partition: Path, split: Split) -> list[DiskFile]:
+    splits = _read_partition(partition)
+    folder = _image_folder(base)
+    if folder is None:
+        _refuse_archive(base)
+        raise DataError(f"{base}: no images: extract img_align_celeba.zip to {base / 'img_align_celeba'}")
+    there = {entry.name for entry in os.scandir(folder)}
+    missing = [name for name in splits if name not in there]
+    if missing:
+        raise DataError(
+            f"{folder}: {len(missing)} of the {len(splits)} images in {partition.name} are missing, "
+            f"{missing[0]} first: extract the archive again"
+        )
+    return [DiskFile(f"{folder}{os.sep}{name}") for name, part in splits.items() if part == split]
+
+
+def _read_partition(path: Path) -> dict[str, Split]:
+    """File name → split, from "000001.jpg 0" lines (torchvision) or "000001.jpg,0" below a header (Kaggle)."""
+    data = path.read_bytes()
+    if fault := fault_of(data):
+        raise DataError(f"{path} {fault}")
+    codes = {str(code): split for code, split in enumerate(SPLITS)}
+    splits: dict[str, Split] = {}
+    for number, line in enumerate(data.decode("utf-8-sig", "replace").splitlines(), start=1):
+        match line.replace(",", " ").split():
+            case [name, code] if code in codes:
+                splits[name] = codes[code]
+            case [] | ["image_id", "partition"]:
+                pass
+            case _:
+                raise DataError(f"{path}, line {number}: not an image and its split, 0, 1 or 2: {line[:60]!r}")
+    return splits
+
+
+def _image_folder(base: Path) -> Path | None:
+    """Where the images lie; archives differ in whether they hold the folder, and Kaggle's holds it twice."""
+    name = "img_align_celeba"
+    for folder in (base / name / name, base / name, base):
+        if folder.is_dir() and any(entry.name.endswith(".jpg") for entry in os.scandir(folder)):
+            return folder
+    return None
+
+
+def _refuse_archive(base: Path) -> None:
+    """Raises DataError for an archive that waits to be extracted, or for what a failed download left in its place."""
+    for archive in sorted(base.glob("*.zip")):
+        with archive.open("rb") as file:
+            head = file.read(256)
+        if fault := fault_of(head):
+            raise DataError(f"{archive} {fault}")
+        if not head.startswith(b"PK"):
+            raise DataError(f"{archive} is not a zip archive: download it again")
+        raise DataError(f"{archive} is not extracted yet: run unzip {archive.name} in {base}")
+
+
+@dataclass(frozen=True, slots=True)
+class _ParquetRow:
+    """An image in a parquet file: a row of one of its row groups."""
+
+    shard: str
+    group: int
+    row: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.shard}, row group {self.group}, row {self.row}"
+
+    def read(self) -> bytes:
+        # a null decodes as an empty file does, with the same message
+        return _row_group(self.shard, self.group)[self.row].as_py() or b""
+
+
+def _rows(shards: Sequence[Path]) -> list[ImageFile]:
+    _check_shards(shards)
+    rows: list[ImageFile] = []
+    for shard in shards:
+        with _open_parquet(str(shard)) as parquet:
+            if "image.bytes" not in [column.path for column in parquet.schema]:
+                raise DataError(f"{shard}: no column image with bytes in it: this is not flwrlabs/celeba")
+            for group in range(parquet.num_row_groups):
+                count = parquet.metadata.row_group(group).num_rows
+                rows += [_ParquetRow(str(shard), group, row) for row in range(count)]
+    return rows
+
+
+def _check_shards(shards: Sequence[Path]) -> None:
+    """Raises DataError if one of "split-00000-of-00019.parquet" to "split-00018-of-00019.parquet" is missing."""
+    numbered = re.fullmatch(r"(.+)-\d+-of-(\d+)\.parquet", shards[0].name)
+    if numbered:
+        there = {shard.name for shard in shards}
+        wanted = [f"{numbered[1]}-{i:05}-of-{numbered[2]}.parquet" for i in range(int(numbered[2]))]
+        missing = [name for name in wanted if name not in there]
+        if missing:
+            folder = shards[0].parent
+            raise DataError(
+                f"{folder}: {len(missing)} of {len(wanted)} files are missing, {missing[0]} first: fetch it"
+            )
+
+
+def _open_parquet(shard: str) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(f'{shard} needs pyarrow: pip install "fastle[parquet]"') from None
+    with Path(shard).open("rb") as file:
+        fault = fault_of(file.read(256))
+    try:
+        return pyarrow.parquet.ParquetFile(shard)
+    except pyarrow.ArrowInvalid:
+        raise DataError(f"{shard} {fault or 'is damaged or not a parquet file: download it again'}") from None
+
+
+# a row is read with its whole row group (100 images as Hugging Face writes them): the last ones are kept, for
+# neighbours that are read next
+@lru_cache(maxsize=4)
+def _row_group(shard: str, group: int) -> Any:
+    with _open_parquet(shard) as parquet:
+        return parquet.read_row_group(group, columns=["image.bytes"])["image"].combine_chunks().field("bytes")

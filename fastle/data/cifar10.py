@@ -1,0 +1,55 @@
+"""CIFAR-10 in its official Python layout, through torchvision, which checks every file's md5."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torchvision.datasets import CIFAR10
+
+from fastle.errors import DataError
+
+from .images import ArrayImages, Split
+
+SIZE = 32
+# of the 50,000 training images; the rest are the validation set
+TRAIN = 45_000
+
+
+def open_cifar10(root: Path, split: Split) -> ArrayImages:
+    """CIFAR-10, uint8 (N, 3, 32, 32): the first 45,000 training images, the last 5,000, or the 10,000 test images.
+
+    Args:
+        root: the folder that holds cifar-10-batches-py, or that folder itself.
+
+    Raises:
+        DataError: it is not there, or a file's md5 is wrong.
+    """
+    home = _home(root)
+    batches = home / CIFAR10.base_folder
+    if not batches.is_dir():
+        raise DataError(f"no CIFAR-10 at {batches}: point --data at it or fetch it with --download")
+    try:
+        data = CIFAR10(home, train=split != "test").data
+    except RuntimeError:
+        raise DataError(f"{batches}: a file is missing or damaged (md5): fetch them again with --download") from None
+    images = torch.from_numpy(data).permute(0, 3, 1, 2)
+    return ArrayImages({"train": images[:TRAIN], "valid": images[TRAIN:], "test": images}[split])
+
+
+def download_cifar10(root: Path) -> None:
+    """Fetches CIFAR-10 to where `open_cifar10(root, …)` looks; does nothing if it is there already.
+
+    Raises:
+        DataError: the download failed, or `root` cannot be written.
+    """
+    home = _home(root)
+    try:
+        CIFAR10(home, download=True)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"CIFAR-10 cannot be fetched to {home} ({reason}): extract {CIFAR10.url} there") from None
+
+
+def _home(root: Path) -> Path:
+    return root.parent if root.name == CIFAR10.base_folder else root

@@ -1,0 +1,99 @@
+"""Batches on the device, decoded ahead of the step that needs them."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from .images import Images
+from .order import batch_indices
+
+PREFETCH = 2
+
+
+class Feed:
+    """The batches of steps `start_step` to `stop_step - 1`, each uint8 (batch_size // world_size, C, H, W).
+
+    A background thread decodes two batches ahead. What it raises is raised by the step that would have had the batch.
+    Use it in a `with` statement, or call `close`.
+
+    Args:
+        images: the split.
+        batch_size: of all ranks together.
+        seed: of the order, see `batch_indices`.
+        device: where the batches are handed out.
+        start_step: where a resumed run goes on.
+
+    Attributes:
+        wait: seconds that the consumer has waited for batches so far.
+
+    Raises:
+        FastleError: see `batch_indices`.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str,
+        start_step: int = 0,
+        stop_step: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.wait = 0.0
+        self._images = images
+        self._batch_size = batch_size
+        self._seed = seed
+        self._device = torch.device(device)
+        self._steps = range(start_step, stop_step)
+        self._rank = rank
+        self._world_size = world_size
+        # a batch size that cannot be is the caller's error, now, not the thread's, later
+        self._indices(start_step)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
+
+    def __iter__(self) -> Iterator[Tensor]:
+        steps = iter(self._steps)
+        ahead: deque[Future[Tensor]] = deque()
+        ahead.extend(self._thread.submit(self._load, step) for step in islice(steps, PREFETCH))
+        while ahead:
+            began = time.perf_counter()
+            batch = ahead.popleft().result()
+            self.wait += time.perf_counter() - began
+            ahead.extend(self._thread.submit(self._load, step) for step in islice(steps, 1))
+            # on the consumer's stream, so that no other stream has to be waited for
+            yield batch.to(self._device, non_blocking=True)
+
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drops what was asked for ahead and ends the thread, after the batch it is at."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _indices(self, step: int) -> Tensor:
+        return batch_indices(
+            len(self._images),
+            step=step,
+            batch_size=self._batch_size,
+            seed=self._seed,
+            rank=self._rank,
+            world_size=self._world_size,
+        )
+
+    def _load(self, step: int) -> Tensor:
+        batch = self._images.batch(self._indices(step).tolist())
+        return batch.pin_memory() if self._device.type == "cuda" else batch

@@ -1,0 +1,241 @@
+"""The loop: open the images, resume if there is something to resume, step, report, save.
+
+A step is a pure function of the weights, the seed and its number, so a run that was killed and resumed computes what an
+uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from torch import Tensor
+
+from .config import ConfigError, RunConfig
+from .data import Feed, open_images
+from .data.order import steps_per_epoch
+from .display import Clock, Display
+from .errors import FastleError
+from .evaluate import validation_psnr
+from .report import effective_rank, latent_spread
+from .run import RunDirectory
+from .step import TrainStep
+
+LOG_EVERY = 20  # steps
+REPORTS = 10  # validations, grids and checkpoints in a run, evenly spaced
+SAVE_SECONDS = 300.0  # a checkpoint at least this often
+VALIDATION_IMAGES = 500
+
+
+class NonFiniteLoss(FastleError):
+    """The loss is NaN or infinite."""
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM came, and the run is saved. `signum` is the signal."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+def train(
+    config: RunConfig,
+    path: Path,
+    *,
+    device: torch.device,
+    console: Console,
+    overwrite: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> None:
+    """Trains, or goes on training, the run in a directory.
+
+    Args:
+        config: what to compute.
+        path: the run directory; made if need be.
+        device: of this process.
+        console: for the display of rank 0.
+        overwrite: start anew where there is a run already.
+        rank, world_size: of this process; above 1 a process group must be initialised.
+
+    Raises:
+        FastleError: the images, the directory or a checkpoint cannot be used, or the loss is not finite.
+        Interrupted: a signal came; everything up to here is saved.
+    """
+    if config.train.batch_size < 2 * world_size:
+        raise ConfigError(
+            f"--batch-size {config.train.batch_size} leaves one image to some of {world_size} processes, and BatchNorm "
+            f"needs two: use {2 * world_size} or more"
+        )
+
+    # images
+    images, valid_images = open_images(config.data, "train"), open_images(config.data, "valid")
+    epoch_steps = steps_per_epoch(len(images), config.train.batch_size)
+    total = total_steps(config, epoch_steps)
+    report_every = -(-total // REPORTS)
+
+    # model and run directory; rank 0 alone writes, and the others read after it
+    step = TrainStep(config, device, rank=rank, world_size=world_size)
+    run, main = RunDirectory(path), rank == 0
+    if main:
+        run.open(config, overwrite=overwrite)
+    if world_size > 1:
+        dist.barrier()
+    resumed = run.resume(step, images=len(images), total=total)
+    if main:
+        run.start_log(step.done)
+
+    feed = Feed(
+        images,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        device=device,
+        start_step=step.done,
+        stop_step=total,
+        rank=rank,
+        world_size=world_size,
+    )
+    clock = Clock(config.train.batch_size)
+    with caught_signals(console) as received, feed, Display(console, total, shown=main) as display:
+        display.say(f"{len(images):,} training images, {len(valid_images):,} to validate, {total:,} steps")
+        if resumed:
+            display.say(resumed)
+        window = Window(step, clock, feed, run)
+        batches = iter(feed)
+        while step.done < total:
+            # step
+            try:
+                losses = step(next(batches))
+            except FastleError:
+                # an image that cannot be read must not cost the steps since the last checkpoint
+                window.check()
+                if main:
+                    run.save(step)
+                raise
+            clock.step()
+            window.add(losses.terms())
+            report = step.done % report_every == 0 or step.done == total
+            row_due = report or step.done % LOG_EVERY == 0
+            stop = agreed_signal(received, device, world_size, row_due)
+            if not (row_due or stop):
+                continue
+
+            # report
+            row = {"step": step.done, "epoch": step.done // epoch_steps, **window.close(losses.latent)}
+            with clock.paused():
+                if main:
+                    if report:
+                        row["valid_psnr"] = validation_psnr(
+                            step.model, valid_images, limit=VALIDATION_IMAGES, device=device
+                        )
+                    run.log(row)
+                    if report:
+                        run.draw(step, valid_images)
+                    if report or stop or run.since_saved() >= SAVE_SECONDS:
+                        run.save(step)
+            seconds = clock.seconds_per_step()
+            display.update(row, None if seconds is None else seconds * (total - step.done), force=report)
+
+            # leave
+            if stop and step.done < total:
+                raise Interrupted(stop, f"stopped and saved at step {step.done}: run the same command again to go on")
+        display.say(f"done: see {path}/grids and {path}/curves.png; `fastle eval {path}` measures the test split")
+
+
+class Window:
+    """The steps since the last row of metrics; their terms stay on the device until the row is due.
+
+    Args:
+        step, clock, feed: where the figures come from.
+        run: to name its last good checkpoint.
+    """
+
+    def __init__(self, step: TrainStep, clock: Clock, feed: Feed, run: RunDirectory) -> None:
+        self._step, self._clock, self._feed, self._run = step, clock, feed, run
+        self._terms: list[dict[str, Tensor]] = []
+        self._elapsed, self._wait = clock.elapsed(), feed.wait
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """The terms of one step."""
+        self._terms.append(terms)
+
+    def check(self) -> None:
+        """Raises NonFiniteLoss if a step of the window is at fault, with the first one's number and terms."""
+        totals = [terms["total"] for terms in self._terms]
+        finite = torch.stack(totals).isfinite().tolist() if totals else []
+        if all(finite):
+            return
+        bad = finite.index(False)
+        values = ", ".join(f"{name} {float(value):.4g}" for name, value in self._terms[bad].items())
+        raise NonFiniteLoss(
+            f"the loss of step {self._step.done - len(totals) + bad + 1} is not finite ({values}); "
+            f"{self._run.last_good()}; try a lower --lr"
+            + (" or --precision fp32" if self._step.config.train.precision == "bf16" else "")
+        )
+
+    def close(self, latent: Tensor) -> dict[str, Any]:
+        """The means over the window, the newest latent's health, and the rates; a new window begins."""
+        self.check()
+        means = {name: float(torch.stack([terms[name] for terms in self._terms]).mean()) for name in self._terms[0]}
+        elapsed, wait, rate = self._clock.elapsed(), self._feed.wait, self._clock.images_per_second()
+        row = {
+            **means,
+            "latent_spread": float(latent_spread(latent)),
+            "effective_rank": float(effective_rank(latent)),
+            "images_per_second": None if rate is None else round(rate, 1),
+            # the share of the window's time
+            "data_wait": round((wait - self._wait) / max(elapsed - self._elapsed, 1e-9), 4),
+        }
+        self._terms, self._elapsed, self._wait = [], elapsed, wait
+        return row
+
+
+def total_steps(config: RunConfig, epoch_steps: int) -> int:
+    """The length of a run whose epochs have so many steps."""
+    steps, epochs = config.train.steps, config.train.epochs
+    return steps if steps is not None else epoch_steps * (epochs or 0)
+
+
+@contextmanager
+def caught_signals(console: Console) -> Iterator[list[int]]:
+    """SIGINT and SIGTERM are put in a list instead of ending the process; the second one ends it."""
+    received: list[int] = []
+    previous = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+    def catch(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+        restore()
+        console.print(f"{signal.Signals(signum).name}: finishing this step, then saving", highlight=False)
+
+    for signum in previous:
+        signal.signal(signum, catch)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+def agreed_signal(received: list[int], device: torch.device, world_size: int, row_due: bool) -> int:
+    """The signal that all ranks leave for at this step, or 0.
+
+    Ranks see a signal at different steps, and one that left alone would leave the others waiting for its gradients:
+    several ranks compare notes, but only when a row of metrics is due, because that waits for the device.
+    """
+    signum = received[0] if received else 0
+    if world_size == 1 or not row_due:
+        return signum if world_size == 1 else 0
+    flag = torch.tensor(signum, device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return int(flag)

@@ -1,0 +1,257 @@
+"""The transformations T and the input hole (method section 3): drawn once for a sample, applied to every view of it.
+
+Each transformation has `draw`, which makes its random numbers from a generator, and `views`, a pure function of images
+and that draw. Most make one view; the detail stack makes five and is compared together with the full view.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from .config import ObjectiveConfig
+from .kernels.crop_resize import crop_resize
+from .kernels.mask_fill import mask_fill, rectangle
+
+PATCH = 4
+# guards square roots and divisions whose argument can be exactly zero, as on the shapes' black ground
+EPS = 1e-6
+LOCAL_CONTRAST_EPS = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """One box corner for each image: top and left, (B,) int64, in pixels."""
+
+    top: Tensor
+    left: Tensor
+
+
+# what a transformation draws: boxes, a mask of what is kept, noise, or nothing
+ViewDraw = Boxes | Tensor | None
+Shape = tuple[int, ...]  # (B, C, H, W)
+
+
+class Transform(Protocol):
+    """What every transformation offers; `full_view` says whether the untransformed view is compared as well."""
+
+    full_view: bool
+
+    def draw(self, shape: Shape, generator: Generator) -> ViewDraw:
+        """The random numbers for images of `shape`, on the generator's device."""
+
+    def views(self, images: Tensor, drawn: ViewDraw) -> list[Tensor]:
+        """The views of (B, C, H, W) images, each of the same shape."""
+
+
+def make_transform(config: ObjectiveConfig) -> Transform:
+    """The transformation that a self-teaching row names."""
+    match config:
+        case ObjectiveConfig(transform="crop-resize", crop_ratio=ratio) if ratio is not None:
+            return CropResize(ratio)
+        case ObjectiveConfig(transform="pixel-mask", mask_ratio=ratio) if ratio is not None:
+            return PatchMask(ratio, patch=1)
+        case ObjectiveConfig(transform="patch-mask", mask_ratio=ratio) if ratio is not None:
+            return PatchMask(ratio, patch=PATCH)
+        case ObjectiveConfig(transform="channel-mask", mask_ratio=ratio) if ratio is not None:
+            return ChannelMask(ratio)
+        case ObjectiveConfig(transform="noise", noise_std=std) if std is not None:
+            return Noise(std)
+        case ObjectiveConfig(transform="detail"):
+            return Detail()
+        case ObjectiveConfig(transform="identity"):
+            return Identity()
+    raise ValueError(f"no transformation in {config}")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """T x = x."""
+
+    full_view = False
+
+    def draw(self, shape: Shape, generator: Generator) -> None:
+        return None
+
+    def views(self, images: Tensor, drawn: ViewDraw) -> list[Tensor]:
+        return [images]
+
+
+@dataclass(frozen=True, slots=True)
+class CropResize:
+    """A square box of side int(ratio · min(H, W)), its corner uniform, resized back to (H, W)."""
+
+    ratio: float
+    full_view = False
+
+    def side(self, shape: Shape) -> int:
+        """Side of the box for images of `shape`, pixels."""
+        return int(self.ratio * min(shape[-2:]))
+
+    def draw(self, shape: Shape, generator: Generator) -> Boxes:
+        return draw_boxes(shape, self.side(shape), generator)
+
+    def views(self, images: Tensor, drawn: ViewDraw) -> list[Tensor]:
+        assert isinstance(drawn, Boxes)
+        return [crop_resize(images, drawn.top, drawn.left, self.side(images.shape))]
+
+
+@dataclass(frozen=True, slots=True)
+class PatchMask:
+    """Exactly int(ratio · number of patches) patches set to zero in all channels; a patch of 1 is the pixel mask."""
+
+    ratio: float
+    patch: int
+    full_view = False
+
+    def draw(self, shape: Shape, generator: Generator) -> Tensor:
+        """(B, 1, H, W) bool, True where kept."""
+        batch, _, height, width = shape
+        if height % self.patch or width % self.patch:
+            raise ValueError(f"patches of {self.patch} px do not tile images of {height}x{width}")
+        rows, columns = height // self.patch, width // self.patch
+        order = torch.rand(batch, rows * columns, generator=generator, device=generator.device).argsort(1)
+        # `order` is a uniform permutation: the patches that it names below the count are masked
+        keep = (order >= int(self.ratio * rows * columns)).view(batch, 1, rows, columns)
+        return keep.repeat_interleave(self.patch, 2).repeat_interleave(self.patch, 3)
+
+    def views(self, images: Tensor, drawn: ViewDraw) -> list[Tensor]:
+        assert isinstance(drawn, Tensor)
+        return [images * drawn]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelMask:
+    """Each channel of each image set to zero with probability `ratio`, independently."""
+
+    ratio: float
+    full_view = False
+
+    def draw(self, shape: Shape, generator: Generator) -> Tensor:
+        """(B, C, 1, 1) bool, True where kept."""
+        return torch.rand(*shape[:2], 1, 1, generator=generator, device=generator.device) >= self.ratio
+
+    def views(self, images: Tensor, drawn: ViewDraw) -> list[Tensor]:
+        assert isinstance(drawn, Tensor)
+        return [images * drawn]
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Gaussian noise of standard deviation `std`, the same on both sides, not clamped."""
+
+    std: float
+    full_view = False
+
+    def draw(self, shape: Shape, generator: Generator) -> Tensor:
+        """(B, C, H, W)."""
+        return self.std * torch.randn(shape, generator=generator, device=generator.device)
+
+    def views(self, images: Tensor, drawn: ViewDraw) -> list[Tensor]:
+        assert isinstance(drawn, Tensor)
+        return [images + drawn.to(images.dtype)]
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """The five-view detail stack, all in [0, 1]; nothing is random.
+
+    blur:       box 11
+    colour:     saturation 1.8 about the grey image, then contrast 1.4 about the mean over pixels and channels
+    edges:      Sobel magnitude of the grey image over its maximum
+    texture:    |x − box 5 of x| over its maximum
+    contrast:   (g − box 5 of g) / sqrt(box 5 of (g − box 5 of g)² + 1e-4) for grey g, stretched to [0, 1]
+
+    Grey is Rec. 601 luma for three channels and the mean otherwise; grey views fill all channels. Boxes average the
+    pixels inside the image only; Sobel repeats the border. Maxima are taken for each image.
+    """
+
+    full_view = True
+
+    def draw(self, shape: Shape, generator: Generator) -> None:
+        return None
+
+    def views(self, images: Tensor, drawn: ViewDraw) -> list[Tensor]:
+        grey = to_grey(images)
+        vivid = grey + 1.8 * (images - grey)
+        mean = vivid.mean(dim=(1, 2, 3), keepdim=True)
+        views = (
+            box_blur(images, 11),
+            mean + 1.4 * (vivid - mean),
+            _over_maximum(sobel_magnitude(grey)),
+            _over_maximum((images - box_blur(images, 5)).abs()),
+            _stretch(local_contrast(grey)),
+        )
+        return [view.clamp(0, 1).expand_as(images) for view in views]
+
+
+def draw_boxes(shape: Shape, side: int, generator: Generator) -> Boxes:
+    """Corners of square boxes of `side`, uniform over all positions inside images of `shape`."""
+    batch, _, height, width = shape
+    top, left = (
+        torch.randint(extent - side + 1, (batch,), generator=generator, device=generator.device)
+        for extent in (height, width)
+    )
+    return Boxes(top, left)
+
+
+def hole_side(ratio: float, shape: Shape) -> int:
+    """Side of the square input hole: round(√ratio · min(H, W)), pixels."""
+    return round(math.sqrt(ratio) * min(shape[-2:]))
+
+
+def cut_hole(images: Tensor, boxes: Boxes, ratio: float) -> Tensor:
+    """y: the images with their hole filled by each image's own per-channel mean."""
+    side = hole_side(ratio, images.shape)
+    return mask_fill(images, boxes.top, boxes.left, side, side)
+
+
+def hole_mask(shape: Shape, boxes: Boxes, ratio: float) -> Tensor:
+    """(B, 1, H, W) bool: True inside each image's hole."""
+    side = hole_side(ratio, shape)
+    return rectangle(boxes.top, boxes.left, side, side, shape[-2:])
+
+
+def to_grey(images: Tensor) -> Tensor:
+    """(B, 1, H, W): Rec. 601 luma of three channels, the mean of any other number."""
+    if images.shape[1] != 3:
+        return images.mean(1, keepdim=True)
+    red, green, blue = images.split(1, dim=1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+def box_blur(images: Tensor, size: int) -> Tensor:
+    """The mean over a size x size square around each pixel, of the pixels inside the image."""
+    return F.avg_pool2d(images, size, stride=1, padding=size // 2, count_include_pad=False)
+
+
+def sobel_magnitude(grey: Tensor) -> Tensor:
+    """(B, 1, H, W) → √(gx² + gy² + ε²) − ε, the border repeated; ε = 1e-6 gives flat regions a gradient."""
+    # slices rather than F.pad, whose replicating backward is not deterministic on CUDA
+    x = torch.cat((grey[..., :1], grey, grey[..., -1:]), dim=-1)
+    x = torch.cat((x[..., :1, :], x, x[..., -1:, :]), dim=-2)
+    smooth_rows = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]
+    smooth_columns = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
+    gx = smooth_rows[..., 2:] - smooth_rows[..., :-2]
+    gy = smooth_columns[..., 2:, :] - smooth_columns[..., :-2, :]
+    return (gx.square() + gy.square() + EPS**2).sqrt() - EPS
+
+
+def local_contrast(grey: Tensor) -> Tensor:
+    """Deviation from the local mean over the local standard deviation (box 5)."""
+    deviation = grey - box_blur(grey, 5)
+    return deviation / (box_blur(deviation.square(), 5) + LOCAL_CONTRAST_EPS).sqrt()
+
+
+def _over_maximum(images: Tensor) -> Tensor:
+    return images / images.amax(dim=(1, 2, 3), keepdim=True).clamp_min(EPS)
+
+
+def _stretch(images: Tensor) -> Tensor:
+    low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
+    return (images - low) / (high - low).clamp_min(EPS)

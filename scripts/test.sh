@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# All checks, as CI runs them: style, types, tests. Arguments go to pytest: scripts/test.sh -k sigreg
+set -euo pipefail
+# shellcheck source=scripts/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+use_environment dev
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+exec .venv/bin/python -m pytest "$@"

@@ -1,0 +1,68 @@
+"""What fastle is made of, what it needs and the commands it brings. Dependencies are declared here and nowhere else."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+# a top-level package named `kernels` would collide with Hugging Face's, so kernels/ is imported as fastle.kernels,
+# through the link fastle/kernels -> ../kernels. with no mapping but the root's, setuptools makes an editable install of
+# a path, which type checkers follow, and not of an import hook, which they cannot. a checkout without symbolic links
+# (Windows, some archives) has no such directory and needs the mapping.
+PACKAGE_DIR = {"": "."}
+if not (ROOT / "fastle" / "kernels").is_dir():
+    PACKAGE_DIR["fastle.kernels"] = "kernels"
+
+# triton and DALI publish wheels for these machines alone; elsewhere the torch paths do the work
+LINUX = 'sys_platform == "linux" and (platform_machine == "x86_64" or platform_machine == "aarch64")'
+PARQUET = ["pyarrow"]
+DEV = [
+    *PARQUET,
+    "build",
+    "hypothesis",
+    "mypy",
+    "pytest>=8",
+    # a minor release may change rules and layout: a new one is taken on purpose, not by whoever installs next
+    "ruff>=0.17,<0.18",
+]
+
+setup(
+    name="fastle",
+    version="0.1.0",
+    description="Self-teaching autoencoders in PyTorch: a trainer and the fused operators behind it",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["fastle", "fastle.*"]), "fastle.kernels"],
+    package_dir=PACKAGE_DIR,
+    package_data={"fastle": ["py.typed"]},
+    install_requires=[
+        "torch>=2.11",
+        "torchvision>=0.26",
+        f"triton>=3.6; {LINUX}",
+        f"nvidia-dali-cuda130>=2.4; {LINUX}",
+        "matplotlib",
+        "numpy",
+        "pillow",
+        "rich",
+        "safetensors",
+        "torchmetrics",
+    ],
+    extras_require={"parquet": PARQUET, "dev": DEV, "test": DEV},
+    entry_points={
+        "console_scripts": [
+            "fastle = fastle.cli:main",
+            "fastle-train = fastle.cli:train",
+        ]
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

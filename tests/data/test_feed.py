@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastle.data import Feed
+from fastle.data.order import batch_indices
+from fastle.errors import FastleError
+
+N = 40
+
+
+class Numbers:
+    """Images whose one pixel is their number. `fail_at` raises at the load of that number, `delay` is a load's time."""
+
+    def __init__(self, fail_at: int | None = None, delay: float = 0.0) -> None:
+        self.loads = 0
+        self.threads: set[str] = set()
+        self.error = ValueError("two\nlines")
+        self._fail_at = fail_at
+        self._delay = delay
+
+    def __len__(self) -> int:
+        return N
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        self.loads += 1
+        self.threads.add(threading.current_thread().name)
+        time.sleep(self._delay)
+        if self.loads - 1 == self._fail_at:
+            raise self.error
+        return torch.tensor(indices, dtype=torch.uint8).view(-1, 1, 1, 1)
+
+
+def settle(images: Numbers) -> None:
+    """Waits until the thread has loaded all it has been asked for."""
+    loads = -1
+    while loads != images.loads:
+        loads = images.loads
+        time.sleep(0.05)
+
+
+def expected(step: int, batch_size: int = 8, seed: int = 3, rank: int = 0, world_size: int = 1) -> list[int]:
+    indices = batch_indices(N, step=step, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
+    return indices.tolist()
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 13), (7, 12), (4, 5), (6, 6)])
+def test_batches_are_those_of_the_order_from_any_step(start: int, stop: int) -> None:
+    with Feed(Numbers(), batch_size=8, seed=3, device="cpu", start_step=start, stop_step=stop) as feed:
+        batches = list(feed)
+    assert [batch.flatten().tolist() for batch in batches] == [expected(step) for step in range(start, stop)]
+    assert all(batch.shape == (8, 1, 1, 1) and batch.dtype == torch.uint8 for batch in batches)
+
+
+def test_each_rank_is_fed_its_slice() -> None:
+    for rank in range(4):
+        with Feed(Numbers(), batch_size=8, seed=3, device="cpu", stop_step=6, rank=rank, world_size=4) as feed:
+            batches = [batch.flatten().tolist() for batch in feed]
+        assert batches == [expected(step, rank=rank, world_size=4) for step in range(6)]
+
+
+def test_two_batches_are_loaded_ahead_by_one_thread() -> None:
+    images = Numbers()
+    with Feed(images, batch_size=8, seed=3, device="cpu", stop_step=20) as feed:
+        for taken, _ in enumerate(feed, start=1):
+            settle(images)
+            assert images.loads == taken + 2
+            if taken == 4:
+                break
+    assert len(images.threads) == 1
+    assert threading.current_thread().name not in images.threads
+
+
+def test_an_exception_arrives_unchanged_where_its_batch_would_have() -> None:
+    images = Numbers(fail_at=3)
+    with Feed(images, batch_size=8, seed=3, device="cpu", stop_step=20) as feed:
+        batches = iter(feed)
+        taken = [next(batches).flatten().tolist() for _ in range(3)]
+        # the thread has met it long before the consumer does
+        settle(images)
+        with pytest.raises(ValueError, match="two") as error:
+            next(batches)
+    assert error.value is images.error
+    assert taken == [expected(step) for step in range(3)]
+
+
+def test_close_ends_the_thread_without_loading_what_was_asked_for() -> None:
+    images = Numbers(delay=0.2)
+    feed = Feed(images, batch_size=8, seed=3, device="cpu", stop_step=1000)
+    next(iter(feed))
+    began = time.perf_counter()
+    feed.close()
+    # at most the batch that was being loaded, and not the one behind it
+    assert time.perf_counter() - began < 0.35
+    assert images.loads <= 2
+    assert not [thread for thread in threading.enumerate() if thread.name in images.threads]
+
+
+def test_wait_is_the_time_the_consumer_stood_still() -> None:
+    with Feed(Numbers(delay=0.05), batch_size=8, seed=3, device="cpu", stop_step=6) as feed:
+        assert feed.wait == 0
+        began = time.perf_counter()
+        for _ in feed:
+            pass
+        elapsed = time.perf_counter() - began
+        assert 0.25 < feed.wait <= elapsed
+    images = Numbers(delay=0.01)
+    with Feed(images, batch_size=8, seed=3, device="cpu", stop_step=6) as feed:
+        for _ in feed:
+            settle(images)
+        assert feed.wait < 0.1
+
+
+def test_a_batch_size_that_cannot_be_is_refused_before_the_first_batch() -> None:
+    with pytest.raises(FastleError, match="--batch-size"):
+        Feed(Numbers(), batch_size=N + 1, seed=3, device="cpu", stop_step=20)
+    with pytest.raises(FastleError, match="--batch-size"):
+        Feed(Numbers(), batch_size=8, seed=3, device="cpu", stop_step=20, world_size=3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+def test_batches_arrive_whole_on_a_busy_gpu() -> None:
+    busy = torch.randn(4096, 4096, device="cuda")
+    with Feed(Numbers(), batch_size=8, seed=3, device="cuda", stop_step=30) as feed:
+        batches = []
+        for batch in feed:
+            busy = (busy @ busy).clamp(-1, 1)
+            batches.append(batch)
+    assert all(batch.device.type == "cuda" for batch in batches)
+    assert [batch.flatten().tolist() for batch in batches] == [expected(step) for step in range(30)]

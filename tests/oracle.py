@@ -1,0 +1,393 @@
+"""The method written out once more, naively and in float64: what fastle is held to.
+
+Everything is a plain function of tensors and of a model's state dict. Convolutions are sums of shifted slices, bilinear
+resizing gathers four neighbours, BatchNorm and its running statistics are written by hand, SIGReg keeps all its knots.
+Nothing here calls fastle; its configuration and draws are read by their field names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from fastle.config import ObjectiveConfig
+    from fastle.objective import Draws
+    from fastle.transforms import Boxes, ViewDraw
+
+State = dict[str, Tensor]
+
+BN_EPS = 1e-5
+BN_MOMENTUM = 0.1
+EMA_DECAY = 0.999
+
+
+# layers
+
+
+def conv(x: Tensor, state: State, name: str, *, stride: int = 1, padding: int) -> Tensor:
+    """Convolution (B, C, H, W) with `name`.weight (O, C, k, k) and `name`.bias: one shifted slice for each tap."""
+    weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+    batch, channels, height, width = x.shape
+    k = weight.shape[-1]
+    padded = x.new_zeros(batch, channels, height + 2 * padding, width + 2 * padding)
+    padded[:, :, padding : padding + height, padding : padding + width] = x
+    out_h, out_w = ((n + 2 * padding - k) // stride + 1 for n in (height, width))
+    rows = [slice(i, i + stride * (out_h - 1) + 1, stride) for i in range(k)]
+    columns = [slice(j, j + stride * (out_w - 1) + 1, stride) for j in range(k)]
+    taps = torch.stack([padded[:, :, row, column] for row in rows for column in columns])
+    return torch.einsum("tbchw,oct->bohw", taps, weight.flatten(2)) + bias[:, None, None]
+
+
+def linear(x: Tensor, state: State, name: str) -> Tensor:
+    """(B, I) → (B, O)."""
+    return (x[:, None, :] * state[f"{name}.weight"]).sum(-1) + state[f"{name}.bias"]
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    return 1 / (1 + torch.exp(-x))
+
+
+def silu(x: Tensor) -> Tensor:
+    return x / (1 + torch.exp(-x))
+
+
+def nearest_x2(x: Tensor) -> Tensor:
+    """out[i, j] = x[i // 2, j // 2]."""
+    rows = torch.arange(2 * x.shape[2]) // 2
+    columns = torch.arange(2 * x.shape[3]) // 2
+    return x[:, :, rows][:, :, :, columns]
+
+
+def unshuffle_average(x: Tensor, channels: int) -> Tensor:
+    """(B, C, H, W) → (B, channels, H/2, W/2): the 4C channels (c, row parity, column parity), averaged in groups."""
+    pieces = [x[:, c, i::2, j::2] for c in range(x.shape[1]) for i in (0, 1) for j in (0, 1)]
+    group = len(pieces) // channels
+    return torch.stack([torch.stack(pieces[g * group : (g + 1) * group]).mean(0) for g in range(channels)], 1)
+
+
+@dataclass
+class Statistics:
+    """BatchNorm's mean and biased variance of one batch, (c,) each, and the number of values behind each."""
+
+    mean: Tensor
+    variance: Tensor
+    count: int
+
+
+def batch_statistics(code: Tensor) -> Statistics:
+    """Over everything but the channels (axis 1)."""
+    values = code.transpose(0, 1).flatten(1)
+    count = values.shape[1]
+    mean = values.sum(1) / count
+    return Statistics(mean, ((values - mean[:, None]) ** 2).sum(1) / count, count)
+
+
+def normalise(code: Tensor, mean: Tensor, variance: Tensor, state: State) -> Tensor:
+    """BatchNorm with the given statistics and the affine weights of `encoder.norm`."""
+    shape = (-1,) + (1,) * (code.dim() - 2)
+    centred = (code - mean.view(shape)) / torch.sqrt(variance.view(shape) + BN_EPS)
+    return centred * state["encoder.norm.weight"].view(shape) + state["encoder.norm.bias"].view(shape)
+
+
+def update_running(state: State, statistics: Statistics) -> None:
+    """Momentum 0.1, with the unbiased variance."""
+    unbiased = statistics.variance * statistics.count / (statistics.count - 1)
+    for name, value in (("running_mean", statistics.mean), ("running_var", unbiased)):
+        key = f"encoder.norm.{name}"
+        state[key] = (1 - BN_MOMENTUM) * state[key] + BN_MOMENTUM * value.detach()
+    state["encoder.norm.num_batches_tracked"] = state["encoder.norm.num_batches_tracked"] + 1
+
+
+# model
+
+
+def trunk(state: State, x: Tensor) -> Tensor:
+    """The code before its BatchNorm."""
+    h = silu(conv(x, state, "encoder.stem", stride=2, padding=1))
+    for block in ("encoder.down.0", "encoder.down.1"):
+        main = conv(h, state, f"{block}.reduce", stride=2, padding=1)
+        main = conv(silu(main), state, f"{block}.mix", padding=1)
+        h = silu(main + unshuffle_average(h, main.shape[1]))
+    return linear(h.flatten(1), state, "encoder.pool") if "encoder.pool.weight" in state else h
+
+
+def encode(state: State, x: Tensor) -> Tensor:
+    """E(x) in training: the batch's statistics, and the running ones move on."""
+    code = trunk(state, x)
+    statistics = batch_statistics(code)
+    update_running(state, statistics)
+    return normalise(code, statistics.mean, statistics.variance, state)
+
+
+def encode_eval(state: State, x: Tensor) -> Tensor:
+    """E(x) in evaluation."""
+    running = (state["encoder.norm.running_mean"], state["encoder.norm.running_var"])
+    return normalise(trunk(state, x), *running, state)
+
+
+def judge(state: State, x: Tensor) -> Tensor:
+    """J(x): the statistics of this batch, the running ones untouched."""
+    code = trunk(state, x)
+    statistics = batch_statistics(code)
+    return normalise(code, statistics.mean, statistics.variance, state)
+
+
+def decode(state: State, z: Tensor) -> Tensor:
+    """D(z)."""
+    h = z
+    if "decoder.unpool.weight" in state:
+        channels = state["decoder.up.0.expand.weight"].shape[1]
+        flat = linear(z, state, "decoder.unpool")
+        side = math.isqrt(flat.shape[1] // channels)
+        h = silu(flat.view(-1, channels, side, side))
+    for block in ("decoder.up.0", "decoder.up.1"):
+        wide = nearest_x2(h)
+        main = conv(silu(conv(wide, state, f"{block}.expand", padding=1)), state, f"{block}.mix", padding=1)
+        h = silu(main + conv(wide, state, f"{block}.skip", padding=0))
+    return sigmoid(conv(nearest_x2(h), state, "decoder.head", padding=1))
+
+
+# SIGReg
+
+
+def sigreg_statistics(z: Tensor, slices: Tensor, *, t_max: float = 3.0, knots: int = 17) -> Tensor:
+    """(N, D) samples on (D, M) slices: the (M,) statistics, through (N, M, K) tensors."""
+    step = t_max / (knots - 1)
+    t = torch.arange(knots, dtype=z.dtype) * step
+    phi = torch.exp(-(t**2) / 2)
+    weight = 2 * step * phi
+    weight[0] = weight[0] / 2
+    weight[-1] = weight[-1] / 2
+    angles_NMK = torch.einsum("nd,dm->nm", z, slices)[:, :, None] * t
+    cosine_MK, sine_MK = angles_NMK.cos().mean(0), angles_NMK.sin().mean(0)
+    return z.shape[0] * (weight * ((cosine_MK - phi) ** 2 + sine_MK**2)).sum(1)
+
+
+def sigreg_gradient(z: Tensor, slices: Tensor, *, t_max: float = 3.0, knots: int = 17) -> Tensor:
+    """∂SIGReg/∂z (N, D) by the formula of method section 2."""
+    step = t_max / (knots - 1)
+    projected_NM = z @ slices
+    gradient_NM = torch.zeros_like(projected_NM)
+    for k in range(knots):
+        t = k * step
+        phi = math.exp(-t * t / 2)
+        weight = (step if k in (0, knots - 1) else 2 * step) * phi
+        cosine_NM, sine_NM = torch.cos(t * projected_NM), torch.sin(t * projected_NM)
+        inner = sine_NM.mean(0) * cosine_NM - (cosine_NM.mean(0) - phi) * sine_NM
+        gradient_NM += 2 * weight * t * inner
+    return gradient_NM @ slices.T / slices.shape[1]
+
+
+def sigreg(z: Tensor, slices: Tensor) -> Tensor:
+    """The loss of a code: (N, D), or (B, c, h, w) tested position by position."""
+    if z.dim() == 2:
+        return sigreg_statistics(z, slices).mean()
+    positions = [z[:, :, i, j] for i in range(z.shape[2]) for j in range(z.shape[3])]
+    return torch.stack([sigreg_statistics(samples, slices).mean() for samples in positions]).mean()
+
+
+# transformations
+
+
+def resize_crops(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
+    """The box of each image back to (H, W): bilinear, corners aligned, from four gathered neighbours."""
+    crops = torch.stack(
+        [images[b, :, top[b] : top[b] + side, left[b] : left[b] + side] for b in range(images.shape[0])]
+    )
+
+    def neighbours(out: int) -> tuple[Tensor, Tensor, Tensor]:
+        position = torch.arange(out, dtype=images.dtype) * (side - 1) / max(out - 1, 1)
+        low = position.floor().long().clamp(0, side - 1)
+        return low, (low + 1).clamp(max=side - 1), position - low
+
+    y0, y1, fy = neighbours(images.shape[2])
+    x0, x1, fx = neighbours(images.shape[3])
+    fy = fy[:, None]
+
+    def at(rows: Tensor, columns: Tensor) -> Tensor:
+        return crops[:, :, rows[:, None], columns[None, :]]
+
+    above = at(y0, x0) * (1 - fx) + at(y0, x1) * fx
+    below = at(y1, x0) * (1 - fx) + at(y1, x1) * fx
+    return above * (1 - fy) + below * fy
+
+
+def fill_rectangle(images: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
+    """A rectangle of each image replaced by the image's own mean of each channel."""
+    filled = []
+    for b in range(images.shape[0]):
+        rows = torch.zeros(images.shape[2], dtype=torch.bool)
+        columns = torch.zeros(images.shape[3], dtype=torch.bool)
+        rows[max(int(top[b]), 0) : max(int(top[b]) + height, 0)] = True
+        columns[max(int(left[b]), 0) : max(int(left[b]) + width, 0)] = True
+        inside = rows[:, None] & columns[None, :]
+        channels = [torch.where(inside, channel.sum() / channel.numel(), channel) for channel in images[b]]
+        filled.append(torch.stack(channels))
+    return torch.stack(filled)
+
+
+def box_mean(x: Tensor, size: int) -> Tensor:
+    """The mean over the pixels of the size x size square that lie in the image."""
+
+    def near(length: int) -> Tensor:
+        i = torch.arange(length)
+        return ((i[:, None] - i).abs() <= size // 2).to(x.dtype)
+
+    rows, columns = near(x.shape[2]), near(x.shape[3])
+    return rows @ x @ columns / (rows.sum(1)[:, None] * columns.sum(1))
+
+
+def grey(x: Tensor) -> Tensor:
+    """(B, 1, H, W)."""
+    if x.shape[1] == 3:
+        return 0.299 * x[:, 0:1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:3]
+    return x.mean(1, keepdim=True)
+
+
+def vivid(x: Tensor) -> Tensor:
+    """Saturation 1.8, then contrast 1.4 about each image's mean."""
+    saturated = grey(x) + 1.8 * (x - grey(x))
+    mean = torch.stack([image.mean() for image in saturated])[:, None, None, None]
+    return mean + 1.4 * (saturated - mean)
+
+
+def sobel(g: Tensor) -> Tensor:
+    """Gradient magnitude of (B, 1, H, W), its border repeated."""
+    height, width = g.shape[-2:]
+
+    def shifted(dy: int, dx: int) -> Tensor:
+        rows = (torch.arange(height) + dy).clamp(0, height - 1)
+        columns = (torch.arange(width) + dx).clamp(0, width - 1)
+        return g[:, :, rows][:, :, :, columns]
+
+    smooth = {-1: 1, 0: 2, 1: 1}
+    gx = sum((w * (shifted(d, 1) - shifted(d, -1)) for d, w in smooth.items()), torch.zeros_like(g))
+    gy = sum((w * (shifted(1, d) - shifted(-1, d)) for d, w in smooth.items()), torch.zeros_like(g))
+    return torch.sqrt(gx**2 + gy**2 + 1e-12) - 1e-6
+
+
+def per_image(x: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    """One number for each image, shaped to broadcast over it."""
+    return torch.stack([reduce(image) for image in x])[:, None, None, None]
+
+
+def detail_views(x: Tensor) -> list[Tensor]:
+    """The five views of the detail stack."""
+    g = grey(x)
+    edges = sobel(g)
+    texture = (x - box_mean(x, 5)).abs()
+    deviation = g - box_mean(g, 5)
+    contrast = deviation / torch.sqrt(box_mean(deviation**2, 5) + 1e-4)
+    low, high = per_image(contrast, torch.min), per_image(contrast, torch.max)
+    views = [
+        box_mean(x, 11),
+        vivid(x),
+        edges / per_image(edges, torch.max).clamp(min=1e-6),
+        texture / per_image(texture, torch.max).clamp(min=1e-6),
+        (contrast - low) / (high - low).clamp(min=1e-6),
+    ]
+    return [view.expand_as(x).clamp(0, 1) for view in views]
+
+
+def views(config: ObjectiveConfig, x: Tensor, drawn: ViewDraw) -> list[Tensor]:
+    """T x, with everything random in `drawn`."""
+    if config.transform == "detail":
+        return detail_views(x)
+    if config.transform == "identity" or drawn is None:
+        return [x]
+    if isinstance(drawn, Tensor):
+        return [x + drawn] if config.transform == "noise" else [x * drawn]
+    assert config.crop_ratio is not None
+    return [resize_crops(x, drawn.top, drawn.left, int(config.crop_ratio * min(x.shape[2:])))]
+
+
+# objectives
+
+
+@dataclass
+class Step:
+    """What one evaluation of an objective gives: the loss and its terms by fastle's names."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    latent: Tensor
+
+
+def mse(a: Tensor, b: Tensor) -> Tensor:
+    return ((a - b) ** 2).sum() / a.numel()
+
+
+def detached(state: State) -> State:
+    return {name: value.detach() for name, value in state.items()}
+
+
+def cut_hole(x: Tensor, hole: Boxes, ratio: float) -> Tensor:
+    side = round(math.sqrt(ratio) * min(x.shape[2:]))
+    return fill_rectangle(x, hole.top, hole.left, side, side)
+
+
+def objective(
+    config: ObjectiveConfig, state: State, ema: State | None, images: Tensor, draws: Draws, *, cut_path: bool = False
+) -> Step:
+    """Any row of method section 1. The running statistics in `state` are updated in place.
+
+    Args:
+        state: the model's state dict, its parameters leaves that require a gradient.
+        ema: the weights of the EMA judge.
+        images: (B, C, H, W) float64 in [0, 1].
+        cut_path: detach the reconstructions before they are judged, which the method does not do.
+    """
+    x = images
+    y = cut_hole(x, draws.hole, config.hole_ratio) if draws.hole is not None and config.hole_ratio else None
+    if config.name == "pixel":
+        z = encode(state, x if y is None else y)
+        loss = mse(decode(state, z), x)
+        return Step(loss, {"pixel": loss}, z)
+
+    assert config.sigreg_weight is not None and draws.slices is not None
+    live = config.judge == "live"
+    weights = state if live else detached(state) if config.judge == "step-frozen" else detached(ema or {})
+    slices = draws.slices.to(x.dtype)
+
+    def reconstruct(z: Tensor) -> Tensor:
+        return decode(state, z).detach() if cut_path else decode(state, z)
+
+    def compare(target: Tensor, view: Tensor) -> Tensor:
+        representation = judge(weights, target)
+        return mse(representation if live else representation.detach(), judge(weights, view))
+
+    def agreement(xhat: Tensor) -> tuple[Tensor, Tensor | None]:
+        pairs = list(zip(views(config, x, draws.view), views(config, xhat, draws.view), strict=True))
+        mean = torch.stack([compare(target, view) for target, view in pairs]).mean()
+        return mean, compare(x, xhat) if config.transform == "detail" else None
+
+    def combined(mean: Tensor, full: Tensor | None) -> Tensor:
+        return mean if full is None else (mean + full) / 2
+
+    z_clean = encode(state, x)
+    xhat_clean = reconstruct(z_clean)
+    if y is None:
+        mean, full = agreement(xhat_clean)
+        regularizer = sigreg(z_clean, slices)
+        terms = {"agreement": mean, "sigreg": regularizer} | ({} if full is None else {"full_view": full})
+        return Step(combined(mean, full) + config.sigreg_weight * regularizer, terms, z_clean)
+
+    z_masked = encode(state, y)
+    xhat_masked = reconstruct(z_masked)
+    consistency = mse(judge(weights, xhat_clean), judge(weights, xhat_masked))
+    clean, masked = combined(*agreement(xhat_clean)), combined(*agreement(xhat_masked))
+    regularizer = (sigreg(z_clean, slices) + sigreg(z_masked, slices)) / 2
+    total = (consistency + clean + masked) / 3 + config.sigreg_weight * regularizer
+    terms = {"consistency": consistency, "clean": clean, "masked": masked, "sigreg": regularizer}
+    return Step(total, terms, z_clean)
+
+
+def update_ema(ema: State, state: State) -> State:
+    """After an optimizer step: 0.999 of the old judge and 0.001 of the encoder."""
+    return {name: EMA_DECAY * value + (1 - EMA_DECAY) * state[name].detach() for name, value in ema.items()}

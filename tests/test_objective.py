@@ -1,0 +1,424 @@
+"""Every row of the method, term by term and gradient by gradient, against the oracle in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import get_args
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from fastle.config import JudgeName, ModelConfig, ObjectiveConfig, TransformName
+from fastle.model import Autoencoder, Encoder
+from fastle.objective import Draws, Losses, Objective, SelfTeaching, make_objective
+from tests import oracle
+
+LR = 0.02
+TERMS = {"pixel", "agreement", "full_view", "consistency", "clean", "masked", "sigreg"}
+
+
+@dataclass(frozen=True)
+class Case:
+    model: ModelConfig
+    batch: int
+
+
+CASES = {
+    "spatial-grey-16": Case(ModelConfig(size=16, channels=1, hidden=3, map_channels=4, latent=None), 3),
+    "spatial-rgb-8": Case(ModelConfig(size=8, channels=3, hidden=4, map_channels=2, latent=None), 6),
+    "pooled-rgb-16": Case(ModelConfig(size=16, channels=3, hidden=2, map_channels=4, latent=5), 5),
+    "pooled-five-8": Case(ModelConfig(size=8, channels=5, hidden=3, map_channels=6, latent=3), 4),
+}
+
+FIELDS: dict[TransformName, dict[str, float]] = {
+    "crop-resize": {"crop_ratio": 0.45},
+    "pixel-mask": {"mask_ratio": 0.7},
+    "patch-mask": {"mask_ratio": 0.5},
+    "channel-mask": {"mask_ratio": 0.4},
+    "noise": {"noise_std": 0.2},
+    "identity": {},
+    "detail": {},
+}
+
+
+def teaching(judge: JudgeName, transform: TransformName, hole_ratio: float | None = None) -> ObjectiveConfig:
+    return ObjectiveConfig(
+        name="self-teaching", judge=judge, transform=transform, hole_ratio=hole_ratio,
+        sigreg_weight=0.3, slices=7, **FIELDS[transform],
+    )  # fmt: skip
+
+
+def rows() -> Iterator[tuple[str, ObjectiveConfig]]:
+    yield "row0-pixel", ObjectiveConfig(name="pixel")
+    yield "row1-live-identity", teaching("live", "identity")
+    yield "row2-live-crop-resize", teaching("live", "crop-resize")
+    yield "row3-frozen-crop-resize", teaching("step-frozen", "crop-resize")
+    yield "row4-ema-crop-resize", teaching("ema", "crop-resize")
+    yield "row5-frozen-detail", teaching("step-frozen", "detail")
+    yield "row6-masked-frozen-crop-resize", teaching("step-frozen", "crop-resize", 0.35)
+    yield "row7-masked-pixel", ObjectiveConfig(name="pixel", hole_ratio=0.35)
+
+
+def other_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
+    known = [config for _, config in rows()]
+    for judge in get_args(JudgeName):
+        for transform in FIELDS:
+            for hole, prefix in ((None, ""), (0.35, "masked-")):
+                config = teaching(judge, transform, hole)
+                if config not in known:
+                    yield f"{prefix}{judge}-{transform}", config
+
+
+def parametrise() -> list[object]:
+    """The method's rows on every model; every other combination on one model, in turn."""
+    parameters = [
+        pytest.param(config, case, id=f"{row}-{name}") for row, config in rows() for name, case in CASES.items()
+    ]
+    names = list(CASES)
+    for index, (row, config) in enumerate(other_rows()):
+        name = names[index % len(names)]
+        parameters.append(pytest.param(config, CASES[name], id=f"{row}-{name}"))
+    return list(parameters)
+
+
+def build(case: Case, dtype: torch.dtype = torch.float64) -> Autoencoder:
+    """A model with codes that spread and a BatchNorm not in its initial state, so that nothing about it goes unseen."""
+    torch.manual_seed(0)
+    model = Autoencoder(case.model).to(dtype).train()
+    norm = model.encoder.norm
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            assert tensor is not None
+            tensor.add_(torch.rand_like(tensor))
+    return model
+
+
+def images_of(case: Case, seed: int) -> Tensor:
+    shape = (case.batch, case.model.channels, case.model.size, case.model.size)
+    return torch.rand(shape, generator=Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def state_of(model: Autoencoder) -> oracle.State:
+    """A copy for the oracle, in float64: parameters as leaves, buffers as they are."""
+    parameters = {name: p.detach().double().clone().requires_grad_() for name, p in model.named_parameters()}
+    return parameters | {name: b.detach().clone() for name, b in model.named_buffers()}
+
+
+def encoder_of(state: oracle.State) -> oracle.State:
+    return {name: t.detach().clone() for name, t in state.items() if name.startswith("encoder.") and t.requires_grad}
+
+
+def oracle_gradients(step: oracle.Step, state: oracle.State) -> dict[str, Tensor]:
+    names = [name for name, tensor in state.items() if tensor.requires_grad]
+    gradients = torch.autograd.grad(step.total, [state[name] for name in names], materialize_grads=True)
+    return dict(zip(names, gradients, strict=True))
+
+
+def model_gradients(model: Autoencoder) -> dict[str, Tensor]:
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{name} got no gradient"
+        gradients[name] = parameter.grad
+    return gradients
+
+
+def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], *, rel: float) -> None:
+    """Each tensor within `rel` of its own greatest value."""
+    assert ours.keys() == theirs.keys()
+    greatest = max(float(t.abs().max()) for t in theirs.values())
+    for name, expected in theirs.items():
+        error = float((ours[name].double() - expected).abs().max())
+        # a bias in front of the BatchNorm has no gradient but rounding
+        bound = rel * (greatest if name == "encoder.pool.bias" else float(expected.abs().max()))
+        assert error <= bound, f"{name}: error {error:.3g} above {bound:.3g}"
+
+
+def present(losses: Losses) -> dict[str, Tensor]:
+    return {name: value for name in TERMS if (value := getattr(losses, name)) is not None}
+
+
+def drawn(objective: Objective, images: Tensor, seed: int) -> Draws:
+    return objective.draw(images.shape, shared=Generator().manual_seed(seed), local=Generator().manual_seed(seed + 1))
+
+
+def judge_of(objective: Objective) -> Encoder:
+    assert isinstance(objective, SelfTeaching)
+    return objective.judge
+
+
+@pytest.mark.parametrize(("config", "case"), parametrise())
+def test_two_steps_equal_the_oracle(config: ObjectiveConfig, case: Case) -> None:
+    model = build(case)
+    objective = make_objective(model, config)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    state = state_of(model)
+    ema = encoder_of(state)
+
+    for seed in (10, 20):
+        images = images_of(case, seed)
+        draws = drawn(objective, images, seed)
+        losses = objective(images, draws)
+        step = oracle.objective(config, state, ema, images, draws)
+
+        torch.testing.assert_close(losses.total, step.total, rtol=1e-10, atol=1e-13)
+        torch.testing.assert_close(losses.latent, step.latent.detach(), rtol=1e-9, atol=1e-10)
+        assert present(losses).keys() == step.terms.keys()
+        for name, expected in step.terms.items():
+            torch.testing.assert_close(getattr(losses, name), expected, rtol=1e-10, atol=1e-13, msg=name)
+
+        optimizer.zero_grad()
+        losses.total.backward()
+        gradients = oracle_gradients(step, state)
+        assert_same(model_gradients(model), gradients, rel=1e-9)
+        for name, buffer in model.named_buffers():
+            torch.testing.assert_close(buffer, state[name], rtol=1e-10, atol=1e-11, msg=name)
+
+        optimizer.step()
+        objective.update_judge()
+        for name, gradient in gradients.items():
+            state[name] = (state[name].detach() - LR * gradient).requires_grad_()
+        ema = oracle.update_ema(ema, state)
+
+    assert int(state["encoder.norm.num_batches_tracked"]) == (4 if config.masked and config.name != "pixel" else 2)
+    if config.judge == "ema":
+        judge = {f"encoder.{name}": p.detach() for name, p in judge_of(objective).named_parameters()}
+        assert_same(judge, ema, rel=1e-12)
+
+
+FROZEN = [
+    pytest.param(teaching(judge, "crop-resize", hole), id=f"{judge}-{'masked' if hole else 'plain'}")
+    for judge in ("step-frozen", "ema")
+    for hole in (None, 0.35)
+]
+
+
+@pytest.mark.parametrize("config", FROZEN)
+def test_judge_weights_get_no_gradient(config: ObjectiveConfig) -> None:
+    case = CASES["pooled-rgb-16"]
+    model = build(case)
+    objective = make_objective(model, config)
+    images = images_of(case, 1)
+    objective(images, drawn(objective, images, 1)).total.backward()
+    judges = list(judge_of(objective).parameters())
+    assert len(judges) == len(list(model.encoder.parameters()))
+    assert all(not p.requires_grad and p.grad is None for p in judges)
+    trained = {id(p) for p in objective.parameters()}
+    assert trained == {id(p) for p in model.parameters()}, "the judge's weights must not reach the optimizer"
+
+
+@pytest.mark.parametrize("config", FROZEN)
+def test_encoder_learns_through_the_reconstruction(config: ObjectiveConfig) -> None:
+    # without SIGReg the judged reconstruction is the only way into the encoder
+    config = dataclasses.replace(config, sigreg_weight=0.0)
+    case = CASES["spatial-rgb-8"]
+    model = build(case)
+    objective = make_objective(model, config)
+    images = images_of(case, 1)
+    draws = drawn(objective, images, 1)
+    state = state_of(model)
+    expected = oracle_gradients(oracle.objective(config, state, encoder_of(state), images, draws), state)
+    objective(images, draws).total.backward()
+    gradients = model_gradients(model)
+
+    assert_same(gradients, expected, rel=1e-9)
+    assert all(float(gradients[f"encoder.{layer}.weight"].abs().max()) > 1e-6 for layer in ("stem", "down.0.reduce"))
+    # cut at D's output, nothing is left but the SIGReg of weight 0
+    severed_state = state_of(model)
+    severed = oracle.objective(config, severed_state, encoder_of(state), images, draws, cut_path=True)
+    assert all(not g.any() for g in oracle_gradients(severed, severed_state).values())
+    model.zero_grad()
+    model.decoder.register_forward_hook(lambda module, inputs, output: output.detach())
+    objective(images, draws).total.backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW], ids=["sgd", "adamw"])
+def test_step_frozen_judge_follows_without_a_copy(optimizer: type[torch.optim.Optimizer]) -> None:
+    case = CASES["spatial-grey-16"]
+    model = build(case)
+    objective = make_objective(model, teaching("step-frozen", "crop-resize"))
+    before = [p.detach().clone() for p in model.encoder.parameters()]
+    images = images_of(case, 1)
+    stepper = optimizer(model.parameters(), lr=0.1)  # type: ignore[call-arg]
+    objective(images, drawn(objective, images, 1)).total.backward()
+    stepper.step()
+    for judged, own in zip(judge_of(objective).parameters(), model.encoder.parameters(), strict=True):
+        assert judged.data_ptr() == own.data_ptr()
+        assert torch.equal(judged, own)
+    assert any(not torch.equal(p, old) for p, old in zip(model.encoder.parameters(), before, strict=True))
+    # a checkpoint loaded into the model is judged by at once, too
+    model.load_state_dict({name: torch.rand_like(t.float()).to(t) for name, t in model.state_dict().items()})
+    assert all(
+        torch.equal(a, b) for a, b in zip(judge_of(objective).parameters(), model.encoder.parameters(), strict=True)
+    )
+
+
+def test_ema_judge_by_hand() -> None:
+    model = build(CASES["spatial-rgb-8"])
+    objective = make_objective(model, teaching("ema", "crop-resize"))
+    weight = model.encoder.stem.weight
+    first = weight.detach().clone()
+    assert torch.equal(judge_of(objective).stem.weight, first)
+    assert judge_of(objective).stem.weight.data_ptr() != weight.data_ptr()
+    expected = first
+    for change in (1.0, -3.0):
+        with torch.no_grad():
+            weight += change
+        objective.update_judge()
+        expected = 0.999 * expected + 0.001 * weight.detach()
+    torch.testing.assert_close(judge_of(objective).stem.weight, expected, rtol=1e-14, atol=0)
+    torch.testing.assert_close(expected, first + 0.001 * 0.999 - 0.002, rtol=1e-12, atol=1e-12)
+
+
+@dataclass
+class Judged:
+    """One call of a judge."""
+
+    view: Tensor
+    representation: Tensor
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[Judged]:
+    """Every call of a judge, in order."""
+    calls: list[Judged] = []
+    judge = Encoder.judge
+
+    def recorded(encoder: Encoder, images: Tensor) -> Tensor:
+        representation = judge(encoder, images)
+        calls.append(Judged(images, representation))
+        return representation
+
+    monkeypatch.setattr(Encoder, "judge", recorded)
+    return calls
+
+
+def test_masked_row_judges_the_same_boxes_of_all_three(judged: list[Judged]) -> None:
+    config = teaching("step-frozen", "crop-resize", 0.35)
+    case = CASES["pooled-rgb-16"]
+    model = build(case)
+    objective = make_objective(model, config)
+    images = images_of(case, 3)
+    draws = drawn(objective, images, 3)
+    objective(images, draws)
+    state = oracle.detached(state_of(model))
+    assert draws.hole is not None
+    clean = oracle.decode(state, oracle.encode(state, images))
+    masked = oracle.decode(state, oracle.encode(state, oracle.cut_hole(images, draws.hole, 0.35)))
+    for image in (images, clean, masked):
+        view = oracle.views(config, image, draws.view)[0]
+        assert any(torch.allclose(call.view, view, rtol=1e-9, atol=1e-11) for call in judged)
+    for image in (clean, masked):
+        assert any(torch.allclose(call.view, image, rtol=1e-9, atol=1e-11) for call in judged)
+
+
+@pytest.mark.parametrize("hole", [None, 0.35], ids=["plain", "masked"])
+@pytest.mark.parametrize("judge", ["step-frozen", "ema", "live"])
+def test_clean_target_carries_no_graph(judge: JudgeName, hole: float | None, judged: list[Judged]) -> None:
+    case = CASES["spatial-rgb-8"]
+    objective = make_objective(build(case), teaching(judge, "crop-resize", hole))
+    images = images_of(case, 2)
+    objective(images, drawn(objective, images, 2))
+    targets = [call for call in judged if not call.view.requires_grad]
+    assert targets and len(targets) < len(judged)
+    assert all(call.representation.requires_grad == (judge == "live") for call in targets)
+    assert all(call.representation.requires_grad for call in judged if call.view.requires_grad)
+
+
+def test_uint8_images_equal_their_float_form() -> None:
+    case = CASES["spatial-rgb-8"]
+    for _, config in rows():
+        shape = (case.batch, 3, 8, 8)
+        raw = torch.randint(0, 256, shape, generator=Generator().manual_seed(5), dtype=torch.uint8)
+        totals = []
+        for images in (raw, raw.float() / 255):
+            objective = make_objective(build(case, torch.float32), config)
+            totals.append(objective(images, drawn(objective, images, 5)).total)
+        torch.testing.assert_close(totals[0], totals[1], rtol=1e-6, atol=0)
+
+
+# fp32 rounding through about 20 layers and two BatchNorms: ten times what is observed
+FP32_LOSS, FP32_GRADIENT = 1e-5, 2e-4
+
+
+@pytest.mark.parametrize("name", ["spatial-grey-16", "pooled-rgb-16"])
+def test_fp32_is_close_to_the_oracle(name: str) -> None:
+    case, config = CASES[name], teaching("step-frozen", "crop-resize", 0.35)
+    model = build(case, torch.float32)
+    objective = make_objective(model, config)
+    state = state_of(model)
+    images = images_of(case, 7)
+    draws = drawn(objective, images, 7)
+    step = oracle.objective(config, state, None, images.float().double(), draws)
+    losses = objective(images.float(), draws)
+    losses.total.backward()
+    for term, expected in (step.terms | {"total": step.total}).items():
+        torch.testing.assert_close(getattr(losses, term).double(), expected, rtol=FP32_LOSS, atol=0, msg=term)
+    assert_same(model_gradients(model), oracle_gradients(step, state), rel=FP32_GRADIENT)
+
+
+@pytest.mark.parametrize("transform", list(FIELDS))
+@pytest.mark.parametrize("hole", [None, 0.35], ids=["plain", "masked"])
+def test_bf16_autocast_is_finite_and_keeps_sigreg_in_fp32(transform: TransformName, hole: float | None) -> None:
+    case = CASES["spatial-rgb-8"]
+    model = build(case, torch.float32)
+    objective = make_objective(model, teaching("step-frozen", transform, hole))
+    images = images_of(case, 8).float()
+    draws = drawn(objective, images, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = objective(images, draws)
+    losses.total.backward()
+    assert all(t.dtype == torch.float32 and t.isfinite() for t in losses.terms().values())
+    assert all(g.isfinite().all() for g in model_gradients(model).values())
+    assert losses.latent.dtype == torch.float32 and losses.sigreg is not None
+    if hole is None:
+        # bf16 inside the statistic would be off by about 1e-2
+        expected = oracle.sigreg(losses.latent.double(), draws.slices.double())  # type: ignore[union-attr]
+        torch.testing.assert_close(losses.sigreg.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_terms_are_total_first_and_detached() -> None:
+    case = CASES["spatial-rgb-8"]
+    objective = make_objective(build(case), teaching("step-frozen", "detail"))
+    images = images_of(case, 1)
+    terms = objective(images, drawn(objective, images, 1)).terms()
+    assert next(iter(terms)) == "total" and set(terms) == {"total", "agreement", "full_view", "sigreg"}
+    assert all(not t.requires_grad and t.dim() == 0 for t in terms.values())
+
+
+def test_slices_come_from_the_shared_generator_and_the_rest_from_the_local_one() -> None:
+    case = CASES["pooled-rgb-16"]
+    objective = make_objective(build(case), teaching("step-frozen", "crop-resize", 0.35))
+    shape = (case.batch, 3, 16, 16)
+
+    def draw(shared: int, local: int) -> Draws:
+        return objective.draw(shape, shared=Generator().manual_seed(shared), local=Generator().manual_seed(local))
+
+    def local_part(draws: Draws) -> list[Tensor]:
+        assert draws.hole is not None
+        return [draws.hole.top, draws.hole.left, draws.view.top, draws.view.left]  # type: ignore[union-attr]
+
+    one, same, other_rank, other_slices = draw(1, 2), draw(1, 2), draw(1, 3), draw(4, 2)
+    assert one.slices is not None and one.slices.shape == (5, 7)
+    torch.testing.assert_close(one.slices.norm(dim=0), torch.ones(7))
+    assert torch.equal(one.slices, other_rank.slices) and not torch.equal(one.slices, other_slices.slices)  # type: ignore[arg-type]
+    assert torch.equal(torch.cat(local_part(one)), torch.cat(local_part(same)))
+    assert torch.equal(torch.cat(local_part(one)), torch.cat(local_part(other_slices)))
+    assert not torch.equal(torch.cat(local_part(one)), torch.cat(local_part(other_rank)))
+    # a view's box is not its hole's
+    assert not torch.equal(one.hole.top, one.view.top)  # type: ignore[union-attr]
+
+
+def test_draws_hold_only_what_the_row_uses() -> None:
+    case = CASES["spatial-rgb-8"]
+    for name, config in (*rows(), *other_rows()):
+        objective = make_objective(build(case), config)
+        draws = drawn(objective, images_of(case, 1), 1)
+        assert (draws.slices is None) == (config.name == "pixel"), name
+        assert (draws.hole is None) == (config.hole_ratio is None), name
+        assert (draws.view is None) == (config.transform in (None, "identity", "detail")), name

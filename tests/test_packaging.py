@@ -1,0 +1,152 @@
+"""What is installed: each file once, under its one name, importable from anywhere, at no more cost than it needs."""
+
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SETUPTOOLS = (77, 0, 3)  # as in pyproject.toml
+# slow to import, and of use to a few commands only
+HEAVY = ["matplotlib", "torchmetrics", "nvidia.dali"]
+IMPORT = f"""
+import importlib, json, pkgutil, sys
+import fastle, fastle.kernels
+heavy = [name for name in {HEAVY} if name in sys.modules]
+kernels = [importlib.import_module(f"fastle.kernels.{{m.name}}") for m in pkgutil.iter_modules(fastle.kernels.__path__)]
+print(json.dumps([heavy, [module.__file__ for module in (fastle, *kernels)]]))
+"""
+
+
+def packaged() -> list[str]:
+    """The Python files of a distribution, as paths below its root: kernels/ counts as fastle/kernels/."""
+    own = [path.relative_to(ROOT) for path in (ROOT / "fastle").rglob("*.py")]
+    operators = ["fastle" / path.relative_to(ROOT) for path in (ROOT / "kernels").glob("*.py")]
+    assert own and operators
+    return sorted(path.as_posix() for path in {*own, *operators})
+
+
+def copy_sources(target: Path) -> Path:
+    """What a distribution is built from, in a folder where setuptools may leave its traces."""
+    target.mkdir()
+    for name in ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / name, target)
+    for name in ("fastle", "kernels"):
+        shutil.copytree(ROOT / name, target / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    return target
+
+
+def build(source: Path, *options: str) -> Path:
+    """Builds without network, in this environment; returns the folder with what was built."""
+    try:
+        importlib.metadata.version("build")
+        setuptools = tuple(int(part) for part in importlib.metadata.version("setuptools").split(".")[:3])
+    except importlib.metadata.PackageNotFoundError as error:
+        pytest.skip(f"{error.name} is not installed")
+    if setuptools < SETUPTOOLS:
+        pytest.skip(f"setuptools is older than {'.'.join(map(str, SETUPTOOLS))}")
+    target = source.with_name("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", *options, "--outdir", str(target), str(source)]
+    done = subprocess.run(command, check=False, cwd=source.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return target
+
+
+def python_files(names: list[str]) -> list[str]:
+    """Sorted, and with every repetition that an archive may hold."""
+    return sorted(name for name in names if name.endswith(".py"))
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source archive; beside it lies the wheel that was built from it, not from the checkout."""
+    source = copy_sources(tmp_path_factory.mktemp("packaging") / "source")
+    return next(build(source).glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def installed(sdist: Path) -> Path:
+    """The wheel, unpacked as an installer would do it."""
+    target = sdist.with_name("site-packages")
+    with zipfile.ZipFile(next(sdist.parent.glob("*.whl"))) as wheel:
+        wheel.extractall(target)
+    return target
+
+
+def test_kernels_link_is_relative_and_kernels_stay_out_of_the_way() -> None:
+    assert (ROOT / "fastle" / "kernels").readlink() == Path("../kernels")
+    # with an __init__.py the checkout's kernels/ would win over an installed package of that name
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_git_takes_the_link_as_a_link_and_ignores_no_source() -> None:
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a git checkout")
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"git refuses: {done.stderr.strip()}")
+    files = set(done.stdout.splitlines())
+    # a link that git follows or keeps as a directory would be listed by its content
+    assert "fastle/kernels" in files
+    folders = ("fastle", "kernels", "bench", "tests")
+    sources = {path.relative_to(ROOT).as_posix() for folder in folders for path in (ROOT / folder).rglob("*.py")}
+    assert sources <= files
+
+
+def test_wheel_holds_each_file_once(sdist: Path) -> None:
+    with zipfile.ZipFile(next(sdist.parent.glob("*.whl"))) as wheel:
+        names = wheel.namelist()
+    assert python_files(names) == packaged()
+    assert "fastle/py.typed" in names
+
+
+def test_sdist_holds_each_file_once(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = [name.partition("/")[2] for name in archive.getnames()]
+    assert python_files(names) == [*packaged(), "setup.py"]
+
+
+def test_wheel_from_a_checkout_without_links(tmp_path: Path) -> None:
+    source = copy_sources(tmp_path / "source")
+    link = source / "fastle" / "kernels"
+    link.unlink()
+    link.write_text("../kernels")  # what git leaves where there are no symbolic links
+    with zipfile.ZipFile(next(build(source, "--wheel").glob("*.whl"))) as wheel:
+        assert python_files(wheel.namelist()) == packaged()
+
+
+def test_metadata(installed: Path) -> None:
+    metadata = importlib.metadata.Distribution.at(next(installed.glob("*.dist-info")))
+    assert metadata.metadata["License-Expression"] == "Apache-2.0"
+    assert metadata.metadata["Requires-Python"] == ">=3.10"
+    commands = {entry.name: entry for entry in metadata.entry_points.select(group="console_scripts")}
+    assert commands.keys() == {"fastle", "fastle-train"}
+    assert all(callable(entry.load()) for entry in commands.values())
+
+
+def test_linux_only_packages_are_asked_for_on_linux_only(installed: Path) -> None:
+    requires = importlib.metadata.Distribution.at(next(installed.glob("*.dist-info"))).requires or []
+    bound = [requirement for requirement in requires if requirement.startswith(("triton", "nvidia-dali"))]
+    assert len(bound) == 2
+    assert all('sys_platform == "linux"' in requirement for requirement in bound)
+
+
+@pytest.mark.parametrize("form", ["checkout", "wheel"])
+def test_import_from_another_directory(form: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    root = ROOT if form == "checkout" else request.getfixturevalue("installed")
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", IMPORT]
+    done = subprocess.run(command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    heavy, files = json.loads(done.stdout)
+    assert heavy == []
+    assert len(files) == 1 + len(list((ROOT / "kernels").glob("*.py")))
+    assert all(Path(file).is_relative_to(root) for file in files)
