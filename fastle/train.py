@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from .config import ConfigError, RunConfig
-from .data import Feed, open_images
+from .data import Feed, Images, open_images
 from .data.order import steps_per_epoch
 from .display import Clock, Display
 from .errors import FastleError
@@ -80,7 +80,6 @@ def train(
     images, valid_images = open_images(config.data, "train"), open_images(config.data, "valid")
     epoch_steps = steps_per_epoch(len(images), config.train.batch_size)
     total = total_steps(config, epoch_steps)
-    report_every = -(-total // REPORTS)
 
     # model and run directory; rank 0 alone writes, and the others read after it
     step = TrainStep(config, device, rank=rank, world_size=world_size)
@@ -103,51 +102,66 @@ def train(
         rank=rank,
         world_size=world_size,
     )
-    clock = Clock(config.train.batch_size)
     with caught_signals(console) as received, feed, Display(console, total, shown=main) as display:
         display.say(f"{len(images):,} training images, {len(valid_images):,} to validate, {total:,} steps")
         if resumed:
             display.say(resumed)
-        window = Window(step, clock, feed, run)
-        batches = iter(feed)
-        while step.done < total:
-            # step
-            try:
-                losses = step(next(batches))
-            except FastleError:
-                # an image that cannot be read must not cost the steps since the last checkpoint
-                window.check()
-                if main:
-                    run.save(step)
-                raise
-            clock.step()
-            window.add(losses.terms())
-            report = step.done % report_every == 0 or step.done == total
-            row_due = report or step.done % LOG_EVERY == 0
-            stop = agreed_signal(received, device, world_size, row_due)
-            if not (row_due or stop):
-                continue
-
-            # report
-            row = {"step": step.done, "epoch": step.done // epoch_steps, **window.close(losses.latent)}
-            with clock.paused():
-                if main:
-                    if report:
-                        row["valid_psnr"] = validation_psnr(
-                            step.model, valid_images, limit=VALIDATION_IMAGES, device=device
-                        )
-                    run.log(row)
-                    if report:
-                        run.draw(step, valid_images)
-                    if report or stop or run.since_saved() >= SAVE_SECONDS:
-                        run.save(step)
-            seconds = clock.seconds_per_step()
-            display.update(row, None if seconds is None else seconds * (total - step.done), force=report)
-
-            # leave
-            if stop and step.done < total:
-                raise Interrupted(stop, f"stopped and saved at step {step.done}: run the same command again to go on")
+        _loop(step, feed, valid_images, run, display, received, epoch_steps, total, world_size)
         display.say(f"done: see {path}/grids and {path}/curves.png; `fastle eval {path}` measures the test split")
+
+
+def _loop(
+    step: TrainStep,
+    feed: Feed,
+    valid_images: Images,
+    run: RunDirectory,
+    display: Display,
+    received: list[int],
+    epoch_steps: int,
+    total: int,
+    world_size: int,
+) -> None:
+    main, report_every = step.rank == 0, -(-total // REPORTS)
+    clock = Clock(step.config.train.batch_size)
+    window = Window(step, clock, feed, run)
+    batches = iter(feed)
+    while step.done < total:
+        # step
+        try:
+            losses = step(next(batches))
+        except FastleError:
+            # an image that cannot be read must not cost the steps since the last checkpoint
+            window.check()
+            if main:
+                run.save(step)
+            raise
+        clock.step()
+        window.add(losses.terms())
+        report = step.done % report_every == 0 or step.done == total
+        row_due = report or step.done % LOG_EVERY == 0
+        stop = agreed_signal(received, step.device, world_size, row_due)
+        if not (row_due or stop):
+            continue
+
+        # report
+        row = {"step": step.done, "epoch": step.done // epoch_steps, **window.close(losses.latent)}
+        with clock.paused():
+            if main and report:
+                row["valid_psnr"] = validation_psnr(
+                    step.model, valid_images, limit=VALIDATION_IMAGES, device=step.device
+                )
+            if main:
+                run.log(row)
+            if main and report:
+                run.draw(step, valid_images)
+            if main and (report or stop or run.since_saved() >= SAVE_SECONDS):
+                run.save(step)
+        seconds = clock.seconds_per_step()
+        display.update(row, None if seconds is None else seconds * (total - step.done), force=report)
+
+        # leave
+        if stop and step.done < total:
+            raise Interrupted(stop, f"stopped and saved at step {step.done}: run the same command again to go on")
 
 
 class Window:
