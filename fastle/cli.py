@@ -45,9 +45,11 @@ def train(argv: Sequence[str] | None = None) -> None:
         _show_config(config, path, console)
         if flags["dry_run"]:
             return
-        if flags["download"]:
-            _download(config)
+        if flags["download"] and config.data.dataset != "cifar10":
+            raise ConfigError(f"--download fetches CIFAR-10 only, not {config.data.dataset}")
         with _process_group(pick_device(flags["device"], console), world_size) as device:
+            if flags["download"]:
+                _download(config, world_size)
             run_training(
                 config,
                 path,
@@ -121,7 +123,7 @@ def _train_parser() -> argparse.ArgumentParser:
     flag("dataset", DatasetName, "shapes are made on the fly; folder is any tree of images")
     flag("--data", str, "where the images are", "DIR")
     parser.add_argument("--download", action="store_true", help="fetch CIFAR-10 into --data first")
-    flag("--size", int, "height and width of the images, pixels, divisible by 8")
+    flag("--size", int, "height and width of the images, pixels, divisible by 8 (default: the preset's)")
     flag("--latent", int, "features of a pooled latent (default: the preset's spatial one; 128 with --masked)")
     parser.add_argument("--masked", action="store_true", help="cut a hole into the input: the symmetric masked setting")
     flag(
@@ -132,7 +134,7 @@ def _train_parser() -> argparse.ArgumentParser:
     )
     flag("--judge", JudgeName, "who compares (default: step-frozen)")
     flag("--transform", TransformName, "what the judge is shown (default: crop-resize)")
-    flag("--crop-ratio", float, "side of the crop over the image's", "R")
+    flag("--crop-ratio", float, "side of the crop over the image's (default: the preset's)", "R")
     flag("--mask-ratio", float, "share of the hole (0.35), or of a mask transformation (0.7)", "R")
     flag("--noise-std", float, "of --transform noise, on images in [0, 1] (default: 0.1)", "S")
     flag("--sigreg-weight", float, "the weight λ of SIGReg (default: 0.03)", "W")
@@ -141,7 +143,7 @@ def _train_parser() -> argparse.ArgumentParser:
     length.add_argument("--steps", type=int, metavar="N", help="length of the run; a finished run goes on with more")
     length.add_argument("--epochs", type=int, metavar="N", help="the same in passes over the images")
     flag("--batch-size", int, "of all processes together (default: 128)")
-    flag("--lr", float, "AdamW's learning rate", "LR")
+    flag("--lr", float, "AdamW's learning rate (default: the preset's)", "LR")
     flag("--seed", int, "of weights, order and draws (default: %(default)s)", default=0)
     flag("--device", None, "default: a GPU if there is one", choices=("auto", "cpu", "cuda"), default="auto")
     flag(
@@ -210,12 +212,14 @@ def _length(config: RunConfig) -> str:
     return f"{total:,} ({total / epoch_steps:.3g} epochs of {epoch_steps:,})"
 
 
-def _download(config: RunConfig) -> None:
-    if config.data.dataset != "cifar10" or config.data.root is None:
-        raise ConfigError("--download fetches CIFAR-10 only: use it with cifar10 and --data DIR")
+def _download(config: RunConfig, world_size: int) -> None:
+    if config.data.root is None:
+        raise ConfigError("--download needs --data, the folder to fetch CIFAR-10 into")
     # the processes of one machine share the folder
     if _from_torchrun("LOCAL_RANK", 0) == 0:
         download_cifar10(Path(config.data.root))
+    if world_size > 1:
+        dist.barrier()
 
 
 def _from_torchrun(name: str, alone: int) -> int:

@@ -79,6 +79,7 @@ class Display:
         live = shown and console.is_terminal
         self._live = Live(console=console, auto_refresh=False, transient=False) if live else None
         self._last_line = -PLAIN_SECONDS
+        self._newest: dict[str, Any] = {}
 
     def __enter__(self) -> Display:
         if self._live is not None:
@@ -103,14 +104,21 @@ class Display:
         """
         if not self._shown:
             return
-        figures = {name.replace("_", " "): format_figure(name, value) for name, value in row.items() if name != "step"}
-        figures = {"ETA": "warming up" if eta is None else format_seconds(eta)} | figures
+        remaining = "warming up" if eta is None else format_seconds(eta)
         if self._live is not None:
+            # what only some rows have keeps its place in the table
+            self._newest |= row
             self._progress.update(self._task, completed=row["step"])
-            self._live.update(Group(self._progress, _table(figures)), refresh=True)
+            self._live.update(Group(self._progress, _table(_figures(self._newest, remaining))), refresh=True)
         elif force or time.monotonic() - self._last_line >= PLAIN_SECONDS:
             self._last_line = time.monotonic()
-            self.say(f"step {row['step']}/{self._total}  " + "  ".join(f"{k} {v}" for k, v in figures.items()))
+            figures = "  ".join(f"{name} {figure}" for name, figure in _figures(row, remaining).items())
+            self.say(f"step {row['step']}/{self._total}  {figures}")
+
+
+def _figures(row: dict[str, Any], remaining: str) -> dict[str, str]:
+    shown = {name.replace("_", " "): format_figure(name, value) for name, value in row.items() if name != "step"}
+    return {"ETA": remaining} | shown
 
 
 def _table(figures: dict[str, str]) -> Table:
