@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Generator, Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from .kernels.sigreg import cf_sums, statistic
 
@@ -33,8 +34,27 @@ def sigreg(z: Tensor, slices: Tensor, *, t_max: float = 3.0, knots: int = 17) ->
         return statistic(sums, z.shape[-2], t_max=t_max, knots=knots).mean()
     count = torch.tensor(float(z.shape[-2]), device=z.device, dtype=sums.dtype)
     dist.all_reduce(count)
-    # a reduction without autograd would leave the gradient short by a factor of the world size
-    return statistic(all_reduce(sums), count, t_max=t_max, knots=knots).mean()
+    return statistic(_SumOverRanks.apply(sums), count, t_max=t_max, knots=knots).mean()
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum of a tensor over all ranks. Its adjoint is the sum of the gradients over all ranks.
+
+    Without that adjoint the gradient would be short by a factor of the world size. torch.distributed.nn has the same
+    function, deprecated since 2.15 in favour of a private one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
 
 
 def draw_slices(dim: int, num_slices: int, generator: Generator) -> Tensor:

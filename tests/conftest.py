@@ -6,6 +6,9 @@ from pathlib import Path
 
 # tests compute on small tensors, where a second thread costs more than it brings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# two processes of one machine: the host's name may resolve to an address that leads nowhere
+if sys.platform == "linux":
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 # `from tests import oracle` works wherever pytest is started from, and in spawned processes
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import math
+import socket
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -206,9 +208,11 @@ def linear() -> nn.Linear:
     return nn.Linear(4, 3).double()
 
 
-def run_rank(rank: int, folder: Path) -> None:
+def run_rank(rank: int, port: int, folder: Path) -> None:
     """What one of the processes computes, saved to `folder`."""
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=WORLD)
+    address = f"tcp://127.0.0.1:{port}"
+    # half an hour is the default: a rank that waits in vain should say so
+    dist.init_process_group("gloo", address, rank=rank, world_size=WORLD, timeout=timedelta(seconds=120))
     found: dict[str, Tensor] = {}
     for name in PARTS:
         z = samples_of(name)[rank].requires_grad_()
@@ -231,7 +235,10 @@ def run_rank(rank: int, folder: Path) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(run_rank, args=(folder,), nprocs=WORLD)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    spawn(run_rank, args=(port, folder), nprocs=WORLD)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
