@@ -48,8 +48,8 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     # the method's toy is 28 px, which the model's stride of 8 does not divide
     "shapes": Preset(
-        size=32, channels=1, hidden=32, map_channels=8, pooled_map_channels=32,
-        crop_ratio=0.3, lr=1e-3, pooled_lr=1e-3, steps=400,
+        size=32, channels=1, hidden=32, map_channels=16, pooled_map_channels=32,
+        crop_ratio=0.3, lr=1e-3, pooled_lr=1e-3, steps=500,
     ),
     "cifar10": Preset(
         size=32, channels=3, hidden=64, map_channels=32, pooled_map_channels=64,

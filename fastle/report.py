@@ -45,23 +45,15 @@ def _samples(z: Tensor) -> Tensor:
     return (z if z.ndim == 2 else z.permute(0, 2, 3, 1).flatten(0, 2)).float()
 
 
-class MetricsLog:
-    """metrics.jsonl: one JSON object a line, in the order of the steps.
+def append_metrics(path: Path, row: dict[str, Any]) -> None:
+    """Adds a line to a metrics.jsonl: one JSON object a line, in the order of the steps."""
+    with path.open("ab") as file:
+        file.write(_line(row))
 
-    Args:
-        path: of the file.
-        step: where the run goes on; lines of later steps, which a killed run may have left, are dropped.
-    """
 
-    def __init__(self, path: Path, step: int) -> None:
-        self._path = path
-        rows = [row for row in read_metrics(path) if row["step"] <= step]
-        write_atomic(path, b"".join(_line(row) for row in rows))
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Adds a line."""
-        with self._path.open("ab") as file:
-            file.write(_line(row))
+def rewind_metrics(path: Path, step: int) -> None:
+    """Drops the rows of later steps than `step`, which a killed run may have left, from a metrics.jsonl."""
+    write_atomic(path, b"".join(_line(row) for row in read_metrics(path) if row["step"] <= step))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from .checkpoint import (
 from .config import ConfigError, RunConfig
 from .data import Images
 from .evaluate import reconstruction_rows, spread
-from .report import MetricsLog, read_metrics, save_curves, save_grid
+from .report import append_metrics, read_metrics, rewind_metrics, save_curves, save_grid
 from .step import TrainStep
 
 GRID_IMAGES = 8
@@ -35,26 +35,26 @@ class RunDirectory:
     """A run on disk.
 
     Args:
-        path: of the directory; made when the run is opened.
+        path: of the directory; made when the run begins.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._saved_step, self._saved_at = 0, time.monotonic()
+        self._images = 0
 
     def open(self, config: RunConfig, *, overwrite: bool) -> None:
-        """Makes the directory for a run, or checks that it holds this very run.
+        """Checks that the directory holds this very run or none, or clears it of the one it holds.
 
         Raises:
             ConfigError: it holds a run with another configuration; only the steps may have grown.
-            CheckpointError: it cannot be read or written.
+            CheckpointError: it cannot be read.
         """
         if overwrite and (self.path / "config.json").exists():
             self._clear()
         # without a checkpoint there is nothing to mix up: the run failed before its first
         if has_checkpoint(self.path):
             check_same_run(self.path, read_run_config(self.path), config)
-        write_atomic(self.path / "config.json", json.dumps(config.to_dict(), indent=2).encode() + b"\n")
 
     def resume(self, step: TrainStep, *, images: int, total: int) -> str | None:
         """Puts the newest checkpoint, if there is one, into `step`.
@@ -69,7 +69,7 @@ class RunDirectory:
         Raises:
             FastleError: the checkpoint cannot be read, or is of other images or of a longer run.
         """
-        self._metadata = {"train_images": images, "batch_size": step.config.train.batch_size}
+        self._images = images
         if not has_checkpoint(self.path):
             return None
         checkpoint = load_checkpoint(latest_checkpoint(self.path))
@@ -85,13 +85,14 @@ class RunDirectory:
         self._saved_step = done
         return f"resumed from {checkpoint.path}" + (", nothing left to do" if done == total else "")
 
-    def start_log(self, done: int) -> None:
-        """Opens metrics.jsonl at step `done`."""
-        self._log = MetricsLog(self.path / "metrics.jsonl", done)
+    def begin(self, step: TrainStep) -> None:
+        """Writes what steps will be added to: config.json, and metrics.jsonl up to the step resumed from."""
+        write_atomic(self.path / "config.json", json.dumps(step.config.to_dict(), indent=2).encode() + b"\n")
+        rewind_metrics(self.path / "metrics.jsonl", step.done)
 
     def log(self, row: dict[str, Any]) -> None:
         """Adds a row of metrics."""
-        self._log.append(row)
+        append_metrics(self.path / "metrics.jsonl", row)
 
     def draw(self, step: TrainStep, images: Images) -> None:
         """The grid of fixed images of a split, and the curves so far."""
@@ -103,7 +104,7 @@ class RunDirectory:
     def save(self, step: TrainStep) -> None:
         """A checkpoint of this step, unless it is there."""
         if self._saved_step != step.done:
-            save_checkpoint(self.path, step.done, step.state(), {"step": step.done, **self._metadata})
+            save_checkpoint(self.path, step.done, step.state(), {"step": step.done, "train_images": self._images})
             self._saved_step, self._saved_at = step.done, time.monotonic()
 
     def since_saved(self) -> float:

@@ -90,7 +90,7 @@ def train(
         dist.barrier()
     resumed = run.resume(step, images=len(images), total=total)
     if main:
-        run.start_log(step.done)
+        run.begin(step)
 
     feed = Feed(
         images,

@@ -64,7 +64,7 @@ def count(config: ModelConfig) -> int:
         pytest.param(preset("celeba", 128), 11_153_155, (128,), 384, id="celeba-masked-128"),
         pytest.param(preset("celeba", 512), 36_320_131, (512,), 96, id="celeba-masked-512"),
         pytest.param(preset("cifar10", None), 580_291, (32, 4, 4), 6, id="cifar10-spatial"),
-        pytest.param(preset("shapes", None), 133_441, (8, 4, 4), 8, id="shapes-spatial"),
+        pytest.param(preset("shapes", None), 144_929, (16, 4, 4), 4, id="shapes-spatial"),
     ],
 )
 def test_presets(config: ModelConfig, parameters: int, shape: tuple[int, ...], compression: float) -> None:

@@ -6,7 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from fastle.report import MetricsLog, effective_rank, latent_spread, read_metrics, save_curves, save_grid
+from fastle.report import (
+    append_metrics,
+    effective_rank,
+    latent_spread,
+    read_metrics,
+    rewind_metrics,
+    save_curves,
+    save_grid,
+)
 
 
 def test_spread_and_rank_of_known_latents() -> None:
@@ -36,14 +44,14 @@ def test_positions_of_a_spatial_latent_are_samples() -> None:
 
 def test_metrics_after_the_step_resumed_from_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    log = MetricsLog(path, 0)
+    rewind_metrics(path, 0)
     for step in (10, 20, 30):
-        log.append({"step": step, "total": 1.0 / step})
+        append_metrics(path, {"step": step, "total": 1.0 / step})
     # a killed process may leave half a line
     path.write_bytes(path.read_bytes() + b'{"step": 4')
-    log = MetricsLog(path, 20)
+    rewind_metrics(path, 20)
     assert [row["step"] for row in read_metrics(path)] == [10, 20]
-    log.append({"step": 30, "total": 0.5})
+    append_metrics(path, {"step": 30, "total": 0.5})
     assert [row["step"] for row in read_metrics(path)] == [10, 20, 30]
 
 

@@ -279,8 +279,10 @@ def test_a_finished_run_goes_on_with_more_steps(tmp_path: Path) -> None:
     go(tmp_path / "run", config(steps=12))
     go(tmp_path / "run", config(steps=20))
     assert_same(weights(tmp_path / "long"), weights(tmp_path / "run"))
+    before = (tmp_path / "run" / "config.json").read_bytes()
     with pytest.raises(ConfigError, match="is at step 20 already, past the 12"):
         go(tmp_path / "run", config(steps=12))
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
 
 
 def test_another_configuration_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
