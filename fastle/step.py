@@ -41,9 +41,8 @@ class TrainStep:
         self.objective = make_objective(self.model, config.objective)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.train.lr)
         self.done = 0
-        # each rank normalises with its own batch; the running statistics that are saved are those of rank 0
-        distributed = world_size > 1
-        self._loss = DistributedDataParallel(self.objective, broadcast_buffers=False) if distributed else self.objective
+        # each rank normalises with its own batch; the running statistics are those of rank 0, on every rank
+        self._loss = DistributedDataParallel(self.objective) if world_size > 1 else self.objective
         self._shared, self._local = Generator(device), Generator(device)
 
     def __call__(self, images: Tensor) -> Losses:
