@@ -49,7 +49,7 @@ PRESETS: dict[str, Preset] = {
     # the method's toy is 28 px, which the model's stride of 8 does not divide
     "shapes": Preset(
         size=32, channels=1, hidden=32, map_channels=16, pooled_map_channels=32,
-        crop_ratio=0.3, lr=1e-3, pooled_lr=1e-3, steps=500,
+        crop_ratio=0.3, lr=1e-3, pooled_lr=1e-3, steps=400,
     ),
     # pooled codes of small images stall at the 1e-3 of CelebA's
     "cifar10": Preset(
