@@ -65,6 +65,10 @@ class TrainStep:
         self._local.manual_seed(stream_seed(seed, VIEWS, self.done, self.rank))
         return self.objective.draw(images.shape, shared=self._shared, local=self._local)
 
+    def weights_are_finite(self) -> bool:
+        """Whether the model is worth saving. Waits for the device."""
+        return bool(torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all())
+
     def state(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint must hold, by section: model, optimizer and, where it has weights of its own, judge."""
         sections = {"model": self.model.state_dict(), "optimizer": {}}

@@ -22,7 +22,7 @@ from .config import ConfigError, RunConfig
 from .data import Feed, Images, open_images
 from .data.order import steps_per_epoch
 from .display import Clock, Display
-from .errors import FastleError
+from .errors import DataError, FastleError
 from .evaluate import validation_psnr
 from .report import effective_rank, latent_spread
 from .run import RunDirectory
@@ -106,7 +106,13 @@ def train(
         display.say(f"{len(images):,} training images, {len(valid_images):,} to validate, {total:,} steps")
         if resumed:
             display.say(resumed)
-        _loop(step, feed, valid_images, run, display, received, epoch_steps, total, world_size)
+        try:
+            _loop(step, feed, valid_images, run, display, received, epoch_steps, total, world_size)
+        except DataError:
+            # an image that cannot be read must not cost the steps since the last checkpoint
+            if main and step.weights_are_finite():
+                run.save(step)
+            raise
         display.say(f"done: see {path}/grids and {path}/curves.png; `fastle eval {path}` measures the test split")
 
 
@@ -127,14 +133,7 @@ def _loop(
     batches = iter(feed)
     while step.done < total:
         # step
-        try:
-            losses = step(next(batches))
-        except FastleError:
-            # an image that cannot be read must not cost the steps since the last checkpoint
-            window.check()
-            if main:
-                run.save(step)
-            raise
+        losses = step(next(batches))
         clock.step()
         window.add(losses.terms())
         report = step.done % report_every == 0 or step.done == total
@@ -181,23 +180,25 @@ class Window:
         """The terms of one step."""
         self._terms.append(terms)
 
-    def check(self) -> None:
-        """Raises NonFiniteLoss if a step of the window is at fault, with the first one's number and terms."""
-        totals = [terms["total"] for terms in self._terms]
-        finite = torch.stack(totals).isfinite().tolist() if totals else []
-        if all(finite):
+    def _check(self) -> None:
+        """Raises NonFiniteLoss for a loss of the window, named with its step and terms, or for the weights after it."""
+        finite = torch.stack([terms["total"] for terms in self._terms]).isfinite().tolist()
+        if not all(finite):
+            bad = finite.index(False)
+            values = ", ".join(f"{name} {float(value):.4g}" for name, value in self._terms[bad].items())
+            fault = f"the loss of step {self._step.done - len(finite) + bad + 1} is not finite ({values})"
+        elif not self._step.weights_are_finite():
+            fault = f"after step {self._step.done} the weights are not finite"
+        else:
             return
-        bad = finite.index(False)
-        values = ", ".join(f"{name} {float(value):.4g}" for name, value in self._terms[bad].items())
         raise NonFiniteLoss(
-            f"the loss of step {self._step.done - len(totals) + bad + 1} is not finite ({values}); "
-            f"{self._run.last_good()}; try a lower --lr"
+            f"{fault}; {self._run.last_good()}; try a lower --lr"
             + (" or --precision fp32" if self._step.config.train.precision == "bf16" else "")
         )
 
     def close(self, latent: Tensor) -> dict[str, Any]:
         """The means over the window, the newest latent's health, and the rates; a new window begins."""
-        self.check()
+        self._check()
         means = {name: float(torch.stack([terms[name] for terms in self._terms]).mean()) for name in self._terms[0]}
         elapsed, wait, rate = self._clock.elapsed(), self._feed.wait, self._clock.images_per_second()
         row = {

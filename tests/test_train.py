@@ -267,6 +267,34 @@ def test_an_image_that_goes_bad_costs_no_step(tmp_path: Path, monkeypatch: pytes
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
 
 
+def test_a_validation_image_that_goes_bad_costs_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bad(*_: Any, **__: Any) -> float:
+        raise DataError("photo.jpg: does not decode")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fastle.train, "validation_psnr", bad)
+        with pytest.raises(DataError, match=r"photo\.jpg"):
+            go(tmp_path)
+    assert latest_checkpoint(tmp_path).name == "step-00000002.safetensors"
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = TrainStep.__call__
+
+    def call(self: TrainStep, images: Tensor) -> Any:
+        losses = original(self, images)
+        if self.done == 8:
+            with torch.no_grad():
+                self.model.decoder.head.bias[0] = float("inf")
+        return losses
+
+    monkeypatch.setattr(TrainStep, "__call__", call)
+    with pytest.raises(NonFiniteLoss, match="after step 8 the weights are not finite") as error:
+        go(tmp_path)
+    assert str(latest_checkpoint(tmp_path)) in str(error.value)
+    assert latest_checkpoint(tmp_path).name == "step-00000006.safetensors"
+
+
 def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
     go(tmp_path)
     before = weights(tmp_path)
