@@ -4,11 +4,17 @@ import os
 import sys
 from pathlib import Path
 
-# tests compute on small tensors, where a second thread costs more than it brings
+# tests compute on small tensors, where a second thread costs more than it brings. torch reads this when it is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # two processes of one machine: the host's name may resolve to an address that leads nowhere
 if sys.platform == "linux":
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+import torch
+
+# without a GPU kernels run in Triton's interpreter. triton reads this when it is imported
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # `from tests import oracle` works wherever pytest is started from, and in spawned processes
 sys.path.insert(0, str(Path(__file__).parents[1]))

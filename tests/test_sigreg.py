@@ -8,6 +8,7 @@ import math
 import socket
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,27 @@ def made(*shape: int, seed: int = 0) -> Tensor:
 
 def slices_of(dim: int, number: int, seed: int = 1) -> Tensor:
     return draw_slices(dim, number, Generator().manual_seed(seed)).double()
+
+
+CONVENTIONS: list[Any] = ["leautoencoder", "minimal", "lejepa", "lightly", "eb_jepa"]
+every_convention = pytest.mark.parametrize("convention", CONVENTIONS)
+
+
+def exact(
+    convention: Any, z: Tensor, slices: Tensor, weights: Tensor | None = None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """The loss of samples in one process and its gradient, by the formulas, in float64."""
+    z, slices = z.detach().double(), slices.double()
+    if convention != "eb_jepa":
+        found = oracle.sigreg_and_gradients(z, slices, weights=weights, **options)
+        return found.statistics.mean(), found.to_z
+    z.requires_grad_()
+    counted = torch.ones(z.shape[:-1]) if weights is None else weights
+    tests = zip(z.view(-1, *z.shape[-2:]), counted.reshape(-1, z.shape[-2]), strict=True)
+    losses = [oracle.sigreg_eb_jepa(samples, slices, weights=omega, **options) for samples, omega in tests]
+    value = torch.stack(losses).mean()
+    (gradient,) = torch.autograd.grad(value, z)
+    return value.detach(), gradient
 
 
 # value and gradient
@@ -80,30 +102,165 @@ def test_options_reach_the_statistic() -> None:
         torch.testing.assert_close(sigreg(z, slices, t_max=t_max, knots=knots), expected, rtol=1e-11, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
-def test_autocast_keeps_fp32(dtype: torch.dtype) -> None:
-    z, slices = made(64, 8).to(dtype).requires_grad_(), slices_of(8, 16).float()
-    with torch.autocast("cpu", torch.bfloat16):
-        value = sigreg(z, slices)
-    (gradient,) = torch.autograd.grad(value, z)
-    assert value.dtype == torch.float32 and gradient.dtype == dtype and gradient.isfinite().all()
-    assert torch.equal(value, sigreg(z, slices))
-    torch.testing.assert_close(value.double(), oracle.sigreg(z.detach().double(), slices.double()), rtol=1e-5, atol=0)
-
-
 def test_zero_codes_and_zero_slices_give_no_nan() -> None:
     slices = slices_of(4, 5)
     slices[:, 1] = 0
-    for z in (torch.zeros(6, 4), made(6, 4)):
-        z.requires_grad_()
-        value = sigreg(z, slices.to(z.dtype))
-        (gradient,) = torch.autograd.grad(value, z)
-        assert value.isfinite() and gradient.isfinite().all()
+    for convention in CONVENTIONS:
+        for z in (torch.zeros(6, 4), made(6, 4)):
+            z.requires_grad_()
+            value = sigreg(z, slices.to(z.dtype), convention=convention)
+            (gradient,) = torch.autograd.grad(value, z)
+            assert value.isfinite() and gradient.isfinite().all()
 
 
 def test_no_samples_is_an_error() -> None:
-    with pytest.raises(ValueError, match="of nothing"):
-        sigreg(torch.zeros(0, 4), slices_of(4, 5))
+    for convention in CONVENTIONS:
+        with pytest.raises(ValueError, match="of nothing"):
+            sigreg(torch.zeros(0, 4), slices_of(4, 5), convention=convention)
+
+
+def test_implementations_agree_and_others_are_errors() -> None:
+    z, slices = made(9, 4), slices_of(4, 5)
+    impl: Any
+    unknown: Any = "cuda-graphs"
+    for convention in CONVENTIONS:
+        expected, _ = exact(convention, z, slices)
+        for impl in ("auto", "torch"):
+            found = sigreg(z, slices, convention=convention, impl=impl)
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+        with pytest.raises(ValueError, match=r"impl.*cuda-graphs"):
+            sigreg(z, slices, convention=convention, impl=unknown)
+    with pytest.raises(ValueError, match=r"impl.*cuda-graphs"):
+        SIGReg(num_slices=5, impl=unknown)(z)
+
+
+# conventions
+
+
+@every_convention
+@pytest.mark.parametrize("shape", [(9, 4), (1, 3), (3, 6, 4), (2, 2, 5, 3)], ids=lambda s: "x".join(map(str, s)))
+def test_convention_has_its_formula(shape: tuple[int, ...], convention: Any) -> None:
+    # eb_jepa's knots have one at 0 when they are odd, and none when they are even
+    for options in ({}, {"knots": 17}, {"knots": 2}, {"t_max": 2.0, "knots": 9}, {"t_max": 5.0}):
+        z, slices = made(*shape).requires_grad_(), slices_of(shape[-1], 7)
+        value = sigreg(z, slices, convention=convention, **options)
+        (gradient,) = torch.autograd.grad(value, z)
+        expected, expected_gradient = exact(convention, z, slices, **options)
+        assert value.shape == () and value.dtype == torch.float64
+        torch.testing.assert_close(value, expected, rtol=1e-10, atol=0)
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-13)
+
+
+def test_eb_jepa_is_the_statistic_by_n_on_mirrored_knots() -> None:
+    # 33 knots on [−3, 3] are 17 on [0, 3] and their mirror images, which the weight 2 stands for
+    z, slices = made(9, 4), slices_of(4, 5)
+    found = sigreg(z, slices, knots=33, convention="eb_jepa")
+    torch.testing.assert_close(9 * found, sigreg(z, slices, knots=17), rtol=1e-12, atol=0)
+
+
+def test_the_other_conventions_differ_between_ranks_only() -> None:
+    z, slices = made(9, 4), slices_of(4, 5)
+    expected = sigreg(z, slices)
+    for convention in CONVENTIONS[:4]:
+        torch.testing.assert_close(sigreg(z, slices, convention=convention), expected, rtol=1e-14, atol=0)
+
+
+def test_a_convention_that_does_not_exist_is_an_error() -> None:
+    unknown: Any = "lejepa2"
+    for call in (lambda: sigreg(made(9, 4), slices_of(4, 5), convention=unknown), lambda: SIGReg(convention=unknown)):
+        with pytest.raises(ValueError, match=unknown) as found:
+            call()
+        assert all(convention in str(found.value) for convention in CONVENTIONS)
+
+
+@every_convention
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+def test_autocast_keeps_fp32(dtype: torch.dtype, convention: Any) -> None:
+    z, slices = made(64, 8).to(dtype).requires_grad_(), slices_of(8, 16).float()
+    module = SIGReg(num_slices=16, convention=convention)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = sigreg(z, slices, convention=convention)
+        drawn = module(z)
+    (gradient,) = torch.autograd.grad(value, z)
+    assert value.dtype == drawn.dtype == torch.float32 and gradient.dtype == dtype and gradient.isfinite().all()
+    plain = sigreg(z, slices, convention=convention)
+    assert torch.equal(value, plain) and torch.equal(drawn, SIGReg(num_slices=16, convention=convention)(z))
+    assert torch.equal(gradient, *torch.autograd.grad(plain, z))
+    expected, expected_gradient = exact(convention, z, slices)
+    torch.testing.assert_close(value.double(), expected, rtol=2e-6, atol=0)
+    limits, slack = torch.finfo(dtype), 1e-5 * expected_gradient.abs().max()
+    rounding = limits.eps / 2 * expected_gradient.abs().clamp_min(limits.smallest_normal)
+    assert ((gradient.double() - expected_gradient).abs() <= rounding + slack).all()
+
+
+@every_convention
+def test_full_graph_compile(convention: Any) -> None:
+    slices = slices_of(4, 5).float()
+    mask = torch.arange(9).expand(2, 9) < torch.tensor([[9], [6]])
+
+    def loss(z: Tensor) -> Tensor:
+        return sigreg(2 * z, slices, weights=mask, convention=convention) + 1
+
+    results = []
+    for function in (torch.compile(loss, fullgraph=True, backend="aot_eager"), loss):
+        z = made(2, 9, 4).float().requires_grad_()
+        value = function(z)
+        results += [value.detach(), *torch.autograd.grad(value, z)]
+    torch.testing.assert_close(results[0], results[2], rtol=2e-6, atol=0)
+    torch.testing.assert_close(results[1], results[3], rtol=1e-5, atol=1e-7)
+
+
+# weights
+
+
+def weights_of(*shape: int) -> Tensor:
+    weights = 2 * torch.rand(shape, generator=Generator().manual_seed(5), dtype=torch.float64)
+    return torch.where(weights < 0.5, 0, weights)
+
+
+@every_convention
+@pytest.mark.parametrize("leading", [(), (3,)], ids=["one", "3"])
+@pytest.mark.parametrize("boolean", [False, True], ids=["real", "mask"])
+def test_weights(boolean: bool, leading: tuple[int, ...], convention: Any) -> None:
+    z, slices, weights = made(*leading, 9, 4), slices_of(4, 5), weights_of(*leading, 9)
+    # what does not count may hold anything
+    z[weights == 0] = math.nan
+    weights = weights > 0 if boolean else weights
+    z.requires_grad_()
+    value = sigreg(z, slices, weights=weights, convention=convention)
+    (gradient,) = torch.autograd.grad(value, z)
+    expected, expected_gradient = exact(convention, z, slices, weights)
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-13)
+    assert not gradient[weights == 0].any()
+
+
+@every_convention
+def test_a_mask_is_the_subset_and_all_ones_are_no_weights(convention: Any) -> None:
+    z, slices = made(9, 4), slices_of(4, 5)
+    mask = torch.arange(9) % 3 > 0
+    found = sigreg(z, slices, weights=mask, convention=convention)
+    torch.testing.assert_close(found, sigreg(z[mask], slices, convention=convention), rtol=1e-12, atol=0)
+    found = sigreg(z, slices, weights=torch.ones(9), convention=convention)
+    torch.testing.assert_close(found, sigreg(z, slices, convention=convention), rtol=1e-12, atol=0)
+
+
+@every_convention
+def test_a_test_without_weight_has_statistic_zero(convention: Any) -> None:
+    z, slices, weights = made(3, 9, 4).requires_grad_(), slices_of(4, 5), weights_of(3, 9)
+    weights[1] = 0
+    value = sigreg(z, slices, weights=weights, convention=convention)
+    (gradient,) = torch.autograd.grad(value, z)
+    others = [exact(convention, z[i], slices, weights[i])[0] for i in (0, 2)]
+    torch.testing.assert_close(value, sum(others) / 3, rtol=1e-10, atol=0)
+    assert gradient.isfinite().all() and not gradient[1].any() and gradient[0].any()
+
+
+def test_weights_that_do_not_fit_are_an_error() -> None:
+    for convention in CONVENTIONS:
+        for weights in (torch.ones(8), torch.ones(9, 4)):
+            with pytest.raises(ValueError, match=r"do(es)? not fit"):
+                sigreg(made(9, 4), slices_of(4, 5), weights=weights, convention=convention)
 
 
 # slices
@@ -143,6 +300,21 @@ def test_module_is_the_function_on_fresh_slices() -> None:
         torch.testing.assert_close(module(z), expected, rtol=1e-6, atol=0)
     assert not list(module.parameters()) and not list(module.buffers())
     assert not torch.equal(module(z), module(z))
+
+
+@every_convention
+def test_module_has_the_knots_of_its_convention(convention: Any) -> None:
+    z, weights = made(3, 8, 4), weights_of(3, 8)
+    module = SIGReg(num_slices=6, convention=convention, seed=3)
+    generator = Generator().manual_seed(3)
+    expected, _ = exact(convention, z, draw_slices(4, 6, generator))
+    torch.testing.assert_close(module(z), expected, rtol=1e-10, atol=0)
+    expected, _ = exact(convention, z, draw_slices(4, 6, generator), weights)
+    torch.testing.assert_close(module(z, weights), expected, rtol=1e-10, atol=0)
+    # asked for others, it takes those
+    module = SIGReg(num_slices=6, knots=5, t_max=2.0, convention=convention, seed=3)
+    expected, _ = exact(convention, z, draw_slices(4, 6, Generator().manual_seed(3)), knots=5, t_max=2.0)
+    torch.testing.assert_close(module(z), expected, rtol=1e-10, atol=0)
 
 
 def test_state_dict_goes_on_with_the_same_slices() -> None:
@@ -196,11 +368,21 @@ def test_module_takes_nothing_from_the_global_generator() -> None:
 WORLD = 2
 # samples of each rank, behind the leading axes
 PARTS = {"even": ((), (6, 6)), "uneven": ((), (3, 10)), "positions": ((4,), (5, 2))}
+WEIGHTED = {"plain": False, "weighted": True}
 
 
 def samples_of(name: str) -> list[Tensor]:
     leading, sizes = PARTS[name]
     return list(made(*leading, sum(sizes), 4, seed=7).split(sizes, dim=-2))
+
+
+def shares_of(name: str) -> list[Tensor]:
+    """A weight of each sample. Where there are positions, the second rank has none at the first of them."""
+    leading, sizes = PARTS[name]
+    weights = weights_of(*leading, sum(sizes))
+    if leading:
+        weights[0, sizes[0] :] = 0
+    return list(weights.split(sizes, dim=-1))
 
 
 def linear() -> nn.Linear:
@@ -211,22 +393,36 @@ def linear() -> nn.Linear:
 def run_rank(rank: int, port: int, folder: Path) -> None:
     """What one of the processes computes, saved to `folder`."""
     address = f"tcp://127.0.0.1:{port}"
+    # made before there is a process group, which it finds nevertheless
+    module = SIGReg(num_slices=5, seed=3)
     # half an hour is the default: a rank that waits in vain should say so
     dist.init_process_group("gloo", address, rank=rank, world_size=WORLD, timeout=timedelta(seconds=120))
     found: dict[str, Tensor] = {}
-    for name in PARTS:
-        z = samples_of(name)[rank].requires_grad_()
-        value = sigreg(z, slices_of(4, 5))
+
+    def keep(name: str, z: Tensor, **options: Any) -> None:
+        value = sigreg(z.requires_grad_(), slices_of(4, 5), **options)
         (found[f"{name}-gradient"],) = torch.autograd.grad(value, z)
         found[name] = value.detach()
+
+    for name in PARTS:
+        keep(name, samples_of(name)[rank])
+        for convention in CONVENTIONS:
+            keep(f"{name}-{convention}-plain", samples_of(name)[rank], convention=convention)
+            z, weights = samples_of(name)[rank], shares_of(name)[rank]
+            z[weights == 0] = math.nan
+            keep(f"{name}-{convention}-weighted", z, weights=weights, convention=convention)
+    # a rank of which nothing counts
+    mask = torch.full((6,), rank == 0)
+    for convention in CONVENTIONS:
+        keep(f"masked-{convention}", samples_of("even")[rank], weights=mask, convention=convention)
     for name in ("even", "uneven"):
         model = nn.parallel.DistributedDataParallel(linear())
         sigreg(model(samples_of(name)[rank]), slices_of(3, 5)).backward()
         for parameter, tensor in model.module.named_parameters():
             assert tensor.grad is not None
             found[f"{name}-ddp-{parameter}"] = tensor.grad
-    module = SIGReg(num_slices=5, seed=3)
     found["module"] = torch.stack([module(samples_of("uneven")[rank]) for _ in range(2)])
+    found["module-minimal"] = SIGReg(num_slices=5, convention="minimal", seed=3)(samples_of("uneven")[rank])
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -242,18 +438,50 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
-@pytest.mark.parametrize("name", list(PARTS))
-def test_ranks_agree_with_one_process(ranks: list[dict[str, Tensor]], name: str) -> None:
-    z = torch.cat(samples_of(name), dim=-2).requires_grad_()
-    slices = slices_of(4, 5)
-    tests = z if z.dim() == 3 else z[None]
-    value = torch.stack([oracle.sigreg(samples, slices) for samples in tests]).mean()
-    (gradient,) = torch.autograd.grad(value, z)
+def check_ranks(ranks: list[dict[str, Tensor]], name: str, value: Tensor, gradient: Tensor) -> None:
+    """Hold every rank to the loss and gradient of the concatenated batch."""
     assert torch.equal(ranks[0][name], ranks[1][name])
-    torch.testing.assert_close(ranks[0][name], value.detach(), rtol=1e-11, atol=0)
+    torch.testing.assert_close(ranks[0][name], value, rtol=1e-10, atol=0)
     # each rank's part comes world size times, which DistributedDataParallel's mean takes back
     found = torch.cat([rank[f"{name}-gradient"] for rank in ranks], dim=-2) / WORLD
     torch.testing.assert_close(found, gradient, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", list(PARTS))
+def test_ranks_agree_with_one_process(ranks: list[dict[str, Tensor]], name: str) -> None:
+    check_ranks(ranks, name, *exact("lejepa", torch.cat(samples_of(name), dim=-2), slices_of(4, 5)))
+
+
+@pytest.mark.parametrize("kind", list(WEIGHTED))
+@pytest.mark.parametrize("convention", ["lejepa", "lightly", "eb_jepa"])
+@pytest.mark.parametrize("name", list(PARTS))
+def test_ranks_make_one_batch(ranks: list[dict[str, Tensor]], name: str, convention: Any, kind: str) -> None:
+    z = torch.cat(samples_of(name), dim=-2)
+    weights = torch.cat(shares_of(name), dim=-1) if WEIGHTED[kind] else None
+    check_ranks(ranks, f"{name}-{convention}-{kind}", *exact(convention, z, slices_of(4, 5), weights))
+
+
+@pytest.mark.parametrize("kind", list(WEIGHTED))
+@pytest.mark.parametrize("convention", ["leautoencoder", "minimal"])
+@pytest.mark.parametrize("name", list(PARTS))
+def test_ranks_keep_to_themselves(ranks: list[dict[str, Tensor]], name: str, convention: Any, kind: str) -> None:
+    for rank, found in enumerate(ranks):
+        weights = shares_of(name)[rank] if WEIGHTED[kind] else None
+        value, gradient = exact(convention, samples_of(name)[rank], slices_of(4, 5), weights)
+        torch.testing.assert_close(found[f"{name}-{convention}-{kind}"], value, rtol=1e-10, atol=0)
+        torch.testing.assert_close(found[f"{name}-{convention}-{kind}-gradient"], gradient, rtol=1e-10, atol=1e-13)
+
+
+@every_convention
+def test_a_rank_without_weight_adds_nothing(ranks: list[dict[str, Tensor]], convention: Any) -> None:
+    own = convention in ("leautoencoder", "minimal")
+    value, gradient = exact(convention, samples_of("even")[0], slices_of(4, 5))
+    expected = [value, torch.zeros_like(value)] if own else [value, value]
+    for rank, found in enumerate(ranks):
+        torch.testing.assert_close(found[f"masked-{convention}"], expected[rank], rtol=1e-10, atol=0)
+    found_gradient = ranks[0][f"masked-{convention}-gradient"] / (1 if own else WORLD)
+    torch.testing.assert_close(found_gradient, gradient, rtol=1e-10, atol=1e-13)
+    assert not ranks[1][f"masked-{convention}-gradient"].any()
 
 
 @pytest.mark.parametrize("name", ["even", "uneven"])
@@ -272,3 +500,6 @@ def test_module_draws_the_same_slices_on_every_rank(ranks: list[dict[str, Tensor
     expected = torch.stack([module(z) for _ in range(2)])
     for rank in ranks:
         torch.testing.assert_close(rank["module"], expected, rtol=1e-11, atol=0)
+    for rank, own in zip(ranks, samples_of("uneven"), strict=True):
+        expected = SIGReg(num_slices=5, seed=3)(own)
+        torch.testing.assert_close(rank["module-minimal"], expected, rtol=1e-11, atol=0)

@@ -1,0 +1,177 @@
+"""Compiles the Triton kernels for GPUs that need not be there; tells the registers, spills and instructions of each.
+
+    python scripts/kernel_resources.py [--json FILE]
+
+For NVIDIA's sm_80 and sm_90 the figures are read off the machine code, for AMD's gfx942 off the compiler's notes. They
+are static counts and no timing. `loop` is the number of instructions in the loop over samples, for each (n, m).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+# interpreted kernels cannot be compiled
+os.environ.pop("TRITON_INTERPRET", None)
+# which default triton takes for fused multiply-adds does not matter: the kernels say it
+warnings.filterwarnings("ignore", message=".*FP_FUSION.*")
+
+import triton  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from fastle.kernels import sigreg_triton  # noqa: E402
+from fastle.kernels.sigreg_knots import Knots  # noqa: E402
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+def kernels(knots: int) -> dict[str, tuple[Any, dict[str, Any], int]]:
+    """Name → (kernel, compile-time arguments, warps) of all that SIGReg launches for K knots."""
+    grid = Knots(3.0, knots)
+    group, groups = sigreg_triton.groups_of(grid)
+    tile = {"BN": sigreg_triton.BN, "BM": sigreg_triton.BM}
+    held = {"REACH": grid.reach, "GROUP": group, "GROUPED": groups > 1}
+    found: dict[str, tuple[Any, dict[str, Any], int]] = {}
+    for weighted in (False, True):
+        suffix = ", weighted" if weighted else ""
+        options = held | {"WEIGHTED": weighted} | tile
+        for whole in (False, True) if groups == 1 else (False,):
+            name = f"sums{', one launch' if whole else ''}{suffix}"
+            found[name] = sigreg_triton._sums_kernel, options | {"WHOLE": whole}, sigreg_triton.WARPS
+        found[f"finish{suffix}"] = (
+            sigreg_triton._finish_kernel,
+            {
+                "REACH": grid.reach,
+                "WEIGHTED": weighted,
+                "BS": sigreg_triton.FINISH_BS,
+                "BM": sigreg_triton.FINISH_BM,
+            },
+            sigreg_triton.FINISH_WARPS,
+        )
+        for statistic in (False, True):
+            name = f"slopes{'' if statistic else ' of deviations'}{suffix}"
+            gradient = {"STATISTIC": statistic, "ADD": groups > 1}
+            found[name] = sigreg_triton._slopes_kernel, options | gradient, sigreg_triton.WARPS
+    return found
+
+
+def compiled(kernel: Any, constants: dict[str, Any], warps: int, target: GPUTarget) -> Any:
+    names = kernel.arg_names
+    kinds = {"step": "fp32", "deviations_ptr": "*fp64"}
+    if constants.get("STATISTIC") is False:
+        kinds["gradient_ptr"] = "*fp64"
+    signature = {
+        name: "constexpr" if name in constants else kinds.get(name, "*fp32" if name.endswith("_ptr") else "i32")
+        for name in names
+    }
+    # as at a launch with M a multiple of 16
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name == "M" or name.endswith("_ptr")}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    return triton.compile(source, target=target, options={"num_warps": warps, "enable_fp_fusion": True})
+
+
+def nvidia_resources(cubin: bytes) -> dict[str, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage, code = (
+            subprocess.run([TOOLS / "cuobjdump", flag, file.name], capture_output=True, text=True, check=True).stdout
+            for flag in ("-res-usage", "-sass")
+        )
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
+    assert found is not None, usage
+    registers, stack, shared, local = map(int, found.groups())
+    instructions = [
+        (int(address, 16), text) for address, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+([^;/]+);", code)
+    ]
+    names = [re.sub(r"^@!?U?P\w+\s+", "", text).split()[0].split(".")[0] for _, text in instructions]
+    return {
+        "registers": registers,
+        "stack": stack,
+        "local": local,
+        "spill_instructions": sum(name in ("STL", "LDL") for name in names),
+        "shared_bytes": shared,
+        "instructions": sum(name != "NOP" for name in names),
+        "loop_instructions": longest_loop(instructions),
+    }
+
+
+def longest_loop(instructions: list[tuple[int, str]]) -> int:
+    """Instructions in the body of the longest loop: from the target of a branch back to that branch."""
+    longest = 0
+    for address, text in instructions:
+        branch = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+        if branch and int(branch[1], 16) < address:
+            start = int(branch[1], 16)
+            longest = max(longest, sum(start <= other <= address for other, _ in instructions))
+    return longest
+
+
+def amd_resources(assembly: str) -> dict[str, int]:
+    def note(name: str) -> int:
+        found = re.search(rf"\.{name}:\s+(\d+)", assembly)
+        assert found is not None, name
+        return int(found[1])
+
+    return {
+        "registers": note("vgpr_count"),
+        "stack": note("private_segment_fixed_size"),
+        "local": 0,
+        "spill_instructions": note("vgpr_spill_count") + note("sgpr_spill_count"),
+        "shared_bytes": note("group_segment_fixed_size"),
+    }
+
+
+def measure(knots: int, architectures: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    for architecture in architectures:
+        target = TARGETS[architecture]
+        for name, (kernel, constants, warps) in kernels(knots).items():
+            code = compiled(kernel, constants, warps, target).asm
+            usage = nvidia_resources(code["cubin"]) if "cubin" in code else amd_resources(code["amdgcn"])
+            row: dict[str, Any] = {"knots": knots, "architecture": architecture, "kernel": name} | usage
+            if "BN" in constants and "loop_instructions" in usage:
+                angles = constants["BN"] * constants["BM"] / (32 * warps)
+                row["loop_per_angle"] = usage["loop_instructions"] / angles
+                row["loop_per_angle_and_knot"] = row["loop_per_angle"] / (knots - 1)
+            rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--knots", type=int, nargs="+", default=[17], metavar="K")
+    parser.add_argument("--architectures", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    options = parser.parse_args()
+    rows = [row for knots in options.knots for row in measure(knots, options.architectures)]
+    print(f"{'K':>4} target   {'kernel':34} registers spills  stack   code   loop a knot")
+    for row in rows:
+        print(
+            f"{row['knots']:4} {row['architecture']:8} {row['kernel']:34} {row['registers']:9} "
+            f"{row['spill_instructions']:6} {row['stack']:6} {row.get('instructions', ''):6} "
+            f"{row.get('loop_per_angle', ''):6} {row.get('loop_per_angle_and_knot', ''):6.4}"
+        )
+    if options.json:
+        report = {"command": ["scripts/kernel_resources.py", *sys.argv[1:]], "triton": triton.__version__, "rows": rows}
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
