@@ -1,0 +1,355 @@
+"""What the benchmarks' commands share: flags, the report and its table.
+
+A benchmark gives `run` its shapes and how to make a row's `Case` of one; see `bench/measure.py` for what becomes of it.
+A report is one JSON object: "benchmark", "environment", "command" and "rows". Table and plot are made from it alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench.measure import FULL, QUICK, Case, Effort, Row, measure, peaks
+
+WIDTH = 120  # of what is printed into a file
+
+
+class BenchError(Exception):
+    """What the user can mend: one line that names the flag, its value and what is accepted."""
+
+
+class Parser(argparse.ArgumentParser):
+    """The flags that all benchmarks have. An error is one line, without the usage before it."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+        self.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
+        self.add_argument("--quick", action="store_true", help="fewer repeats, and without --shapes five shapes only")
+        self.add_argument("--json", type=Path, metavar="FILE", help="write the report here, again after each row")
+        self.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the report's times and memory")
+        self.add_argument(
+            "--from", type=Path, dest="source", metavar="FILE", help="show (and draw) this report and measure nothing"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def run(
+    parser: Parser,
+    argv: Sequence[str] | None,
+    *,
+    name: str,
+    shapes: Callable[[argparse.Namespace, torch.device], Sequence[Any]],
+    make_case: Callable[[Any, argparse.Namespace, torch.device], Case],
+    draw: Callable[[Row, Path], None],
+) -> int:
+    """Does what the flags say.
+
+    Args:
+        argv: the arguments; None for the process's own.
+        name: the benchmark's, in its reports.
+        shapes: what to measure, a row each.
+        make_case: the row of a shape.
+        draw: writes a PNG of a report.
+
+    Returns:
+        The exit status: 1 if a row was refused. Bad input exits at once, with 2.
+    """
+    flags = parser.parse_args(argv)
+    try:
+        check_flags(parser, flags)
+        if flags.source is not None:
+            report = load_report(flags.source, name)
+        else:
+            device = pick_device(flags.device)
+            # no TF32: the products of all sides are as exact as fp32 allows
+            torch.set_float32_matmul_precision("highest")
+            report = {
+                "benchmark": name,
+                "environment": environment(device),
+                "command": [parser.prog, *(sys.argv[1:] if argv is None else argv)],
+                "rows": [],
+            }
+            effort = QUICK if flags.quick else FULL
+            fill(report, shapes(flags, device), lambda s: make_case(s, flags, device), device, effort, flags.json)
+        console = Console()
+        show(report, console if console.is_terminal else Console(width=WIDTH))
+        if flags.plot is not None:
+            draw(report, flags.plot)
+    except BenchError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        return 130
+    return int(any(row["refused"] for row in report["rows"]))
+
+
+def check_flags(parser: Parser, flags: argparse.Namespace) -> None:
+    """Finds before the measuring what would fail after it.
+
+    Raises:
+        BenchError: flags that exclude each other, files that cannot be written.
+    """
+    if flags.source is not None:
+        for flag, value in vars(flags).items():
+            if flag not in ("source", "plot") and value != parser.get_default(flag):
+                raise BenchError(f"--{flag} is for measuring, and --from {flags.source} measures nothing: give one")
+    if flags.plot is not None and flags.plot.suffix != ".png":
+        raise BenchError(f"--plot {flags.plot}: the name has to end in .png")
+    for flag, path in (("--json", flags.json), ("--plot", flags.plot)):
+        if path is None:
+            continue
+        if path.is_dir():
+            raise BenchError(f"{flag} {path} is a folder: give the name of a file")
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise BenchError(
+                f"{flag} {path} cannot be written: {error.strerror}; give a file in a folder that can"
+            ) from None
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of --device.
+
+    Raises:
+        BenchError: there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BenchError("--device cuda: PyTorch finds no GPU here; --device cpu is accepted")
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def fill(
+    report: Row,
+    shapes: Sequence[Any],
+    make_case: Callable[[Any], Case],
+    device: torch.device,
+    effort: Effort,
+    path: Path | None,
+) -> None:
+    """Measures the rows of a report. It is saved after each, so that a time limit keeps what is done."""
+    for i, shape in enumerate(shapes, start=1):
+        begin = time.perf_counter()
+        row = measure(make_case(shape), device, effort)
+        report["rows"].append(row)
+        if path is not None:
+            save_report(path, report)
+        seconds = time.perf_counter() - begin
+        print(f"{i}/{len(shapes)}  {_summary(row)}  ({seconds:.0f} s)", file=sys.stderr, flush=True)
+
+
+def _summary(row: Row) -> str:
+    if row["refused"]:
+        return f"{row['shape']}: REFUSED, {row['refused']}"
+    ours = next(iter(row["sides"].values()))
+    peers = ", ".join(f"{ratio:.1f} × {peer}" for peer, ratio in row["ratios"].items())
+    return f"{row['shape']}: {_number(ours['ms']['p50'])} ms, {peers}"
+
+
+def save_report(path: Path, report: Row) -> None:
+    """Writes a report that is there whole or not at all.
+
+    Raises:
+        BenchError: the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise BenchError(f"--json {path} cannot be written: {error.strerror}; make room or give another") from None
+
+
+def load_report(path: Path, name: str) -> Row:
+    """An earlier report of the benchmark `name`.
+
+    Raises:
+        BenchError: there is none in that file.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BenchError(f"--from {path} cannot be read: {error.strerror}; give a file that --json wrote") from None
+    except ValueError:
+        report = None
+    if not isinstance(report, dict) or report.get("benchmark") != name or not report.get("rows"):
+        raise BenchError(f"--from {path} is no report of the {name} benchmark: give a file that --json wrote")
+    return report
+
+
+def environment(device: torch.device) -> Row:
+    """What the figures depend on besides the code."""
+    cuda = device.type == "cuda"
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = None
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else _cpu_name(),
+        "device_type": device.type,
+        "peaks_known": peaks(device) is not None,
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+        if cuda
+        else None,
+        "cuda": torch.version.cuda if cuda else None,
+        "torch": torch.__version__,
+        "triton": triton,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "fp32_products": torch.get_float32_matmul_precision(),
+        "commit": _output(
+            "git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"
+        ),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _output(*command: str) -> str | None:
+    """What a program prints; None where it is missing or fails."""
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def show(report: Row, console: Console) -> None:
+    """Prints a report: a table, for CUDA graphs another one, and what the tables have no room for."""
+    here, rows = report["environment"], report["rows"]
+    versions = [f"{name} {here[name]}" for name in ("torch", "triton", "cuda", "driver") if here[name]]
+    console.print(f"{here['device']}, {', '.join(versions)}, threads {here['threads']}", highlight=False)
+    console.print(f"commit {here['commit'] or 'unknown'}, {here['date']}", highlight=False)
+    console.print(_table(rows))
+    if any(row.get("graph_ratios") for row in rows):
+        console.print(_graph_table(rows))
+    for line in _notes(report):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _new_table(title: str) -> Table:
+    # no padding: the columns have to fit into 120 characters, and the box puts a space between them
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=0)
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    """Times, ratios and memory of calls."""
+    ours, *peers = _names(rows)
+    table = _new_table("forward + backward; × is the peer's figure over ours")
+    table.add_column("shape", no_wrap=True)
+    columns = [f"{ours}\nms", "p20–p80", *(f"{peer}\ntime" for peer in peers), f"{ours}\nMB"]
+    for name in (*columns, *(f"{peer}\nMB" for peer in peers), "value\nerror", "grad\nerror", "first\ncall"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        mine = row["sides"][ours]
+        errors = (_error(mine, "value_error"), _error(mine, "gradient_error"))
+        if row["refused"]:
+            blank = ["–"] * (2 * len(peers) + 2)
+            table.add_row(row["shape"], "REFUSED", *blank, *errors, "–", style="red")
+            continue
+        ms = mine["ms"]
+        table.add_row(
+            row["shape"],
+            _number(ms["p50"]),
+            f"{_number(ms['p20'])}–{_number(ms['p80'])}",
+            *(_ratio(row["ratios"], peer) for peer in peers),
+            _number(mine["peak_bytes"] / 1e6),
+            *(_ratio(row["memory_ratios"], peer) for peer in peers),
+            *errors,
+            f"{mine['first_call_s']:.1f} s",
+        )
+    return table
+
+
+def _graph_table(rows: Sequence[Row]) -> Table:
+    """Times and ratios of replayed graphs: what the device itself needs. And how near that is to what bounds it."""
+    ours, *peers = _names(rows)
+    table = _new_table("in CUDA graphs: the device's own time, and how near it is to what no version can beat")
+    table.add_column("shape", no_wrap=True)
+    bounds = list(dict.fromkeys(bound for row in rows for bound in row.get("floors_ms", ())))
+    columns = [f"{ours}\nµs", "p20–p80", *(f"{peer}\ntime" for peer in peers)]
+    for name in (*columns, *(text for bound in bounds for text in (f"{bound}\nfloor, µs", "reached"))):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        ms = row["sides"][ours].get("graph_ms")
+        if row["refused"] or ms is None:
+            continue
+        table.add_row(
+            row["shape"],
+            _number(1e3 * ms["p50"]),
+            f"{_number(1e3 * ms['p20'])}–{_number(1e3 * ms['p80'])}",
+            *(_ratio(row["graph_ratios"], peer) for peer in peers),
+            *(
+                text
+                for bound in bounds
+                for text in (_number(1e3 * row["floors_ms"][bound]), f"{row['floor_fractions'][bound]:.0%}")
+            ),
+        )
+    return table
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    return list(rows[0]["sides"])
+
+
+def _notes(report: Row) -> list[str]:
+    """Why something is missing, and whose results are worse than the gates."""
+    notes = []
+    for row in report["rows"]:
+        if row["refused"]:
+            notes.append(f"{row['shape']}: REFUSED, {row['refused']}: no times")
+        for name, side in row["sides"].items():
+            if "note" in side and not row["refused"]:
+                notes.append(f"{row['shape']}: {name} {side['note']}")
+            if "graph_note" in side:
+                notes.append(f"{row['shape']}: {name}: {side['graph_note']}")
+            for what, gate in zip(("value", "gradient"), row["gates"], strict=True):
+                error = side.get(f"{what}_error", 0.0)
+                if not row["refused"] and (error is None or error > gate):
+                    notes.append(f"{row['shape']}: {name}'s own {what} error is {_error(side, f'{what}_error')}")
+    here = report["environment"]
+    if here["device_type"] == "cuda" and not here["peaks_known"]:
+        notes.append(f"no floors: the peaks of {here['device']} are not in bench/measure.py")
+    notes.append(f"products of fp32: {here['fp32_products']} (highest: no TF32). first call: with its compilation")
+    return notes
+
+
+def _number(value: float) -> str:
+    """Three digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _ratio(ratios: Row, peer: str) -> str:
+    return f"{_number(ratios[peer])}×" if peer in ratios else "–"
+
+
+def _error(side: Row, key: str) -> str:
+    error = side.get(key, math.nan)
+    return "nan" if error is None else "–" if math.isnan(error) else f"{error:.0e}"
