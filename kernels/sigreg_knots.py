@@ -64,13 +64,16 @@ class Knots:
 
     def points(self, dtype: torch.dtype, like: Tensor) -> Tensor:
         """t_1..t_{K−1} for samples of `dtype`, with the dtype and on the device of `like`: (K − 1,)."""
+        if like.device.type == "cpu" and not torch.compiler.is_compiling():
+            return _points(self.live, self.step(dtype)).to(like.dtype)
+        # made there, since a copy from the host could not be captured in a CUDA graph
         return torch.arange(1, self.knots, dtype=like.dtype, device=like.device) * self.step(dtype)
 
     def weights(self, like: Tensor) -> Tensor:
         """w_1..w_{K−1} of the trapezoidal rule on [0, t_max], with the dtype and on the device of `like`: (K − 1,)."""
-        phi = torch.exp(-0.5 * self.points(like.dtype, like).square())
-        weights = 2 * self.step(like.dtype) * phi
-        return torch.cat((weights[:-1], 0.5 * weights[-1:]))
+        if like.device.type == "cpu" and not torch.compiler.is_compiling():
+            return _weights(self.live, self.step(like.dtype)).to(like.dtype)
+        return _trapezoid(self.points(like.dtype, like), self.step(like.dtype))
 
     def table(self, like: Tensor) -> Tensor:
         """(2(K − 1), basis_size): the cosines, then the sines, at the live knots, as combinations of the basis."""
@@ -84,6 +87,21 @@ class Knots:
 def wide(device: torch.device) -> torch.dtype:
     """The dtype of what is small: sums over runs, deviations, coefficients. Apple's GPUs have no fp64."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _trapezoid(points: Tensor, step: float) -> Tensor:
+    weights = 2 * step * torch.exp(-0.5 * points.square())
+    return torch.cat((weights[:-1], 0.5 * weights[-1:]))
+
+
+@functools.lru_cache(maxsize=64)
+def _points(live: int, step: float) -> Tensor:
+    return torch.arange(1, live + 1, dtype=torch.float64) * step
+
+
+@functools.lru_cache(maxsize=64)
+def _weights(live: int, step: float) -> Tensor:
+    return _trapezoid(_points(live, step), step)
 
 
 @functools.lru_cache(maxsize=64)
