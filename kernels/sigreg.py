@@ -153,8 +153,10 @@ def _prepare(
 def _choose(impl: str, device: torch.device, dtype: torch.dtype) -> str:
     if impl not in ("auto", "triton", "torch", "reference"):
         raise ValueError(f'impl is "auto", "triton", "torch" or "reference", not {impl!r}')
-    if impl in ("torch", "reference") or (impl == "auto" and (device.type != "cuda" or dtype == torch.float64)):
-        return impl if impl == "reference" else "torch"
+    if impl in ("torch", "reference"):
+        return impl
+    if impl == "auto" and (device.type != "cuda" or dtype == torch.float64):
+        return "torch"
     obstacle = "Triton's kernels compute in fp32, and z is fp64" if dtype == torch.float64 else _triton_obstacle(device)
     if obstacle is None:
         return "triton"
@@ -184,9 +186,7 @@ def _say_slow(obstacle: str) -> None:
 
 
 # registration. statistics (B, M) and deviations (B, 2, K − 1, M) of z (B, N, D) can both be differentiated; what the
-# implementation keeps for the backward pass (Triton P; torch sin Δ·P and cos Δ·P) is returned as well
-
-
+# implementation keeps for the backward pass (Triton P; torch sin Δ·P and cos Δ·P) is returned as well.
 # torch caches what it compiled around an operator by the operator's name: a change of signature needs a new name
 
 
