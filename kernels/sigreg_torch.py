@@ -24,8 +24,8 @@ from .sigreg_knots import Knots, wide
 
 # a run's sums are made in fp32, the sums over runs in float64
 MAX_RUN = 1024
-# with fewer angles fp64 costs nothing, and a call less than compiled code could save
-FEW_ANGLES = 1 << 15
+# up to so many angles a call is mostly overhead, uncompiled and in fp64 too
+FEW_ANGLES = 1 << 14
 # with more functions than these, compiling takes minutes
 MAX_COMPILED_BASIS = 200
 # angles in a tile of the uncompiled form: on a CPU its temporaries, about ten at a time, stay in the caches
@@ -33,8 +33,8 @@ CPU_TILE, GPU_TILE = 1 << 15, 1 << 22
 
 
 def compute_dtype(z: Tensor, slices: Tensor) -> torch.dtype:
-    """That of z; fp64 where angles are few: it costs nothing there, and the errors of few slices do not average out."""
-    few = z.shape[0] * z.shape[1] * slices.shape[1] < FEW_ANGLES
+    """That of z; fp64 where angles are few: it costs little there, and the errors of few slices do not average out."""
+    few = z.shape[0] * z.shape[1] * slices.shape[1] <= FEW_ANGLES
     return wide(z.device) if few else z.dtype
 
 
