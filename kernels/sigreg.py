@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from . import reference, sigreg_torch
 from .sigreg_knots import Knots, wide
@@ -76,7 +77,7 @@ def sigreg(
         with torch.autocast(z.device.type, enabled=False):
             statistics = reference.sigreg(z, slices, weights=weights, t_max=t_max, knots=knots)
     else:
-        statistics, *_ = torch.ops.fastle.sigreg(z, slices, weights, float(t_max), knots, chosen)
+        statistics, _ = _statistics_and_deviations(z, slices, weights, float(t_max), knots, chosen)
     return statistics.view(*leading, -1) if reduction is None else statistics.mean()
 
 
@@ -101,7 +102,7 @@ def cf_deviations(
         with torch.autocast(z.device.type, enabled=False):
             deviations = reference.cf_deviations(z, slices, weights=weights, t_max=t_max, knots=knots)
     else:
-        _, deviations, *_ = torch.ops.fastle.sigreg(z, slices, weights, float(t_max), knots, chosen)
+        _, deviations = _statistics_and_deviations(z, slices, weights, float(t_max), knots, chosen)
     return deviations.view(*leading, *deviations.shape[1:]).to(z.dtype)
 
 
@@ -190,7 +191,6 @@ def _say_slow(obstacle: str) -> None:
 # torch caches what it compiled around an operator by the operator's name: a change of signature needs a new name
 
 
-@torch.library.custom_op("fastle::sigreg", mutates_args=())
 def _forward(
     z: Tensor, slices: Tensor, weights: Tensor | None, t_max: float, knots: int, impl: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -207,7 +207,10 @@ def _forward(
         return statistic(deviations, count, t_max=t_max, knots=knots).to(z.dtype), deviations, sine, cosine
 
 
-@_forward.register_fake
+_forward_op = torch.library.custom_op("fastle::sigreg", _forward, mutates_args=())
+
+
+@_forward_op.register_fake
 def _(
     z: Tensor, slices: Tensor, weights: Tensor | None, t_max: float, knots: int, impl: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -223,7 +226,6 @@ def _(
     return z.new_empty(batch, number), deviations, *kept
 
 
-@torch.library.custom_op("fastle::sigreg_slopes", mutates_args=())
 def _slopes(
     to_statistics: Tensor | None,
     to_deviations: Tensor | None,
@@ -251,7 +253,10 @@ def _slopes(
         return sigreg_torch.slopes(kept, kept_cosine, weights, gradient, samples, grid)
 
 
-@_slopes.register_fake
+_slopes_op = torch.library.custom_op("fastle::sigreg_slopes", _slopes, mutates_args=())
+
+
+@_slopes_op.register_fake
 def _(
     to_statistics: Tensor | None,
     to_deviations: Tensor | None,
@@ -275,10 +280,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)
 
 
-def _gradient(ctx: Any, to_statistics: Tensor | None, to_deviations: Tensor | None, *_: None) -> tuple[Any, ...]:
+def _gradient(
+    ctx: Any, to_statistics: Tensor | None, to_deviations: Tensor | None, *_: None, slopes_of: Any = _slopes_op
+) -> tuple[Any, ...]:
     z, slices, weights, deviations, kept, kept_cosine = ctx.saved_tensors
     (batch, samples, dim) = z.shape
-    slopes = torch.ops.fastle.sigreg_slopes(
+    slopes = slopes_of(
         to_statistics, to_deviations, deviations, kept, kept_cosine, weights, samples, ctx.t_max, ctx.knots, ctx.impl
     )
     if ctx.impl == "torch":
@@ -295,4 +302,23 @@ def _gradient(ctx: Any, to_statistics: Tensor | None, to_deviations: Tensor | No
     return to_z, to_slices, None, None, None, None
 
 
-_forward.register_autograd(_gradient, setup_context=_setup_context)
+_forward_op.register_autograd(_gradient, setup_context=_setup_context)
+
+
+class _Eager(torch.autograd.Function):
+    """The same without the operator's dispatch, which takes some 0.2 ms each way."""
+
+    forward = staticmethod(_forward)
+    setup_context = staticmethod(_setup_context)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        # whoever wants a second derivative is to meet the operator, which says that there is none
+        return _gradient(ctx, *gradients, slopes_of=_slopes_op if torch.is_grad_enabled() else _slopes)
+
+
+def _statistics_and_deviations(z: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """By the operator wherever somebody traces it, and directly elsewhere."""
+    traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or type(z) is not Tensor
+    statistics, deviations, *_ = (_forward_op if traced else _Eager.apply)(z, *arguments)
+    return statistics, deviations
