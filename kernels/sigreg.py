@@ -242,11 +242,14 @@ def _slopes(
     grid = Knots(t_max, knots)
     if impl == "triton" and to_statistics is not None and to_deviations is None:
         return sigreg_triton.slopes(to_statistics, deviations, kept, weights, samples, grid)
-    gradient = torch.zeros_like(deviations) if to_deviations is None else to_deviations
+    gradient = to_deviations
     if to_statistics is not None:
         count = samples if weights is None else weights.sum(-1, keepdim=True).clamp_min(1e-30)
-        share = (to_statistics / count)[:, None, None]
-        gradient = gradient + 2 * grid.weights(deviations)[:, None] * deviations * share
+        share = (2 / count * to_statistics)[:, None, None]
+        from_statistics = grid.weights(deviations)[:, None] * deviations * share
+        gradient = from_statistics if gradient is None else gradient + from_statistics
+    if gradient is None:
+        gradient = torch.zeros_like(deviations)
     if impl == "triton":
         return sigreg_triton.slopes(gradient, deviations, kept, weights, samples, grid)
     with torch.autocast(kept.device.type, enabled=False):

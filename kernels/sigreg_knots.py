@@ -79,6 +79,10 @@ class Knots:
         """(2(K − 1), basis_size): the cosines, then the sines, at the live knots, as combinations of the basis."""
         return _table(self.live).to(like)
 
+    def slopes(self, dtype: torch.dtype, like: Tensor) -> Tensor:
+        """The same for the derivatives to P, for samples of `dtype`: −t sin tP for cos tP, t cos tP for sin tP."""
+        return _slopes(self.live, self.step(dtype)).to(like)
+
     def expected(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The basis's expectation over standard normal samples of `dtype`: (basis_size,), in the `wide` dtype."""
         return _expected(self.live, self.step(dtype)).to(device, wide(device))
@@ -102,6 +106,13 @@ def _points(live: int, step: float) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def _weights(live: int, step: float) -> Tensor:
     return _trapezoid(_points(live, step), step)
+
+
+@functools.lru_cache(maxsize=64)
+def _slopes(live: int, step: float) -> Tensor:
+    points = _points(live, step)[:, None]
+    cosine, sine = _table(live).chunk(2)
+    return torch.cat((-points * sine, points * cosine))
 
 
 @functools.lru_cache(maxsize=64)

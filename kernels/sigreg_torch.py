@@ -58,14 +58,14 @@ def forward(z: Tensor, slices: Tensor, weights: Tensor | None, knots: Knots) -> 
     expected = knots.expected(z.dtype, z.device)
     rounded = expected.to(z.dtype)
     (sums,) = _run(_basis_sums, (sine, cosine), layout, rounded, _as_runs(weights, runs, length))
-    sums = sums.to(expected.dtype).view(-1, batch, runs, expected.shape[0]).sum(2)  # [M, B, F]
+    sums = sums.to(expected.dtype).view(-1, batch, runs, expected.shape[0])
+    sums = sums.sum(2) if runs > 1 else sums[:, :, 0]  # [M, B, F]
     count = samples if weights is None else weights.to(sums.dtype).sum(-1, keepdim=True)
     sums = sums + count * (rounded.to(sums.dtype) - expected)
-    cosines, sines = (sums @ knots.table(sums).T).unflatten(-1, (2, -1)).unbind(2)  # [M, B, K-1] each
+    deviations = (knots.table(sums) @ sums.permute(1, 2, 0)).unflatten(1, (2, -1))  # [B, 2, K-1, M]
     if weights is None and padding:
         # a padded sample lies at 0
-        cosines = cosines - padding * (1 - torch.exp(-0.5 * knots.points(z.dtype, sums).square()))
-    deviations = torch.stack((cosines, sines)).permute(2, 0, 3, 1).contiguous()
+        deviations[:, 0] -= padding * (1 - torch.exp(-0.5 * knots.points(z.dtype, sums).square()))[:, None]
     kept = (-1, batch * runs, length)
     return deviations, sine.view(kept), cosine.view(kept)
 
@@ -75,11 +75,7 @@ def slopes(
 ) -> Tensor:
     """∂/∂P from the gradient to the deviations, (B, 2, K − 1, M)."""
     runs, length = runs_of(samples)
-    to_cosines, to_sines = gradient.permute(1, 3, 0, 2)  # [M, B, K-1] each
-    t = knots.points(sine.dtype, gradient)
-    # d cos tP = −t sin tP dP and d sin tP = t cos tP dP
-    trigonometric = torch.cat((t * to_sines, -t * to_cosines), dim=-1)
-    factors = (trigonometric @ knots.table(gradient)).to(sine.dtype)  # [M, B, F]
+    factors = (gradient.flatten(1, 2).permute(2, 0, 1) @ knots.slopes(sine.dtype, gradient)).to(sine.dtype)  # [M, B, F]
     if runs > 1:
         factors = factors.repeat_interleave(runs, dim=1)  # [M, Q, F]
     rows = (sine.shape[0] * sine.shape[1],) if weights is None else sine.shape[:2]
