@@ -1,4 +1,4 @@
-"""The autoencoder: shapes, sizes, counts, and its BatchNorm."""
+"""The autoencoder: shapes, sizes, counts, its BatchNorm, and its exact savings against the author's plain form."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
-from torch import Generator, Tensor
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastle.config import ConfigError, ModelConfig
-from fastle.model import Autoencoder
+from fastle.model import Autoencoder, Decoder, UpBlock
 from fastle.presets import PRESETS
 from tests import oracle
 
@@ -206,3 +208,161 @@ def test_uint8_images() -> None:
     raw = torch.arange(2 * 3 * 16 * 16).remainder(256).to(torch.uint8).view(2, 3, 16, 16)
     for call in (model.encode, model.encoder.judge, model):
         assert torch.equal(call(raw), call(raw.float() / 255))
+
+
+# the exact savings
+
+
+class PlainUpBlock(nn.Module):
+    """The author's order: upsample first, then every convolution on the large map."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.mix = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.skip = nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
+        return F.silu(self.skip(x) + self.mix(F.silu(self.expand(x))))
+
+
+class PlainDecoder(nn.Module):
+    """The plain form of `Decoder`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.map_shape = config.map_shape
+        self.unpool = None if config.latent is None else nn.Linear(config.latent, math.prod(config.map_shape))
+        hidden = config.hidden
+        self.up = nn.Sequential(PlainUpBlock(config.map_channels, 2 * hidden), PlainUpBlock(2 * hidden, hidden))
+        self.head = nn.Conv2d(hidden, config.channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        if self.unpool is not None:
+            z = F.silu(self.unpool(z)).unflatten(1, self.map_shape)
+        return torch.sigmoid(self.head(F.interpolate(self.up(z), scale_factor=2, mode="nearest")))
+
+
+def plain_form(config: ModelConfig) -> Autoencoder:
+    """An autoencoder whose decoder is the plain form, with seed 0's weights."""
+    torch.manual_seed(0)
+    model = Autoencoder(config)
+    torch.manual_seed(1)
+    model.decoder = PlainDecoder(config)  # type: ignore[assignment]
+    return model
+
+
+def backward_of(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """The value, and the gradients of x and of every parameter for one random gradient of the value."""
+    x = x.detach().clone().requires_grad_()
+    out = module(x)
+    out.backward(torch.randn(out.shape, generator=Generator().manual_seed(3), dtype=out.dtype))
+    gradients = {name: parameter.grad for name, parameter in module.named_parameters()} | {"x": x.grad}
+    assert all(gradient is not None for gradient in gradients.values())
+    return {"value": out.detach()} | {f"d {name}": g.clone() for name, g in gradients.items() if g is not None}
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4), (3, 2), (5, 7), (8, 8)], ids=str)
+def test_up_block_equals_its_plain_form(height: int, width: int) -> None:
+    torch.manual_seed(0)
+    plain, block = PlainUpBlock(4, 3).double(), UpBlock(4, 3).double()
+    block.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 4, height, width, dtype=torch.float64)
+    torch.testing.assert_close(backward_of(block, x), backward_of(plain, x), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("size", [8, 24, 40])  # maps of 1, 3 and 5 pixels
+@pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
+def test_autoencoder_equals_its_plain_form(latent: int | None, size: int, memory_format: torch.memory_format) -> None:
+    config = tiny(size=size, latent=latent)
+    plain = plain_form(config).double()
+    model = Autoencoder(config).double()
+    model.load_state_dict(plain.state_dict())
+    model, plain = (m.to(memory_format=memory_format) for m in (model, plain))
+    images = image_batch(config, 4).to(memory_format=memory_format)
+    got, wanted = backward_of(model, images), backward_of(plain, images)
+    assert len(wanted) == 2 + len(list(model.parameters()))
+    # BatchNorm over a few values amplifies rounding
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(dict(model.named_buffers()), dict(plain.named_buffers()), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [8, 24])
+@pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
+def test_decoder_gradients_against_the_oracle(latent: int | None, size: int) -> None:
+    config = tiny(size=size, latent=latent)
+    decoder = settled(config).decoder
+    z = torch.randn((3, *config.latent_shape), generator=Generator().manual_seed(2), dtype=torch.float64)
+    state = {f"decoder.{name}": t.detach().clone().requires_grad_() for name, t in decoder.state_dict().items()}
+    leaf = z.clone().requires_grad_()
+    wanted = oracle.decode(state, leaf)
+    upstream = torch.randn(wanted.shape, generator=Generator().manual_seed(3), dtype=torch.float64)
+    gradients = torch.autograd.grad(wanted, [leaf, *state.values()], upstream)
+    got = backward_of(decoder, z)
+    expected = dict(zip(["x", *decoder.state_dict()], gradients, strict=True))
+    torch.testing.assert_close(got["value"], wanted.detach(), rtol=1e-11, atol=1e-12)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[f"d {name}"], gradient, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
+def test_weights_stay_in_the_plain_form(latent: int | None) -> None:
+    config = tiny(latent=latent)
+    torch.manual_seed(7)
+    decoder = Decoder(config)
+    torch.manual_seed(7)
+    plain = PlainDecoder(config)
+    # names, order, shapes, and the initial values of a seed
+    assert list(decoder.state_dict()) == list(plain.state_dict())
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(decoder.state_dict()[name], tensor), name
+    assert [name for name, _ in decoder.named_parameters()] == list(plain.state_dict())
+    # a checkpoint goes both ways
+    trained = {name: tensor + 1 for name, tensor in plain.state_dict().items()}
+    decoder.load_state_dict(trained)
+    plain.load_state_dict(decoder.state_dict())
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in plain.state_dict().items())
+
+
+@pytest.mark.parametrize("latent", [None, 512], ids=["spatial", "pooled"])
+def test_operations_of_the_celeba_decoder(latent: int | None) -> None:
+    # 2 operations for each tap, counted by hand: a convolution on the small map costs 4 taps an output pixel, not 9
+    config = preset("celeba", latent)
+    h, c, side = config.hidden, config.map_channels, config.size // 4
+
+    def flops(decoder: nn.Module) -> int:
+        with FlopCounterMode(display=False) as counter:
+            decoder(torch.empty(1, *config.latent_shape))
+        return counter.get_total_flops()
+
+    linear = 0 if latent is None else latent * math.prod(config.map_shape)
+
+    def expected(taps: int, skip: float) -> float:
+        blocks = [(side, c, 2 * h), (2 * side, 2 * h, h)]
+        maps = sum(n**2 * o * (taps * i + 9 * o + skip * i) for n, i, o in blocks)
+        return 2 * (linear + maps + (4 * side) ** 2 * taps * h * config.channels)
+
+    with torch.device("meta"):
+        plain, decoder = PlainDecoder(config), Decoder(config)
+        assert flops(plain) == expected(9, 1)
+        assert flops(decoder) == expected(4, 1 / 4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
+def test_decoder_compiles_whole_and_keeps_channels_last(latent: int | None, precision: str) -> None:
+    config = tiny(latent=latent)
+    decoder = settled(config, torch.float32).decoder.to(memory_format=torch.channels_last)
+    z = torch.randn((3, *config.latent_shape), generator=Generator().manual_seed(2))
+    z = z if z.ndim == 2 else z.to(memory_format=torch.channels_last)
+    seen: list[Tensor] = []
+    for block in decoder.up:
+        block.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    torch.compiler.reset()
+    compiled = torch.compile(decoder, fullgraph=True, dynamic=False, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        eager = decoder(z)
+        assert len(seen) == 2 and all(t.is_contiguous(memory_format=torch.channels_last) for t in [*seen, eager])
+        torch.testing.assert_close(compiled(z), eager)
