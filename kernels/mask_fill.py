@@ -1,30 +1,132 @@
-"""Fill a rectangle of each image with that image's own mean, channel by channel."""
+"""Fill a rectangle of each image with that image's own mean, channel by channel.
+
+y = m inside the rectangle and x outside it        m = Σ x / (H·W), over the whole channel
+∂/∂x = (G outside, 0 inside) + Σ_inside G / (H·W)
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from .images import Images, as_list, check_per_image, empty_like, unfit, widened
+from .impl import HAS_TRITON, Impl, choose
+from .linear import linear_operator
 
-def mask_fill(images: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
+mask_fill_triton: Any = None
+if HAS_TRITON:
+    from . import mask_fill_triton
+
+
+# numbers in an image, from which a rectangle of its own is quicker than its share of a mask (measured on a CPU)
+SLICED = 8192
+
+
+@overload
+def mask_fill(images: Tensor, top: Tensor, left: Tensor, height: int, width: int, *, impl: Impl = "auto") -> Tensor: ...
+@overload
+def mask_fill(
+    images: Sequence[Tensor], top: Tensor, left: Tensor, height: int, width: int, *, impl: Impl = "auto"
+) -> tuple[Tensor, ...]: ...
+def mask_fill(
+    images: Images, top: Tensor, left: Tensor, height: int, width: int, *, impl: Impl = "auto"
+) -> Tensor | tuple[Tensor, ...]:
     """Each image with the rectangle (top, left, height, width) replaced by its per-channel mean over the whole image.
 
     Args:
-        images: (B, C, H, W), floating.
-        top, left: (B,) integers.
+        images: (B, C, H, W), floating, or uint8, which is scaled to [0, 1] in fp32; or a sequence of such with the same
+            B, H and W, with the same rectangles.
+        top, left: (B,) integers on the images' device.
         height, width: the rectangle, in pixels; what lies outside the image is ignored.
+        impl: "triton" (CUDA and ROCm tensors), "torch", or "auto": Triton where it runs, torch elsewhere and for fp64.
 
     Returns:
-        (B, C, H, W) in the images' dtype; differentiable with respect to `images`.
+        (B, C, H, W) in the images' dtype and layout (contiguous or channels-last), a tuple of them for a sequence.
+        Differentiable with respect to floating images; the same bits every time.
+
+    Raises:
+        ValueError: arguments of the wrong shape, dtype or device, a negative size, or an impl that cannot be had.
     """
-    inside = rectangle(top, left, height, width, images.shape[-2:])
-    return torch.where(inside, images.mean(dim=(-2, -1), keepdim=True), images)
+    batches = as_list("mask_fill", images)
+    check_per_image("mask_fill", "top", top, batches[0])
+    check_per_image("mask_fill", "left", left, batches[0])
+    if height < 0 or width < 0:
+        raise ValueError(f"mask_fill: a rectangle of {height}x{width} pixels")
+    chosen = choose("mask_fill", impl, batches[0].device, unfit(batches))
+    found = _operator(batches, top, left, height, width, chosen)
+    return found[0] if isinstance(images, Tensor) else tuple(found)
 
 
-def rectangle(top: Tensor, left: Tensor, height: int, width: int, size: tuple[int, ...]) -> Tensor:
+def rectangle(top: Tensor, left: Tensor, height: int, width: int, size: Sequence[int]) -> Tensor:
     """(B, 1, H, W) bool: True inside the rectangle of each image of `size` (H, W)."""
     row = torch.arange(size[0], device=top.device)
     column = torch.arange(size[1], device=top.device)
     rows = (row >= top[:, None]) & (row < top[:, None] + height)  # [B, H]
     columns = (column >= left[:, None]) & (column < left[:, None] + width)  # [B, W]
     return (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
+
+
+def _forward(images: list[Tensor], top: Tensor, left: Tensor, height: int, width: int, impl: str) -> list[Tensor]:
+    if impl == "triton":
+        return mask_fill_triton.fill(images, top, left, height, width, adjoint=False)
+    parts = _parts(top, left, height, width, images[0])
+    return [_fill(image, parts) for image in images]
+
+
+def _adjoint(gradients: list[Tensor], top: Tensor, left: Tensor, height: int, width: int, impl: str) -> list[Tensor]:
+    if impl == "triton":
+        return mask_fill_triton.fill(gradients, top, left, height, width, adjoint=True)
+    parts = _parts(top, left, height, width, gradients[0])
+    return [_spread(gradient, parts) for gradient in gradients]
+
+
+_operator = linear_operator(
+    "mask_fill",
+    "Tensor top, Tensor left, int height, int width, str impl",
+    forward=_forward,
+    adjoint=_adjoint,
+    empty=lambda image, *_: empty_like(image),
+    empty_adjoint=lambda gradient, *_: empty_like(gradient),
+)
+
+# the rectangles of a batch: a mask, or slices of rows and columns for each image
+Parts = Tensor | list[tuple[slice, slice]]
+
+
+def _parts(top: Tensor, left: Tensor, height: int, width: int, image: Tensor) -> Parts:
+    # to read the corners would wait for another device; and small images have too many rectangles to take one by one
+    if image.device.type != "cpu" or image[0].numel() < SLICED:
+        return rectangle(top, left, height, width, image.shape[2:])
+    return [
+        (slice(max(y, 0), max(y + height, 0)), slice(max(x, 0), max(x + width, 0)))
+        for y, x in zip(top.tolist(), left.tolist(), strict=True)
+    ]
+
+
+def _fill(image: Tensor, parts: Parts) -> Tensor:
+    pixels = widened(image) if image.dtype == torch.uint8 else image
+    # sums of halves are made in fp32
+    mean = pixels.mean((2, 3), keepdim=True)
+    if isinstance(parts, Tensor):
+        return torch.where(parts, mean, pixels)
+    filled = pixels.clone() if pixels is image else pixels
+    for b, (rows, columns) in enumerate(parts):
+        filled[b, :, rows, columns] = mean[b]
+    return filled
+
+
+def _spread(gradient: Tensor, parts: Parts) -> Tensor:
+    wide = widened(gradient)
+    if isinstance(parts, Tensor):
+        mean = torch.where(parts, wide, 0).mean((2, 3), keepdim=True)
+        return torch.where(parts, mean, wide + mean).to(gradient.dtype)
+    pixels = gradient.shape[2] * gradient.shape[3]
+    sums = [wide[b, :, rows, columns].sum((1, 2)) for b, (rows, columns) in enumerate(parts)]
+    mean = torch.stack(sums)[:, :, None, None] / pixels if sums else wide.new_zeros(0, 1, 1, 1)
+    spread = wide + mean
+    for b, (rows, columns) in enumerate(parts):
+        spread[b, :, rows, columns] = mean[b]
+    return spread.to(gradient.dtype)

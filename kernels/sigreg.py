@@ -17,25 +17,18 @@ Source: LeJEPA (arXiv 2511.08544), the Epps-Pulley test of normality with a trap
 
 from __future__ import annotations
 
-import functools
-import warnings
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from . import reference, sigreg_torch
+from .impl import HAS_TRITON, choose, traced
 from .sigreg_knots import Knots, wide
 
-sigreg_triton: Any
-try:
+sigreg_triton: Any = None
+if HAS_TRITON:
     from . import sigreg_triton
-except ModuleNotFoundError as error:
-    # no wheels of triton for this machine
-    if error.name != "triton":
-        raise
-    sigreg_triton = None
 
 Impl = Literal["auto", "triton", "torch", "reference"]
 
@@ -141,7 +134,9 @@ def _prepare(
         raise ValueError(f"weights {tuple(weights.shape)} do not fit z {tuple(z.shape)}: one for each sample")
     Knots(t_max, knots)
     dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
-    impl = _choose(impl, z.device, dtype)
+    if impl != "reference":
+        unfit = "its kernels compute in fp32, and z is fp64" if dtype == torch.float64 else None
+        impl = choose("sigreg", impl, z.device, unfit)
     leading = z.shape[:-2]
     if weights is not None:
         weights = weights.detach().to(dtype)
@@ -149,41 +144,6 @@ def _prepare(
         z = torch.where(weights[..., None] == 0, 0, z)
         weights = weights.reshape(-1, weights.shape[-1]).contiguous()
     return z.to(dtype).reshape(-1, *z.shape[-2:]), slices.to(dtype), weights, leading, impl
-
-
-def _choose(impl: str, device: torch.device, dtype: torch.dtype) -> str:
-    if impl not in ("auto", "triton", "torch", "reference"):
-        raise ValueError(f'impl is "auto", "triton", "torch" or "reference", not {impl!r}')
-    if impl in ("torch", "reference"):
-        return impl
-    if impl == "auto" and (device.type != "cuda" or dtype == torch.float64):
-        return "torch"
-    obstacle = "Triton's kernels compute in fp32, and z is fp64" if dtype == torch.float64 else _triton_obstacle(device)
-    if obstacle is None:
-        return "triton"
-    if impl == "triton":
-        raise ValueError(f'impl="triton" cannot be had: {obstacle}; impl="torch" runs everywhere')
-    _say_slow(obstacle)
-    return "torch"
-
-
-@torch.compiler.assume_constant_result
-def _triton_obstacle(device: torch.device) -> str | None:
-    """Why Triton cannot run on a device, or None."""
-    if sigreg_triton is None:
-        return "triton is not installed"
-    if sigreg_triton.INTERPRETED:
-        return None
-    if device.type != "cuda":
-        return f"Triton runs on CUDA and ROCm tensors, and z is on {device} (with TRITON_INTERPRET=1 it is emulated)"
-    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
-        return f"Triton needs compute capability 8.0, which {torch.cuda.get_device_name(device)} has not"
-    return None
-
-
-@functools.cache
-def _say_slow(obstacle: str) -> None:
-    warnings.warn(f"SIGReg runs in torch on this GPU, slower than its Triton kernels: {obstacle}", stacklevel=2)
 
 
 # registration. statistics (B, M) and deviations (B, 2, K − 1, M) of z (B, N, D) can both be differentiated; what the
@@ -322,6 +282,5 @@ class _Eager(torch.autograd.Function):
 
 def _statistics_and_deviations(z: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     """By the operator wherever somebody traces it, and directly elsewhere."""
-    traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or type(z) is not Tensor
-    statistics, deviations, *_ = (_forward_op if traced else _Eager.apply)(z, *arguments)
+    statistics, deviations, *_ = (_forward_op if traced(z) else _Eager.apply)(z, *arguments)
     return statistics, deviations

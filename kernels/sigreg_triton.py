@@ -370,9 +370,6 @@ def _slopes_kernel(
         mask = next_mask
 
 
-INTERPRETED = not isinstance(_sums_kernel, triton.JITFunction)
-
-
 def statistics(p: Tensor, weights: Tensor | None, samples: int, knots: Knots) -> tuple[Tensor, Tensor]:
     """P_NM, weights (B, N) → statistics (B, M) and deviations (B, 2, K − 1, M) in fp64."""
     batch, slices = p.shape[0] // samples, p.shape[1]

@@ -3,7 +3,8 @@
     python scripts/kernel_resources.py [--json FILE]
 
 For NVIDIA's sm_80 and sm_90 the figures are read off the machine code, for AMD's gfx942 off the compiler's notes. They
-are static counts and no timing. `loop` is the number of instructions in the loop over samples, for each (n, m).
+are static counts and no timing. K is SIGReg's number of knots, `loop` the number of instructions in its loop over
+samples, for each (n, m). The operators on images are compiled for three views of 128 px.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from fastle.kernels import sigreg_triton  # noqa: E402
+from fastle.kernels import crop_resize_triton, mask_fill_triton, random_mask, random_mask_triton, sigreg_triton  # noqa: E402
 from fastle.kernels.sigreg_knots import Knots  # noqa: E402
 
 TARGETS = {
@@ -41,49 +42,84 @@ TARGETS = {
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-def kernels(knots: int) -> dict[str, tuple[Any, dict[str, Any], int]]:
-    """Name → (kernel, compile-time arguments, warps) of all that SIGReg launches for K knots."""
+# name → (kernel, compile-time arguments, options)
+Kernels = dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]
+
+
+def sigreg_kernels(knots: int) -> Kernels:
+    """All that SIGReg launches for K knots."""
     grid = Knots(3.0, knots)
     group, groups = sigreg_triton.groups_of(grid)
     tile = {"BN": sigreg_triton.BN, "BM": sigreg_triton.BM}
     held = {"REACH": grid.reach, "GROUP": group, "GROUPED": groups > 1}
-    found: dict[str, tuple[Any, dict[str, Any], int]] = {}
+    finish_tile = {"BS": sigreg_triton.FINISH_BS, "BM": sigreg_triton.FINISH_BM}
+    warps = {"num_warps": sigreg_triton.WARPS, "enable_fp_fusion": True}
+    found: Kernels = {}
     for weighted in (False, True):
         suffix = ", weighted" if weighted else ""
         options = held | {"WEIGHTED": weighted} | tile
         for whole in (False, True) if groups == 1 else (False,):
             name = f"sums{', one launch' if whole else ''}{suffix}"
-            found[name] = sigreg_triton._sums_kernel, options | {"WHOLE": whole}, sigreg_triton.WARPS
+            found[name] = sigreg_triton._sums_kernel, options | {"WHOLE": whole}, warps
         found[f"finish{suffix}"] = (
             sigreg_triton._finish_kernel,
-            {
-                "REACH": grid.reach,
-                "WEIGHTED": weighted,
-                "BS": sigreg_triton.FINISH_BS,
-                "BM": sigreg_triton.FINISH_BM,
-            },
-            sigreg_triton.FINISH_WARPS,
+            {"REACH": grid.reach, "WEIGHTED": weighted} | finish_tile,
+            {"num_warps": sigreg_triton.FINISH_WARPS, "enable_fp_fusion": True},
         )
         for statistic in (False, True):
             name = f"slopes{'' if statistic else ' of deviations'}{suffix}"
             gradient = {"STATISTIC": statistic, "ADD": groups > 1}
-            found[name] = sigreg_triton._slopes_kernel, options | gradient, sigreg_triton.WARPS
+            found[name] = sigreg_triton._slopes_kernel, options | gradient, warps
     return found
 
 
-def compiled(kernel: Any, constants: dict[str, Any], warps: int, target: GPUTarget) -> Any:
+def view_kernels(inner: int) -> Kernels:
+    """What the operators on images launch for three views of 128 px, with so many channels that lie together."""
+    layout = ", channels-last" if inner > 1 else ""
+    views = {"INNER": inner, "VIEWS": 3}
+    crop, fill, mask = crop_resize_triton, mask_fill_triton, random_mask_triton
+    found: Kernels = {}
+    for varies in (False, True):
+        boxes = views | {"VARIES_H": varies, "VARIES_W": varies, "BE": crop.MAX_COLUMNS}
+        name = f"{', boxes of any size' if varies else ''}{layout}"
+        rows = {"SCALED": False, "BI": crop.TILE // crop.MAX_COLUMNS}
+        found[f"crop_resize{name}"] = crop._forward_kernel, boxes | rows, crop.OPTIONS
+        pixels = {"PIXELS": crop.PIXELS, "ZERO_ROWS": crop.ZERO_ROWS}
+        found[f"crop_resize gradient{name}"] = crop._backward_kernel, boxes | pixels, crop.OPTIONS
+    channels = 1 if inner == 1 else 4
+    for held, numbers in ((True, fill.MAX_HELD), (False, fill.BLOCK)):
+        for adjoint in (False, True):
+            name = f"mask_fill{' gradient' if adjoint else ''}{'' if held else ', large'}{layout}"
+            constants = views | {"ADJOINT": adjoint, "HELD": held, "BP": numbers // channels, "BI": channels}
+            warps = {"num_warps": fill.warps(numbers), "enable_fp_fusion": True}
+            found[name] = fill._fill_kernel, constants, warps
+    for patch in (1, 4, 0):
+        bits = {"LOW_BITS": 7, "HIGH_BITS": 7, "ROUNDS": random_mask.ROUNDS}
+        constants = {"PATCH": patch, "VIEWS": 3, "BP": mask.BP, "BI": channels} | bits
+        name = f"mask {f'patches of {patch}' if patch else 'channels'}{layout}"
+        found[name] = mask._mask_kernel, constants, {"num_warps": mask.WARPS, "enable_fp_fusion": True}
+    return found
+
+
+KINDS = {"step": "fp32", "scale": "fp32", "deviations_ptr": "*fp64"} | dict.fromkeys(
+    ("top_ptr", "left_ptr", "heights_ptr", "widths_ptr", "seeds_ptr"), "*i64"
+)
+
+
+def compiled(kernel: Any, constants: dict[str, Any], options: dict[str, Any], target: GPUTarget) -> Any:
     names = kernel.arg_names
-    kinds = {"step": "fp32", "deviations_ptr": "*fp64"}
-    if constants.get("STATISTIC") is False:
-        kinds["gradient_ptr"] = "*fp64"
+    kinds = KINDS | ({"gradient_ptr": "*fp64"} if constants.get("STATISTIC") is False else {})
     signature = {
         name: "constexpr" if name in constants else kinds.get(name, "*fp32" if name.endswith("_ptr") else "i32")
         for name in names
     }
-    # as at a launch with M a multiple of 16
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name == "M" or name.endswith("_ptr")}
+    # as at a launch with sizes that are multiples of 16
+    sizes = ("M", "H", "W", "OH", "OW")
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in sizes or name.endswith("_ptr")
+    }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    return triton.compile(source, target=target, options={"num_warps": warps, "enable_fp_fusion": True})
+    return triton.compile(source, target=target, options=options)
 
 
 def nvidia_resources(cubin: bytes) -> dict[str, int]:
@@ -106,6 +142,7 @@ def nvidia_resources(cubin: bytes) -> dict[str, int]:
         "stack": stack,
         "local": local,
         "spill_instructions": sum(name in ("STL", "LDL") for name in names),
+        "atomics": sum(name.startswith(("ATOM", "RED")) and name != "REDUX" for name in names),
         "shared_bytes": shared,
         "instructions": sum(name != "NOP" for name in names),
         "loop_instructions": longest_loop(instructions),
@@ -138,18 +175,18 @@ def amd_resources(assembly: str) -> dict[str, int]:
     }
 
 
-def measure(knots: int, architectures: list[str]) -> list[dict[str, Any]]:
+def measure(kernels: Kernels, labels: dict[str, Any], architectures: list[str]) -> list[dict[str, Any]]:
     rows = []
     for architecture in architectures:
         target = TARGETS[architecture]
-        for name, (kernel, constants, warps) in kernels(knots).items():
-            code = compiled(kernel, constants, warps, target).asm
+        for name, (kernel, constants, options) in kernels.items():
+            code = compiled(kernel, constants, options, target).asm
             usage = nvidia_resources(code["cubin"]) if "cubin" in code else amd_resources(code["amdgcn"])
-            row: dict[str, Any] = {"knots": knots, "architecture": architecture, "kernel": name} | usage
+            row: dict[str, Any] = labels | {"architecture": architecture, "kernel": name} | usage
             if "BN" in constants and "loop_instructions" in usage:
-                angles = constants["BN"] * constants["BM"] / (32 * warps)
+                angles = constants["BN"] * constants["BM"] / (32 * options["num_warps"])
                 row["loop_per_angle"] = usage["loop_instructions"] / angles
-                row["loop_per_angle_and_knot"] = row["loop_per_angle"] / (knots - 1)
+                row["loop_per_angle_and_knot"] = row["loop_per_angle"] / (labels["knots"] - 1)
             rows.append(row)
     return rows
 
@@ -160,11 +197,15 @@ def main() -> None:
     parser.add_argument("--knots", type=int, nargs="+", default=[17], metavar="K")
     parser.add_argument("--architectures", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     options = parser.parse_args()
-    rows = [row for knots in options.knots for row in measure(knots, options.architectures)]
-    print(f"{'K':>4} target   {'kernel':34} registers spills  stack   code   loop a knot")
+    rows = []
+    for knots in options.knots:
+        rows += measure(sigreg_kernels(knots), {"operator": "sigreg", "knots": knots}, options.architectures)
+    for inner in (1, 3):
+        rows += measure(view_kernels(inner), {"operator": "views"}, options.architectures)
+    print(f"{'K':>4} target   {'kernel':54} registers spills  stack   code   loop a knot")
     for row in rows:
         print(
-            f"{row['knots']:4} {row['architecture']:8} {row['kernel']:34} {row['registers']:9} "
+            f"{row.get('knots', ''):4} {row['architecture']:8} {row['kernel']:54} {row['registers']:9} "
             f"{row['spill_instructions']:6} {row['stack']:6} {row.get('instructions', ''):6} "
             f"{row.get('loop_per_angle', ''):6} {row.get('loop_per_angle_and_knot', ''):6.4}"
         )

@@ -1,0 +1,209 @@
+"""Crop-resize and its gradient in Triton, see `crop_resize` for the formulas.
+
+    INNER   channels that lie together: 1 in a contiguous image, C in a channels-last one
+    plane   (H, W·INNER): an image's channel, or all of them
+    e       an element of a row: column e // INNER, channel e % INNER
+
+A program's `view` is which of up to four image batches it works on. Boxes are asserted to lie in the image, by the
+device itself; what is read lies in the image even where they do not.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .images import alike, empty_like, filled_up, planes
+from .images_triton import divide, one_of
+
+# launch table; not tuned on a GPU yet
+TILE, MAX_COLUMNS, WARPS = 1024, 128, 4
+PIXELS = 128  # of a box, for one program of the gradient
+ZERO_ROWS = 16
+
+
+@triton.jit
+def _span(start_ptr, sizes_ptr, size, sample, extent, VARIES: tl.constexpr):
+    """First pixel and size of a sample's box along one axis of `extent` pixels."""
+    start = tl.load(start_ptr + sample).to(tl.int32)
+    if VARIES:
+        size = tl.load(sizes_ptr + sample).to(tl.int32)
+    tl.device_assert((size >= 1) & (start >= 0) & (start + size <= extent), "crop_resize: a box leaves its image")
+    size = tl.minimum(tl.maximum(size, 1), extent)
+    return tl.minimum(tl.maximum(start, 0), extent - size), size
+
+
+@triton.jit
+def _neighbours(i, size, out):
+    """Both pixels that output i reads of a box, and the second one's weight."""
+    steps = tl.maximum(out - 1, 1)
+    low, rest = divide(i * (size - 1), steps)
+    return low, tl.minimum(low + 1, size - 1), rest.to(tl.float32) / steps.to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["height", "width"])
+def _forward_kernel(
+    x0_ptr, x1_ptr, x2_ptr, x3_ptr,  # [planes, H, W*INNER]
+    y0_ptr, y1_ptr, y2_ptr, y3_ptr,  # [planes, OH, OW*INNER]
+    top_ptr, left_ptr, heights_ptr, widths_ptr,  # [B]
+    height, width, per_sample, H, W, OH, OW,
+    INNER: tl.constexpr, VIEWS: tl.constexpr, VARIES_H: tl.constexpr, VARIES_W: tl.constexpr, SCALED: tl.constexpr,
+    BI: tl.constexpr, BE: tl.constexpr,
+):  # fmt: skip
+    view = tl.program_id(1)
+    x_ptr = one_of(view, x0_ptr, x1_ptr, x2_ptr, x3_ptr, VIEWS)
+    y_ptr = one_of(view, y0_ptr, y1_ptr, y2_ptr, y3_ptr, VIEWS)
+    across = tl.cdiv(OW * INNER, BE)
+    tiles = across * tl.cdiv(OH, BI)
+    plane = tl.program_id(0) // tiles
+    tile = tl.program_id(0) % tiles
+    sample = plane // per_sample
+    top, height = _span(top_ptr, heights_ptr, height, sample, H, VARIES_H)
+    left, width = _span(left_ptr, widths_ptr, width, sample, W, VARIES_W)
+    i = (tile // across) * BI + tl.arange(0, BI)
+    e = (tile % across) * BE + tl.arange(0, BE)
+    in_i, in_e = i < OH, e < OW * INNER
+    above, below, down = _neighbours(tl.minimum(i, OH - 1), height, OH)
+    before, after, right = _neighbours(tl.minimum(e // INNER, OW - 1), width, OW)
+    x_ptr += plane.to(tl.int64) * (H * W * INNER)
+    rows0, rows1 = ((top + above) * (W * INNER))[:, None], ((top + below) * (W * INNER))[:, None]
+    columns0, columns1 = ((left + before) * INNER + e % INNER)[None, :], ((left + after) * INNER + e % INNER)[None, :]
+    x00 = tl.load(x_ptr + rows0 + columns0).to(tl.float32)  # [BI, BE]
+    x01 = tl.load(x_ptr + rows0 + columns1).to(tl.float32)
+    x10 = tl.load(x_ptr + rows1 + columns0).to(tl.float32)
+    x11 = tl.load(x_ptr + rows1 + columns1).to(tl.float32)
+    over = tl.fma(x01 - x00, right[None, :], x00)
+    under = tl.fma(x11 - x10, right[None, :], x10)
+    y = tl.fma(under - over, down[:, None], over)
+    if SCALED:
+        y *= 1 / 255
+    y_ptr += plane.to(tl.int64) * (OH * OW * INNER)
+    tl.store(y_ptr + (i * (OW * INNER))[:, None] + e[None, :], y.to(y_ptr.dtype.element_ty), mask=in_i[:, None] & in_e)
+
+
+@triton.jit
+def _taps(size, out):
+    """How many outputs read one pixel of a box, at most."""
+    steps = tl.maximum(out - 1, 1)
+    # all of them read a box of one pixel
+    return tl.where(size > 1, tl.minimum(out, tl.cdiv(2 * steps, tl.maximum(size - 1, 1))), out)
+
+
+@triton.jit
+def _first_tap(pixel, size, out):
+    """The first output that reads a pixel, how far from it (in parts of a step), and what a step is."""
+    steps = tl.maximum(out - 1, 1)
+    quotient, _ = divide((pixel - 1) * steps, tl.maximum(size - 1, 1))
+    first = tl.maximum(quotient + 1, 0)
+    return first, (first * (size - 1) - pixel * steps).to(tl.float32), (size - 1).to(tl.float32), 1.0 / steps
+
+
+@triton.jit(do_not_specialize=["height", "width"])
+def _backward_kernel(
+    g0_ptr, g1_ptr, g2_ptr, g3_ptr,  # [planes, OH, OW*INNER]
+    dx0_ptr, dx1_ptr, dx2_ptr, dx3_ptr,  # [planes, H, W*INNER]
+    top_ptr, left_ptr, heights_ptr, widths_ptr,  # [B]
+    height, width, per_sample, box_programs, H, W, OH, OW,
+    INNER: tl.constexpr, VIEWS: tl.constexpr, VARIES_H: tl.constexpr, VARIES_W: tl.constexpr,
+    PIXELS: tl.constexpr, ZERO_ROWS: tl.constexpr, BE: tl.constexpr,
+):  # fmt: skip
+    view = tl.program_id(1)
+    dx_ptr = one_of(view, dx0_ptr, dx1_ptr, dx2_ptr, dx3_ptr, VIEWS)
+    programs = box_programs + tl.cdiv(H, ZERO_ROWS)
+    plane = tl.program_id(0) // programs
+    program = tl.program_id(0) % programs
+    sample = plane // per_sample
+    top, height = _span(top_ptr, heights_ptr, height, sample, H, VARIES_H)
+    left, width = _span(left_ptr, widths_ptr, width, sample, W, VARIES_W)
+    dx_ptr += plane.to(tl.int64) * (H * W * INNER)
+    if program < box_programs:
+        # pixels of the box, each of which gathers from the outputs that read it: nothing is added atomically
+        q = program * PIXELS + tl.arange(0, PIXELS)
+        inside = q < height * width * INNER
+        r, e = divide(q, width * INNER)
+        c = e // INNER
+        g_ptr = one_of(view, g0_ptr, g1_ptr, g2_ptr, g3_ptr, VIEWS) + plane.to(tl.int64) * (OH * OW * INNER) + e % INNER
+        first_i, from_r, row_step, per_row = _first_tap(r, height, OH)
+        first_j, from_c, column_step, per_column = _first_tap(c, width, OW)
+        # a smaller box than the largest possible leaves programs without work
+        busy = program * PIXELS < height * width * INNER
+        taps_i, taps_j = tl.where(busy, _taps(height, OH), 0), tl.where(busy, _taps(width, OW), 0)
+        total = tl.zeros((PIXELS,), tl.float32)
+        for b in range(taps_j):
+            j = first_j + b
+            in_j = inside & (j < OW)
+            column_total = tl.zeros((PIXELS,), tl.float32)
+            for a in range(taps_i):
+                i = first_i + a
+                g = tl.load(g_ptr + (i * OW + j) * INNER, mask=in_j & (i < OH), other=0.0).to(tl.float32)
+                away = tl.abs(from_r + a * row_step) * per_row
+                column_total = tl.fma(tl.maximum(1.0 - away, 0.0), g, column_total)
+            away = tl.abs(from_c + b * column_step) * per_column
+            total = tl.fma(tl.maximum(1.0 - away, 0.0), column_total, total)
+        to = dx_ptr + (top + r) * (W * INNER) + left * INNER + e
+        tl.store(to, total.to(dx_ptr.dtype.element_ty), mask=inside)
+    else:
+        row = (program - box_programs) * ZERO_ROWS + tl.arange(0, ZERO_ROWS)
+        in_rows = (row >= top) & (row < top + height)
+        zero = tl.zeros((ZERO_ROWS, BE), dx_ptr.dtype.element_ty)
+        for start in range(0, W * INNER, BE):
+            e = start + tl.arange(0, BE)
+            in_columns = (e >= left * INNER) & (e < (left + width) * INNER)
+            to = dx_ptr + row[:, None] * (W * INNER) + e[None, :]
+            # whole rows apart, since their mask lets them be stored several numbers at once
+            tl.store(to, zero, mask=((row < H) & ~in_rows)[:, None] & (e < W * INNER)[None, :])
+            tl.store(to, zero, mask=in_rows[:, None] & ((e < W * INNER) & ~in_columns)[None, :])
+
+
+# `debug` keeps the assertions, which it would else leave out, and not the checks of integer overflow
+OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": True, "debug": True, "sanitize_overflow": False}
+
+
+def forward(
+    images: list[Tensor], top: Tensor, left: Tensor, heights: Tensor | None, widths: Tensor | None,
+    height: int, width: int, size: tuple[int, int],
+) -> list[Tensor]:  # fmt: skip
+    """Dense images → (B, C, *size) each."""
+    found = [empty_like(image, size) for image in images]
+    for group in alike(images):
+        image = images[group[0]]
+        count, inner = planes(image)
+        columns = min(MAX_COLUMNS, triton.next_power_of_2(size[1] * inner))
+        rows = min(TILE // columns, triton.next_power_of_2(size[0]))
+        tiles = triton.cdiv(size[0], rows) * triton.cdiv(size[1] * inner, columns)
+        if count == 0:
+            continue
+        _forward_kernel[(count * tiles, len(group))](
+            *filled_up([images[k] for k in group]), *filled_up([found[k] for k in group]),
+            top, left, top if heights is None else heights, left if widths is None else widths,
+            height, width, count // len(image), *image.shape[2:], *size,
+            INNER=inner, VIEWS=len(group), VARIES_H=heights is not None, VARIES_W=widths is not None,
+            SCALED=image.dtype == torch.uint8, BI=rows, BE=columns, **OPTIONS,
+        )  # fmt: skip
+    return found
+
+
+def backward(
+    gradients: list[Tensor], top: Tensor, left: Tensor, heights: Tensor | None, widths: Tensor | None,
+    height: int, width: int, size: tuple[int, int],
+) -> list[Tensor]:  # fmt: skip
+    """Dense gradients to the outputs → those to images of `size`."""
+    found = [empty_like(gradient, size) for gradient in gradients]
+    for group in alike(gradients):
+        gradient = gradients[group[0]]
+        count, inner = planes(gradient)
+        if count == 0:
+            continue
+        largest = (size[0] if heights is not None else height) * (size[1] if widths is not None else width) * inner
+        box_programs = triton.cdiv(largest, PIXELS)
+        columns = min(MAX_COLUMNS, triton.next_power_of_2(size[1] * inner))
+        _backward_kernel[(count * (box_programs + triton.cdiv(size[0], ZERO_ROWS)), len(group))](
+            *filled_up([gradients[k] for k in group]), *filled_up([found[k] for k in group]),
+            top, left, top if heights is None else heights, left if widths is None else widths,
+            height, width, count // len(gradient), box_programs, *size, *gradient.shape[2:],
+            INNER=inner, VIEWS=len(group), VARIES_H=heights is not None, VARIES_W=widths is not None,
+            PIXELS=PIXELS, ZERO_ROWS=ZERO_ROWS, BE=columns, **OPTIONS,
+        )  # fmt: skip
+    return found

@@ -1,0 +1,113 @@
+"""Filling a rectangle with the image's mean, and its gradient, in Triton; see `mask_fill` for the formulas.
+
+    INNER   channels that lie together: 1 in a contiguous image, C in a channels-last one
+    plane   (H·W, INNER): an image's channel, or all of them
+
+A program has BI channels of a plane. A plane that fits into its registers is read once, a larger one twice.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .images import alike, empty_like, filled_up, planes
+from .images_triton import divide, one_of
+
+# launch table; not tuned on a GPU yet
+MAX_CHANNELS = 16
+MAX_HELD = 16384  # numbers in a program's registers
+BLOCK = 4096  # numbers at a time of what is read twice
+NUMBERS_PER_WARP = 1024
+
+
+@triton.jit
+def _block(start, channel, x_ptr, top, left, height, width, H, W, INNER: tl.constexpr, BP: tl.constexpr):
+    """Pixels from `start` on: x [BP, BI], which of them lie in the rectangle, where they are, and which there are."""
+    p = start + tl.arange(0, BP)
+    row, column = divide(p, W)
+    inside = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
+    offset = p[:, None] * INNER + channel[None, :]
+    mask = (p < H * W)[:, None] & (channel < INNER)[None, :]
+    return tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32), inside[:, None], offset, mask
+
+
+@triton.jit
+def _summand(x, inside, ADJOINT: tl.constexpr):
+    found = x
+    if ADJOINT:
+        found = tl.where(inside, x, 0.0)
+    return found
+
+
+@triton.jit
+def _result(x, inside, mean, ADJOINT: tl.constexpr):
+    if ADJOINT:
+        found = tl.where(inside, 0.0, x) + mean
+    else:
+        found = tl.where(inside, mean, x)
+    return found
+
+
+@triton.jit(do_not_specialize=["height", "width"])
+def _fill_kernel(
+    x0_ptr, x1_ptr, x2_ptr, x3_ptr,  # [planes, H*W, INNER]
+    y0_ptr, y1_ptr, y2_ptr, y3_ptr,  # the same
+    top_ptr, left_ptr,  # [B]
+    height, width, per_sample, H, W, scale,
+    INNER: tl.constexpr, VIEWS: tl.constexpr, ADJOINT: tl.constexpr, HELD: tl.constexpr,
+    BP: tl.constexpr, BI: tl.constexpr,
+):  # fmt: skip
+    view = tl.program_id(1)
+    PARTS: tl.constexpr = (INNER + BI - 1) // BI
+    plane = tl.program_id(0) // PARTS
+    channel = (tl.program_id(0) % PARTS) * BI + tl.arange(0, BI)
+    sample = plane // per_sample
+    top = tl.load(top_ptr + sample).to(tl.int32)
+    left = tl.load(left_ptr + sample).to(tl.int32)
+    x_ptr = one_of(view, x0_ptr, x1_ptr, x2_ptr, x3_ptr, VIEWS) + plane.to(tl.int64) * (H * W * INNER)
+    y_ptr = one_of(view, y0_ptr, y1_ptr, y2_ptr, y3_ptr, VIEWS) + plane.to(tl.int64) * (H * W * INNER)
+    if HELD:
+        x, inside, offset, mask = _block(0, channel, x_ptr, top, left, height, width, H, W, INNER, BP)
+        mean = tl.sum(_summand(x, inside, ADJOINT), 0)[None, :] / (H * W)
+        y = _result(x, inside, mean, ADJOINT) * scale
+        tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
+    else:
+        sums = tl.zeros((BP, BI), tl.float32)
+        for start in range(0, H * W, BP):
+            x, inside, _, _ = _block(start, channel, x_ptr, top, left, height, width, H, W, INNER, BP)
+            sums += _summand(x, inside, ADJOINT)
+        mean = tl.sum(sums, 0)[None, :] / (H * W)
+        for start in range(0, H * W, BP):
+            x, inside, offset, mask = _block(start, channel, x_ptr, top, left, height, width, H, W, INNER, BP)
+            y = _result(x, inside, mean, ADJOINT) * scale
+            tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+def warps(numbers: int) -> int:
+    """Of a program that has so many numbers at a time, a power of two."""
+    return min(16, max(1, numbers // NUMBERS_PER_WARP))
+
+
+def fill(images: list[Tensor], top: Tensor, left: Tensor, height: int, width: int, *, adjoint: bool) -> list[Tensor]:
+    """Dense images → each with its rectangle filled; or, of gradients to those, the gradients to the images."""
+    found = [empty_like(image) for image in images]
+    for group in alike(images):
+        image = images[group[0]]
+        count, inner = planes(image)
+        if count == 0:
+            continue
+        pixels = image.shape[2] * image.shape[3]
+        channels = min(MAX_CHANNELS, triton.next_power_of_2(inner))
+        held = triton.next_power_of_2(pixels) * channels <= MAX_HELD
+        block = triton.next_power_of_2(pixels) if held else BLOCK // channels
+        _fill_kernel[(count * triton.cdiv(inner, channels), len(group))](
+            *filled_up([images[k] for k in group]), *filled_up([found[k] for k in group]),
+            top, left, height, width, count // len(image), *image.shape[2:],
+            1 / 255 if image.dtype == torch.uint8 else 1.0,
+            INNER=inner, VIEWS=len(group), ADJOINT=adjoint, HELD=held, BP=block, BI=channels,
+            num_warps=warps(block * channels), enable_fp_fusion=True,
+        )  # fmt: skip
+    return found
