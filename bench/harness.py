@@ -1,4 +1,4 @@
-"""What the benchmarks' commands share: flags, the report and its table.
+"""What the benchmarks' commands share: flags and the report; see `bench/tables.py` for what is printed of it.
 
 A benchmark gives `run` its shapes and how to make a row's `Case` of one; see `bench/measure.py` for what becomes of it.
 A report is one JSON object: "benchmark", "environment", "command" and "rows". Table and plot are made from it alone.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import subprocess
 import sys
@@ -21,11 +20,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from bench.measure import FULL, QUICK, Case, Effort, Row, measure, peaks
+from bench.tables import row_name, show, three_digits
 
 WIDTH = 120  # of what is printed into a file
 
@@ -158,10 +156,10 @@ def fill(
 
 def _summary(row: Row) -> str:
     if row["refused"]:
-        return f"{row['shape']}: REFUSED, {row['refused']}"
+        return f"{row_name(row)}: REFUSED, {row['refused']}"
     ours = next(iter(row["sides"].values()))
     peers = ", ".join(f"{ratio:.1f} × {peer}" for peer, ratio in row["ratios"].items())
-    return f"{row['shape']}: {_number(ours['ms']['p50'])} ms, {peers}"
+    return f"{row_name(row)}: {three_digits(ours['ms']['p50'])} ms, {peers}"
 
 
 def save_report(path: Path, report: Row) -> None:
@@ -239,117 +237,3 @@ def _cpu_name() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
-
-
-def show(report: Row, console: Console) -> None:
-    """Prints a report: a table, for CUDA graphs another one, and what the tables have no room for."""
-    here, rows = report["environment"], report["rows"]
-    versions = [f"{name} {here[name]}" for name in ("torch", "triton", "cuda", "driver") if here[name]]
-    console.print(f"{here['device']}, {', '.join(versions)}, threads {here['threads']}", highlight=False)
-    console.print(f"commit {here['commit'] or 'unknown'}, {here['date']}", highlight=False)
-    console.print(_table(rows))
-    if any(row.get("graph_ratios") for row in rows):
-        console.print(_graph_table(rows))
-    for line in _notes(report):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _new_table(title: str) -> Table:
-    # no padding: the columns have to fit into 120 characters, and the box puts a space between them
-    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=0)
-
-
-def _table(rows: Sequence[Row]) -> Table:
-    """Times, ratios and memory of calls."""
-    ours, *peers = _names(rows)
-    table = _new_table("forward + backward; × is the peer's figure over ours")
-    table.add_column("shape", no_wrap=True)
-    columns = [f"{ours}\nms", "p20–p80", *(f"{peer}\ntime" for peer in peers), f"{ours}\nMB"]
-    for name in (*columns, *(f"{peer}\nMB" for peer in peers), "value\nerror", "grad\nerror", "first\ncall"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        mine = row["sides"][ours]
-        errors = (_error(mine, "value_error"), _error(mine, "gradient_error"))
-        if row["refused"]:
-            blank = ["–"] * (2 * len(peers) + 2)
-            table.add_row(row["shape"], "REFUSED", *blank, *errors, "–", style="red")
-            continue
-        ms = mine["ms"]
-        table.add_row(
-            row["shape"],
-            _number(ms["p50"]),
-            f"{_number(ms['p20'])}–{_number(ms['p80'])}",
-            *(_ratio(row["ratios"], peer) for peer in peers),
-            _number(mine["peak_bytes"] / 1e6),
-            *(_ratio(row["memory_ratios"], peer) for peer in peers),
-            *errors,
-            f"{mine['first_call_s']:.1f} s",
-        )
-    return table
-
-
-def _graph_table(rows: Sequence[Row]) -> Table:
-    """Times and ratios of replayed graphs: what the device itself needs. And how near that is to what bounds it."""
-    ours, *peers = _names(rows)
-    table = _new_table("in CUDA graphs: the device's own time, and how near it is to what no version can beat")
-    table.add_column("shape", no_wrap=True)
-    bounds = list(dict.fromkeys(bound for row in rows for bound in row.get("floors_ms", ())))
-    columns = [f"{ours}\nµs", "p20–p80", *(f"{peer}\ntime" for peer in peers)]
-    for name in (*columns, *(text for bound in bounds for text in (f"{bound}\nfloor, µs", "reached"))):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        ms = row["sides"][ours].get("graph_ms")
-        if row["refused"] or ms is None:
-            continue
-        table.add_row(
-            row["shape"],
-            _number(1e3 * ms["p50"]),
-            f"{_number(1e3 * ms['p20'])}–{_number(1e3 * ms['p80'])}",
-            *(_ratio(row["graph_ratios"], peer) for peer in peers),
-            *(
-                text
-                for bound in bounds
-                for text in (_number(1e3 * row["floors_ms"][bound]), f"{row['floor_fractions'][bound]:.0%}")
-            ),
-        )
-    return table
-
-
-def _names(rows: Sequence[Row]) -> list[str]:
-    return list(rows[0]["sides"])
-
-
-def _notes(report: Row) -> list[str]:
-    """Why something is missing, and whose results are worse than the gates."""
-    notes = []
-    for row in report["rows"]:
-        if row["refused"]:
-            notes.append(f"{row['shape']}: REFUSED, {row['refused']}: no times")
-        for name, side in row["sides"].items():
-            if "note" in side and not row["refused"]:
-                notes.append(f"{row['shape']}: {name} {side['note']}")
-            if "graph_note" in side:
-                notes.append(f"{row['shape']}: {name}: {side['graph_note']}")
-            for what, gate in zip(("value", "gradient"), row["gates"], strict=True):
-                error = side.get(f"{what}_error", 0.0)
-                if not row["refused"] and (error is None or error > gate):
-                    notes.append(f"{row['shape']}: {name}'s own {what} error is {_error(side, f'{what}_error')}")
-    here = report["environment"]
-    if here["device_type"] == "cuda" and not here["peaks_known"]:
-        notes.append(f"no floors: the peaks of {here['device']} are not in bench/measure.py")
-    notes.append(f"products of fp32: {here['fp32_products']} (highest: no TF32). first call: with its compilation")
-    return notes
-
-
-def _number(value: float) -> str:
-    """Three digits."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _ratio(ratios: Row, peer: str) -> str:
-    return f"{_number(ratios[peer])}×" if peer in ratios else "–"
-
-
-def _error(side: Row, key: str) -> str:
-    error = side.get(key, math.nan)
-    return "nan" if error is None else "–" if math.isnan(error) else f"{error:.0e}"

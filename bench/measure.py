@@ -1,10 +1,10 @@
 """One row of a benchmark: correctness before speed, fair timing, peak memory.
 
-A benchmark describes a shape as a `Case`: inputs, the exact result, and sides that compute it, ours first. `measure`
-then does, in this order:
+A benchmark describes a shape as a `Case`: inputs, the exact result, and sides that compute it, ours first. What an
+input is, only the sides know. `measure` then does, in this order:
 
-1. Every side's value and gradient are compared with the exact ones. Ours must pass the gates, or the row is refused:
-   it has no times and no ratios.
+1. Every side's value and, unless the row is of the forward alone, its gradient are compared with the exact ones. Ours
+   must pass the gates, or the row is refused: it has no times and no ratios.
 2. Peak memory of one call. After the first call, which compiles and is timed apart, this one is the warm-up.
 3. The sides take turns, in an order drawn anew each round, on inputs that rotate, until a budget of time is spent.
 4. On a GPU the same again in CUDA graphs, whose results have to pass as well: small shapes are bound by launches.
@@ -20,7 +20,8 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,11 +31,16 @@ from torch import Tensor
 # the profiler that sees allocations would report its own starts and stops on stderr
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
-Result: TypeAlias = tuple[Tensor, Tensor]
+# one tensor, or one for each view
+Values: TypeAlias = Tensor | Sequence[Tensor]
+# the value, then the gradient unless only the forward is timed
+Result: TypeAlias = tuple[Values, ...]
 Row: TypeAlias = dict[str, Any]
 
+RESULTS = ("value", "gradient")
 MAX_ROUNDS = 200
 CPU_MEMORY_SHARE = 0.6  # of what is available: the rest is for other programs
+COPY_BYTES, COPIES = {"cpu": 2**29, "cuda": 2**31}, 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +49,15 @@ class Side:
 
     Args:
         name: in tables and reports.
-        step: from an input to its value and the gradient to it.
+        step: from an input to its value and, unless the row is of the forward alone, the gradient to it.
         needs: bytes, an estimate of the peak; a side that needs more than there is does not run.
+        package: what has to be installed for it.
     """
 
     name: str
-    step: Callable[[Tensor], Result]
+    step: Callable[[Any], Result]
     needs: int = 0
+    package: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,19 +66,21 @@ class Case:
 
     Args:
         labels: what the report says about it; "shape" is what people see.
-        inputs: leaves of one shape, which the calls take in turn.
-        exact: value and gradient for the first input, in float64.
-        gates: the largest relative errors of value and gradient at which our times count.
+        inputs: of one shape, which the calls take in turn.
+        exact: what `step` gives for the first input, in float64; where sides draw at random, from what a side gave.
+        gates: the largest relative errors of value (and gradient) at which our times count.
         sides: ours first.
         floors: ms that no version can beat, by the name of what bounds it; none where the device's peaks are not known.
+        traffic: bytes that have to move, where a rate of bytes says something.
     """
 
     labels: Row
-    inputs: Sequence[Tensor]
-    exact: Result
-    gates: tuple[float, float]
+    inputs: Sequence[Any]
+    exact: Result | Callable[[Result], Result]
+    gates: tuple[float, ...]
     sides: Sequence[Side]
     floors: Mapping[str, float]
+    traffic: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +140,8 @@ def measure(case: Case, device: torch.device, effort: Effort) -> Row:
                 figures.pop("ms", None)
             return row
     best = (sides[ours].get("graph_ms") or sides[ours]["ms"])["p50"]
+    if case.traffic is not None:
+        row |= {"traffic_bytes": case.traffic, "gb_per_s": case.traffic / best / 1e6}
     row["floors_ms"] = dict(case.floors)
     row["floor_fractions"] = {bound: floor / best for bound, floor in case.floors.items()}
     for key, figure in (("ratios", "ms"), ("graph_ratios", "graph_ms"), ("memory_ratios", "peak_bytes")):
@@ -166,6 +178,8 @@ def memory_limit(device: torch.device) -> int:
 
 def _first_call(side: Side, case: Case, limit: int, device: torch.device) -> Row:
     """Whether a side runs, how wrong it is, and the seconds of its first call."""
+    if side.package and find_spec(side.package) is None:
+        return {"status": "not installed", "note": f"{side.package} is not installed"}
     if side.needs > limit:
         note = f"does not fit (needs {side.needs / 1e9:.1f} GB, the limit is {limit / 1e9:.1f} GB)"
         return {"status": "does not fit", "note": note, "needs_bytes": side.needs}
@@ -187,26 +201,39 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "")
 
 
-def _errors(result: Result, exact: Result) -> Row:
+def _errors(result: Result, exact: Result | Callable[[Result], Result]) -> Row:
     """Largest error over largest exact magnitude, for value and gradient. JSON has no NaN: None stands for it."""
-    errors = [relative_error(got, want) for got, want in zip(result, exact, strict=True)]
-    return {
-        key: error if math.isfinite(error) else None
-        for key, error in zip(("value_error", "gradient_error"), errors, strict=True)
-    }
+    wanted = exact(result) if callable(exact) else exact
+    pairs = zip(result, wanted, strict=True)
+    # a forward alone has no gradient
+    errors = {f"{what}_error": relative_error(*pair) for what, pair in zip(RESULTS, pairs, strict=False)}
+    return {key: error if math.isfinite(error) else None for key, error in errors.items()}
 
 
-def relative_error(got: Tensor, exact: Tensor) -> float:
-    """max |got − exact| / max |exact|; NaN if `got` holds one. Of two scalars, the relative error."""
-    return float((got.detach().double() - exact).abs().max() / exact.abs().max())
+def relative_error(got: Values, exact: Values) -> float:
+    """max |got − exact| / max |exact|, of views the largest; NaN if `got` holds one or is of another shape.
+
+    Of two scalars, the relative error.
+    """
+    pairs = list(zip(tensors(got), tensors(exact), strict=True))
+    if any(mine.shape != wanted.shape for mine, wanted in pairs):
+        # subtracting would broadcast
+        return math.nan
+    errors = [(mine.detach().double() - wanted).abs().max() / wanted.abs().max() for mine, wanted in pairs]
+    return float(torch.stack(errors).max())
 
 
-def _refusal(ours: Row, gates: tuple[float, float]) -> str | None:
+def tensors(values: Values) -> Sequence[Tensor]:
+    """The tensors that a value is made of."""
+    return (values,) if isinstance(values, Tensor) else values
+
+
+def _refusal(ours: Row, gates: tuple[float, ...]) -> str | None:
     """Why our times do not count. None: they do."""
     if ours["status"] != "measured":
         return str(ours["note"])
     wrong = []
-    for what, gate in zip(("value", "gradient"), gates, strict=True):
+    for what, gate in zip(RESULTS, gates, strict=False):
         error = ours[f"{what}_error"]
         if error is None:
             wrong.append(f"{what} is not finite")
@@ -244,7 +271,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
-def _rotating(step: Callable[[Tensor], Result], inputs: Sequence[Tensor]) -> Callable[[int], object]:
+def _rotating(step: Callable[[Any], Result], inputs: Sequence[Any]) -> Callable[[int], object]:
     return lambda turn: step(inputs[turn % len(inputs)])
 
 
@@ -305,6 +332,17 @@ class Stopwatch:
         return self._begin.elapsed_time(self._end)
 
 
+@cache
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes in a second, read and written together, of the best of several copies too large for any cache."""
+    source = torch.zeros(COPY_BYTES[device.type], dtype=torch.uint8, device=device)
+    # its pages exist: a copy that asked the system for memory would time that
+    target = torch.ones_like(source)
+    stopwatch = Stopwatch(device)
+    best = min(stopwatch.time(lambda: target.copy_(source), queued=True) for _ in range(COPIES))
+    return 2 * source.nbytes / best * 1e3
+
+
 def _time_graphs(
     case: Case, running: Sequence[Side], sides: Mapping[str, Row], stopwatch: Stopwatch, effort: Effort
 ) -> str | None:
@@ -336,7 +374,7 @@ def _time_graphs(
     return None
 
 
-def _capture(step: Callable[[Tensor], Result], x: Tensor) -> tuple[torch.cuda.CUDAGraph, Result]:
+def _capture(step: Callable[[Any], Result], x: Any) -> tuple[torch.cuda.CUDAGraph, Result]:
     """A graph of one call, replayed once, and its result."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -349,8 +387,9 @@ def _capture(step: Callable[[Tensor], Result], x: Tensor) -> tuple[torch.cuda.CU
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = step(x)
     # what a replay leaves unwritten must not look right
-    for tensor in result:
-        tensor.fill_(math.nan)
+    for values in result:
+        for tensor in tensors(values):
+            tensor.fill_(math.nan)
     graph.replay()
     torch.cuda.synchronize()
-    return graph, (result[0].clone(), result[1].clone())
+    return graph, tuple(tuple(tensor.clone() for tensor in tensors(values)) for values in result)

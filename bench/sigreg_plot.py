@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 from typing import Any
 
 from bench.measure import Row
+from bench.plots import machine, write
 
 # Okabe and Ito's colours, which colour-blind people can tell apart
 STYLES: dict[str, dict[str, Any]] = {
@@ -27,7 +27,6 @@ def draw(report: Row, path: Path) -> None:
     samples, if there are lines to draw for others. A side that did not fit has no time, and a hollow mark at the memory
     that it would need.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     families: dict[tuple[int, int], list[Row]] = {}
@@ -54,9 +53,7 @@ def draw(report: Row, path: Path) -> None:
             times.set_ylabel("time, ms", fontsize=9)
             memory.set_ylabel("peak memory, MB", fontsize=9)
     _explain(figure, report)
-    encoded = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(encoded)
-    path.write_bytes(encoded.getvalue())
+    write(figure, path)
 
 
 def _samples(row: Row) -> int:
@@ -121,13 +118,8 @@ def _explain(figure: Any, report: Row) -> None:
     """Title and legend, outside the panels."""
     from matplotlib.lines import Line2D
 
-    here, rows = report["environment"], report["rows"]
-    commit = (here["commit"] or "unknown")[:10] + ("-dirty" if str(here["commit"]).endswith("-dirty") else "")
-    threads = "" if here["device_type"] == "cuda" else f", threads {here['threads']}"
-    figure.suptitle(
-        f"SIGReg, forward + backward, medians\n{here['device']}{threads}, torch {here['torch']}, commit {commit}",
-        fontsize=10,
-    )
+    rows = report["rows"]
+    figure.suptitle(f"SIGReg, forward + backward, medians\n{machine(report)}", fontsize=10)
     handles = [Line2D([], [], **STYLES[name], label=name) for name in rows[0]["sides"]]
     sides = [side for row in rows for side in row["sides"].values()]
     grey: dict[str, Any] = {"color": "#666666", "linewidth": 1.4}

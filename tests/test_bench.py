@@ -290,7 +290,9 @@ class Graph:
 def test_graphs_are_checked_and_what_has_none_says_why(ours_is_right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     case = sigreg_bench.make_case(Shape(1, 16, 4, 8), argparse.Namespace(dtype="fp32"), CPU)
     ours, _, compiled, _ = case.sides
-    late = measure.Side(name="late", step=lambda z: case.exact)
+    exact_result = case.exact
+    assert not callable(exact_result)
+    late = measure.Side(name="late", step=lambda z: exact_result)
     sides: dict[str, Row] = {side.name: {"peak_bytes": 1000} for side in (*case.sides, late)}
     sides["eager"]["peak_bytes"] = 3000
 
@@ -300,7 +302,7 @@ def test_graphs_are_checked_and_what_has_none_says_why(ours_is_right: bool, monk
         # a peer has no gates to pass
         filler = torch.nan if step is late.step else 0.0
         wrong = (torch.full((), filler), torch.full((16, 4), filler))
-        return Graph(), case.exact if step is ours.step and ours_is_right else wrong
+        return Graph(), exact_result if step is ours.step and ours_is_right else wrong
 
     monkeypatch.setattr(measure, "_capture", capture)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
