@@ -14,6 +14,7 @@ nearest x2 is computed on the small map (see upsample.py), and the 1x1 convoluti
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -80,18 +81,32 @@ class Encoder(nn.Module):
         Raises:
             ValueError: images of another shape.
         """
-        code = self._trunk(images)
-        return self.norm(code.flatten(2) if code.ndim == 4 else code).view_as(code)
+        (code,) = self.each((images,))
+        return code
 
-    def judge(self, images: Tensor) -> Tensor:
-        """The representation J(x): the statistics of this very batch, and no trace in the running ones.
+    def each(self, batches: Sequence[Tensor]) -> list[Tensor]:
+        """E of several batches of one shape, in one pass: each is normalised, and moves the statistics, by itself."""
+        return [self.norm(_flat(code)).view_as(code) for code in self._trunks(batches)]
 
-        Shapes as in `forward`. Views are off-distribution and would spoil the running statistics.
+    def judge(self, batches: Sequence[Tensor]) -> list[Tensor]:
+        """The representations J of several batches of one shape, in one pass: (B, ...) as `forward` gives.
+
+        Each is normalised with its own statistics, and leaves no trace in the running ones: views are
+        off-distribution and would spoil them.
         """
-        code = self._trunk(images)
-        flat = code.flatten(2) if code.ndim == 4 else code
         norm = self.norm
-        return F.batch_norm(flat, None, None, norm.weight, norm.bias, training=True, eps=norm.eps).view_as(code)
+        return [
+            F.batch_norm(_flat(code), None, None, norm.weight, norm.bias, training=True, eps=norm.eps).view_as(code)
+            for code in self._trunks(batches)
+        ]
+
+    def _trunks(self, batches: Sequence[Tensor]) -> Sequence[Tensor]:
+        # nothing before the normalisation mixes samples
+        return (
+            [self._trunk(batches[0])]
+            if len(batches) == 1
+            else self._trunk(torch.cat(list(batches))).chunk(len(batches))
+        )
 
     def _trunk(self, images: Tensor) -> Tensor:
         expected = (self.config.channels, self.config.size, self.config.size)
@@ -182,6 +197,11 @@ class Autoencoder(nn.Module):
         state = load_checkpoint(latest_checkpoint(Path(run))).section("model")
         model.load_state_dict(state)
         return model.to(device).eval()
+
+
+def _flat(code: Tensor) -> Tensor:
+    """(B, c, ...) with all positions on one axis, as the normalisation takes it."""
+    return code.flatten(2) if code.ndim == 4 else code
 
 
 def unit_range(images: Tensor) -> Tensor:

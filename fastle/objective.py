@@ -12,7 +12,7 @@ The judge always normalises with the statistics of the views it judges and leave
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -155,21 +155,33 @@ class SelfTeaching(nn.Module):
     def _plain(self, x: Tensor, draws: Draws) -> Losses:
         """agreement + λ·SIGReg(z); with the detail stack (agreement + full view) / 2 + λ·SIGReg(z)."""
         z = self.model.encoder(x)
-        agreement, full_view = self._agreement(x, self.model.decoder(z), draws)
+        xhat = self.model.decoder(z)
+        targets, views = self.transform.views((x, xhat), draws.view)
+        if self.transform.full_view:
+            targets, views = (*targets, x), (*views, xhat)
+        wanted, seen = self._judged(targets, views)
+        agreement, full_view = self._agreement(wanted, seen)
         regularizer = self._sigreg(z, draws)
-        judged = agreement if full_view is None else (agreement + full_view) / 2
-        total = judged + self.sigreg_weight * regularizer
+        total = _average(agreement, full_view) + self.sigreg_weight * regularizer
         return Losses(total=total, agreement=agreement, full_view=full_view, sigreg=regularizer, latent=z.detach())
 
     def _masked(self, x: Tensor, draws: Draws, hole: Boxes) -> Losses:
         """(consistency + clean + masked) / 3 + λ/2 · (SIGReg(z_c) + SIGReg(z_m))."""
         assert self.config.hole_ratio is not None
-        z_clean = self.model.encoder(x)
-        z_masked = self.model.encoder(cut_hole(x, hole, self.config.hole_ratio))
-        xhat_clean, xhat_masked = self.model.decoder(z_clean), self.model.decoder(z_masked)
-        consistency = F.mse_loss(self.judge.judge(xhat_clean), self.judge.judge(xhat_masked))
-        clean = _average(*self._agreement(x, xhat_clean, draws))
-        masked = _average(*self._agreement(x, xhat_masked, draws))
+        z_clean, z_masked = self.model.encoder.each((x, cut_hole(x, hole, self.config.hole_ratio)))
+        xhat_clean, xhat_masked = self.model.decoder(torch.cat((z_clean, z_masked))).chunk(2)
+        targets, views_clean, views_masked = self.transform.views((x, xhat_clean, xhat_masked), draws.view)
+        if self.transform.full_view:
+            targets = (*targets, x)
+        wanted, (clean_full, masked_full, *seen) = self._judged(
+            targets, (xhat_clean, xhat_masked, *views_clean, *views_masked)
+        )
+        seen_clean, seen_masked = seen[: len(views_clean)], seen[len(views_clean) :]
+        if self.transform.full_view:
+            seen_clean, seen_masked = [*seen_clean, clean_full], [*seen_masked, masked_full]
+        consistency = F.mse_loss(clean_full, masked_full)
+        clean = _average(*self._agreement(wanted, seen_clean))
+        masked = _average(*self._agreement(wanted, seen_masked))
         regularizer = (self._sigreg(z_clean, draws) + self._sigreg(z_masked, draws)) / 2
         total = (consistency + clean + masked) / 3 + self.sigreg_weight * regularizer
         return Losses(
@@ -181,20 +193,20 @@ class SelfTeaching(nn.Module):
             latent=z_clean.detach(),
         )
 
-    def _agreement(self, x: Tensor, xhat: Tensor, draws: Draws) -> tuple[Tensor, Tensor | None]:
-        """mse of the judged views of x and of x̂, and of the images themselves where T asks for it."""
-        targets = self.transform.views(x, draws.view)
-        views = self.transform.views(xhat, draws.view)
-        distances = [self._distance(target, view) for target, view in zip(targets, views, strict=True)]
-        full_view = self._distance(x, xhat) if self.transform.full_view else None
-        return torch.stack(distances).mean(), full_view
-
-    def _distance(self, target: Tensor, view: Tensor) -> Tensor:
+    def _judged(self, targets: Sequence[Tensor], views: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """J of the targets, constants unless the judge is live, and of the views."""
         if self.config.judge == "live":
-            return F.mse_loss(self.judge.judge(view), self.judge.judge(target))
+            both = self.judge.judge((*targets, *views))
+            return both[: len(targets)], both[len(targets) :]
         with torch.no_grad():
-            wanted = self.judge.judge(target)
-        return F.mse_loss(self.judge.judge(view), wanted)
+            wanted = self.judge.judge(targets)
+        return wanted, self.judge.judge(views)
+
+    def _agreement(self, wanted: Sequence[Tensor], seen: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """mse(J(T x), J(T x̂)), the mean over T's views, and mse(J(x), J(x̂)) where T asks for it, which comes last."""
+        distances = [F.mse_loss(view, target) for target, view in zip(wanted, seen, strict=True)]
+        full_view = distances.pop() if self.transform.full_view else None
+        return torch.stack(distances).mean(), full_view
 
     def _sigreg(self, z: Tensor, draws: Draws) -> Tensor:
         assert draws.slices is not None

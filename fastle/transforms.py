@@ -1,12 +1,14 @@
 """The transformations T and the input hole (method section 3): drawn once for a sample, applied to every view of it.
 
 Each transformation has `draw`, which makes its random numbers from a generator, and `views`, a pure function of images
-and that draw. Most make one view; the detail stack makes five and is compared together with the full view.
+and that draw. All images of a step are transformed in one call, which is one launch on a GPU. Most transformations make
+one view; the detail stack makes five and is compared together with the full view.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +19,7 @@ from torch import Generator, Tensor
 from .config import ObjectiveConfig
 from .kernels.crop_resize import crop_resize
 from .kernels.mask_fill import mask_fill, rectangle
+from .kernels.random_mask import WORD, check_tiling, mask_channels, mask_patches
 
 PATCH = 4
 # guards square roots and divisions whose argument can be exactly zero, as on the shapes' black ground
@@ -32,7 +35,7 @@ class Boxes:
     left: Tensor
 
 
-# what a transformation draws: boxes, a mask of what is kept, noise, or nothing
+# what a transformation draws: boxes, seeds of masks, noise, or nothing
 ViewDraw = Boxes | Tensor | None
 Shape = tuple[int, ...]  # (B, C, H, W)
 
@@ -45,8 +48,8 @@ class Transform(Protocol):
     def draw(self, shape: Shape, generator: Generator) -> ViewDraw:
         """The random numbers for images of `shape`, on the generator's device."""
 
-    def views(self, images: Tensor, drawn: ViewDraw) -> list[Tensor]:
-        """The views of (B, C, H, W) images, each of the same shape."""
+    def views(self, images: Sequence[Tensor], drawn: ViewDraw) -> list[tuple[Tensor, ...]]:
+        """The views of each of several (B, C, H, W) images, all of the same shape: T x, T x̂, ..."""
 
 
 def make_transform(config: ObjectiveConfig) -> Transform:
@@ -78,8 +81,8 @@ class Identity:
     def draw(self, shape: Shape, generator: Generator) -> None:
         return None
 
-    def views(self, images: Tensor, drawn: ViewDraw) -> list[Tensor]:
-        return [images]
+    def views(self, images: Sequence[Tensor], drawn: ViewDraw) -> list[tuple[Tensor, ...]]:
+        return [(image,) for image in images]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +99,9 @@ class CropResize:
     def draw(self, shape: Shape, generator: Generator) -> Boxes:
         return draw_boxes(shape, self.side(shape), generator)
 
-    def views(self, images: Tensor, drawn: ViewDraw) -> list[Tensor]:
+    def views(self, images: Sequence[Tensor], drawn: ViewDraw) -> list[tuple[Tensor, ...]]:
         assert isinstance(drawn, Boxes)
-        return [crop_resize(images, drawn.top, drawn.left, self.side(images.shape))]
+        return [(view,) for view in crop_resize(images, drawn.top, drawn.left, self.side(images[0].shape))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,19 +113,13 @@ class PatchMask:
     full_view = False
 
     def draw(self, shape: Shape, generator: Generator) -> Tensor:
-        """(B, 1, H, W) bool, True where kept."""
-        batch, _, height, width = shape
-        if height % self.patch or width % self.patch:
-            raise ValueError(f"patches of {self.patch} px do not tile images of {height}x{width}")
-        rows, columns = height // self.patch, width // self.patch
-        order = torch.rand(batch, rows * columns, generator=generator, device=generator.device).argsort(1)
-        # `order` is a uniform permutation: the patches that it names below the count are masked
-        keep = (order >= int(self.ratio * rows * columns)).view(batch, 1, rows, columns)
-        return keep.repeat_interleave(self.patch, 2).repeat_interleave(self.patch, 3)
+        """(B,) seeds of masks."""
+        check_tiling(shape[-2:], self.patch)
+        return _draw_seeds(shape, generator)
 
-    def views(self, images: Tensor, drawn: ViewDraw) -> list[Tensor]:
+    def views(self, images: Sequence[Tensor], drawn: ViewDraw) -> list[tuple[Tensor, ...]]:
         assert isinstance(drawn, Tensor)
-        return [images * drawn]
+        return [(view,) for view in mask_patches(images, drawn, ratio=self.ratio, patch=self.patch)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +130,12 @@ class ChannelMask:
     full_view = False
 
     def draw(self, shape: Shape, generator: Generator) -> Tensor:
-        """(B, C, 1, 1) bool, True where kept."""
-        return torch.rand(*shape[:2], 1, 1, generator=generator, device=generator.device) >= self.ratio
+        """(B,) seeds of masks."""
+        return _draw_seeds(shape, generator)
 
-    def views(self, images: Tensor, drawn: ViewDraw) -> list[Tensor]:
+    def views(self, images: Sequence[Tensor], drawn: ViewDraw) -> list[tuple[Tensor, ...]]:
         assert isinstance(drawn, Tensor)
-        return [images * drawn]
+        return [(view,) for view in mask_channels(images, drawn, ratio=self.ratio)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +149,9 @@ class Noise:
         """(B, C, H, W)."""
         return self.std * torch.randn(shape, generator=generator, device=generator.device)
 
-    def views(self, images: Tensor, drawn: ViewDraw) -> list[Tensor]:
+    def views(self, images: Sequence[Tensor], drawn: ViewDraw) -> list[tuple[Tensor, ...]]:
         assert isinstance(drawn, Tensor)
-        return [images + drawn.to(images.dtype)]
+        return [(image + drawn.to(image.dtype),) for image in images]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +173,10 @@ class Detail:
     def draw(self, shape: Shape, generator: Generator) -> None:
         return None
 
-    def views(self, images: Tensor, drawn: ViewDraw) -> list[Tensor]:
+    def views(self, images: Sequence[Tensor], drawn: ViewDraw) -> list[tuple[Tensor, ...]]:
+        return [self._stack(image) for image in images]
+
+    def _stack(self, images: Tensor) -> tuple[Tensor, ...]:
         grey = to_grey(images)
         vivid = grey + 1.8 * (images - grey)
         mean = vivid.mean(dim=(1, 2, 3), keepdim=True)
@@ -187,7 +187,7 @@ class Detail:
             _over_maximum((images - box_blur(images, 5)).abs()),
             _stretch(local_contrast(grey)),
         )
-        return [view.clamp(0, 1).expand_as(images) for view in views]
+        return tuple(view.clamp(0, 1).expand_as(images) for view in views)
 
 
 def draw_boxes(shape: Shape, side: int, generator: Generator) -> Boxes:
@@ -198,6 +198,10 @@ def draw_boxes(shape: Shape, side: int, generator: Generator) -> Boxes:
         for extent in (height, width)
     )
     return Boxes(top, left)
+
+
+def _draw_seeds(shape: Shape, generator: Generator) -> Tensor:
+    return torch.randint(WORD, shape[:1], generator=generator, device=generator.device)
 
 
 def hole_side(ratio: float, shape: Shape) -> int:

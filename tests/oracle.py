@@ -376,6 +376,50 @@ def detail_views(x: Tensor) -> list[Tensor]:
     return [view.expand_as(x).clamp(0, 1) for view in views]
 
 
+def hash32(x: int) -> int:
+    for _ in range(2):
+        x ^= x >> 16
+        x = x * 0x045D9F3B % 2**32
+    return x ^ x >> 16
+
+
+def keyed(seed: int, index: int) -> int:
+    return hash32((seed + (index + 1) * 0x9E3779B9) % 2**32)
+
+
+def permuted(seed: int, number: int, count: int) -> int:
+    """Where a Feistel network of 8 rounds moves a number below `count`, by walking its cycle back below it."""
+    bits = max(6, (count - 1).bit_length())
+    low_bits = bits // 2
+    while True:
+        high, low = divmod(number, 2**low_bits)
+        for r in range(0, 8, 2):
+            high ^= hash32(low ^ keyed(seed, r)) % 2 ** (bits - low_bits)
+            low ^= hash32(high ^ keyed(seed, r + 1)) % 2**low_bits
+        number = high * 2**low_bits + low
+        if number < count:
+            return number
+
+
+def kept(config: ObjectiveConfig, x: Tensor, seeds: Tensor) -> Tensor:
+    """Which pixels of which channels a random mask leaves, as 0 and 1: as large as x."""
+    assert config.mask_ratio is not None
+    keep = torch.ones_like(x)
+    batch, channels, height, width = x.shape
+    for b, seed in zip(range(batch), seeds.tolist(), strict=True):
+        if config.transform == "channel-mask":
+            for c in range(channels):
+                keep[b, c] = float(keyed(seed, c) >= config.mask_ratio * 2**32)
+            continue
+        side = 4 if config.transform == "patch-mask" else 1
+        count, across = (height // side) * (width // side), width // side
+        for p in range(count):
+            if permuted(seed, p, count) < int(config.mask_ratio * count):
+                row, column = p // across * side, p % across * side
+                keep[b, :, row : row + side, column : column + side] = 0
+    return keep
+
+
 def views(config: ObjectiveConfig, x: Tensor, drawn: ViewDraw) -> list[Tensor]:
     """T x, with everything random in `drawn`."""
     if config.transform == "detail":
@@ -383,7 +427,7 @@ def views(config: ObjectiveConfig, x: Tensor, drawn: ViewDraw) -> list[Tensor]:
     if config.transform == "identity" or drawn is None:
         return [x]
     if isinstance(drawn, Tensor):
-        return [x + drawn] if config.transform == "noise" else [x * drawn]
+        return [x + drawn] if config.transform == "noise" else [x * kept(config, x, drawn)]
     assert config.crop_ratio is not None
     return [resize_crops(x, drawn.top, drawn.left, int(config.crop_ratio * min(x.shape[2:])))]
 

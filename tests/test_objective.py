@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -277,7 +277,7 @@ def test_ema_judge_by_hand() -> None:
 
 @dataclass
 class Judged:
-    """One call of a judge."""
+    """What a judge saw and said."""
 
     view: Tensor
     representation: Tensor
@@ -285,14 +285,14 @@ class Judged:
 
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> list[Judged]:
-    """Every call of a judge, in order."""
+    """Everything that a judge saw, in order."""
     calls: list[Judged] = []
     judge = Encoder.judge
 
-    def recorded(encoder: Encoder, images: Tensor) -> Tensor:
-        representation = judge(encoder, images)
-        calls.append(Judged(images, representation))
-        return representation
+    def recorded(encoder: Encoder, batches: Sequence[Tensor]) -> list[Tensor]:
+        representations = judge(encoder, batches)
+        calls.extend(map(Judged, batches, representations))
+        return representations
 
     monkeypatch.setattr(Encoder, "judge", recorded)
     return calls

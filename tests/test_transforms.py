@@ -49,9 +49,10 @@ def seeded(seed: int) -> Generator:
 
 
 def mask_of(transform: Transform, shape: Shape, seed: int = 0) -> Tensor:
-    mask = transform.draw(shape, seeded(seed))
-    assert isinstance(mask, Tensor) and mask.dtype == torch.bool
-    return mask
+    """(B, C, H, W) bool, True where kept, as the view of white images shows it."""
+    ((view,),) = transform.views([torch.ones(shape)], transform.draw(shape, seeded(seed)))
+    assert ((view == 0) | (view == 1)).all()
+    return view == 1
 
 
 def flat(drawn: ViewDraw) -> Tensor:
@@ -123,7 +124,8 @@ def test_hole_is_filled_with_the_mean_of_each_image_and_channel(size: tuple[int,
 @pytest.mark.parametrize("size", [(16, 16), (8, 24)], ids=["square", "ragged"])
 def test_masks_cover_an_exact_share(transform: TransformName, patch: int, ratio: float, size: tuple[int, int]) -> None:
     keep = mask_of(make_transform(row(transform, mask_ratio=ratio)), (7, 3, *size))
-    assert keep.shape == (7, 1, *size)
+    assert torch.equal(keep, keep[:, :1].expand_as(keep))
+    keep = keep[:, :1]
     whole = size[0] * size[1] // patch**2
     assert ((~keep).sum((1, 2, 3)) == int(ratio * whole) * patch**2).all()
     # a patch is masked whole or not at all
@@ -143,7 +145,8 @@ def test_every_pixel_is_masked_equally_often(transform: TransformName) -> None:
 def test_channel_mask_is_bernoulli_by_channel() -> None:
     batch = 20_000
     keep = mask_of(make_transform(row("channel-mask", mask_ratio=0.3)), (batch, 3, 8, 8))
-    assert keep.shape == (batch, 3, 1, 1)
+    assert torch.equal(keep, keep[:, :, :1, :1].expand_as(keep))
+    keep = keep[:, :, :1, :1]
     flat_keep = keep.flatten(1).double()
     assert float((flat_keep.mean(0) - 0.7).abs().max()) < 5 * math.sqrt(0.21 / batch)
     # independent: all eight patterns, at their product probability
@@ -161,7 +164,7 @@ def test_noise_has_the_standard_deviation_asked_for_and_is_not_clamped() -> None
     spread = 0.2 / math.sqrt(drawn.numel())
     assert abs(float(drawn.mean())) < 5 * spread and abs(float(drawn.std()) - 0.2) < 5 * spread
     images = torch.ones(8, 3, 64, 64)
-    (view,) = noise.views(images, drawn)
+    ((view,),) = noise.views([images], drawn)
     assert torch.equal(view, images + drawn) and float(view.max()) > 1.5
 
 
@@ -192,7 +195,7 @@ def test_views_equal_the_oracle(transform: TransformName, size: tuple[int, int],
     images = torch.rand(4, channels, *size, generator=seeded(7), dtype=torch.float64)
     untouched = images.clone()
     draws = made.draw((4, channels, *size), seeded(8))
-    views = made.views(images, draws)
+    (views,) = made.views([images], draws)
     expected = oracle.views(config, images, draws)
     assert made.full_view == (transform == "detail")
     assert len(views) == len(expected) == (5 if transform == "detail" else 1)
@@ -208,13 +211,13 @@ def test_one_draw_for_every_view_of_a_sample(transform: TransformName) -> None:
     made = make_transform(row(transform))
     images = torch.rand(3, 3, 16, 16, generator=seeded(9))
     draws = made.draw((3, 3, 16, 16), seeded(10))
-    for one, two in zip(made.views(images, draws), made.views(images.clone(), draws), strict=True):
+    for one, two in zip(*made.views([images, images.clone()], draws), strict=True):
         assert torch.equal(one, two)
 
 
 def test_detail_views_lie_in_the_unit_range_and_fill_it() -> None:
     images = torch.rand(5, 3, 16, 16, generator=seeded(11))
-    blur, colour, edges, texture, contrast = make_transform(row("detail")).views(images, None)
+    ((blur, colour, edges, texture, contrast),) = make_transform(row("detail")).views([images], None)
     for view in (blur, colour, edges, texture, contrast):
         assert float(view.min()) >= 0 and float(view.max()) <= 1
     # the maximum is each image's own
@@ -228,7 +231,7 @@ def test_detail_views_lie_in_the_unit_range_and_fill_it() -> None:
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0], ids=["black", "grey", "white"])
 def test_detail_of_a_flat_image_is_finite_with_its_gradient(value: float) -> None:
     images = torch.full((2, 3, 16, 16), value, requires_grad=True)
-    views = make_transform(row("detail")).views(images, None)
+    (views,) = make_transform(row("detail")).views([images], None)
     (gradient,) = torch.autograd.grad(torch.stack([view.sum() for view in views]).sum(), images)
     assert all(view.isfinite().all() for view in views)
     assert gradient.isfinite().all()
