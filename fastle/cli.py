@@ -27,11 +27,12 @@ from .evaluate import Figures, evaluate, reconstruction_rows
 from .model import Autoencoder
 from .presets import make_config
 from .report import save_grid
+from .step import StepMode
 from .train import Interrupted, total_steps
 from .train import train as run_training
 
 # flags that are not settings of the run
-NOT_CONFIG = ("run", "overwrite", "dry_run", "download", "device")
+NOT_CONFIG = ("run", "overwrite", "dry_run", "download", "device", "step")
 
 
 def train(argv: Sequence[str] | None = None) -> None:
@@ -55,6 +56,7 @@ def train(argv: Sequence[str] | None = None) -> None:
                 path,
                 device=device,
                 console=console,
+                mode=_pick_step(flags["step"], device),
                 overwrite=flags["overwrite"],
                 rank=rank,
                 world_size=world_size,
@@ -91,6 +93,13 @@ def pick_device(requested: str, console: Console) -> torch.device:
     device = torch.device("cuda", _from_torchrun("LOCAL_RANK", 0))
     console.print(f"device: {device}, {torch.cuda.get_device_name(device)}", highlight=False)
     return device
+
+
+def _pick_step(requested: str, device: torch.device) -> StepMode:
+    if requested == "auto":
+        # on a CPU compiling takes longer than it saves in a short run
+        return "compiled" if device.type == "cuda" else "eager"
+    return "compiled" if requested == "compiled" else "eager"
 
 
 def _why_no_gpu() -> str:
@@ -151,6 +160,13 @@ def _train_parser() -> argparse.ArgumentParser:
         Precision,
         "bf16 is autocast with fp32 weights and statistics (default: %(default)s)",
         default="fp32",
+    )
+    flag(
+        "--step",
+        None,
+        "compiled: by torch.compile (default: on a GPU)",
+        choices=("auto", *get_args(StepMode)),
+        default="auto",
     )
     flag("--run", str, "the run directory (default: runs/ and a name made of dataset and setting)", "DIR")
     parser.add_argument("--overwrite", action="store_true", help="start anew where there is a run already")

@@ -2,21 +2,36 @@
 
 Everything random is drawn first, from generators that are seeded anew for each step, so that step n of a run is the
 same whether the run was resumed or not and no generator has to be saved.
+
+The loss of a batch and its draws is a pure function, which runs in one of two modes, equal but for rounding:
+
+    eager       operator by operator
+    compiled    as one graph, by torch.compile, for this very shape of batch
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Generator, Tensor
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn.parallel import DistributedDataParallel
 
 from .checkpoint import Checkpoint
 from .config import RunConfig
+from .errors import FastleError
 from .model import Autoencoder
 from .objective import Draws, Losses, SelfTeaching, make_objective
 
 SLICES, VIEWS = 0, 1  # streams of random numbers
+
+StepMode = Literal["eager", "compiled"]
+
+
+class CannotCompile(FastleError):
+    """torch.compile does not work here."""
 
 
 class TrainStep:
@@ -25,6 +40,7 @@ class TrainStep:
     Args:
         config: of the run; the seed decides the initial weights.
         device: where everything lives.
+        mode: how the loss is computed; see the module's legend. The first compiled step takes a minute or more.
         rank, world_size: of this process; above 1 a process group must be initialised.
 
     Attributes:
@@ -32,8 +48,16 @@ class TrainStep:
         done: steps taken so far.
     """
 
-    def __init__(self, config: RunConfig, device: torch.device, *, rank: int = 0, world_size: int = 1) -> None:
-        self.config, self.device, self.rank = config, device, rank
+    def __init__(
+        self,
+        config: RunConfig,
+        device: torch.device,
+        *,
+        mode: StepMode = "eager",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.config, self.device, self.mode, self.rank = config, device, mode, rank
         # weights are made on the CPU, so that a seed means the same on every device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
@@ -41,18 +65,29 @@ class TrainStep:
         self.objective = make_objective(self.model, config.objective)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.train.lr)
         self.done = 0
+        if mode == "compiled":
+            # a graph that breaks is an error: what is slower than asked for must not pass for it
+            self.objective.compile(fullgraph=True, dynamic=False)
         # each rank normalises with its own batch; the running statistics are those of rank 0, on every rank
         self._loss = DistributedDataParallel(self.objective) if world_size > 1 else self.objective
         self._shared, self._local = Generator(device), Generator(device)
 
     def __call__(self, images: Tensor) -> Losses:
-        """One step on this rank's batch: uint8 (B, C, size, size) on the device. Does not wait for the device."""
+        """One step on this rank's batch: uint8 (B, C, size, size) on the device. Does not wait for the device.
+
+        Raises:
+            CannotCompile: in the compiled mode, at the first step.
+        """
         self.model.train()
         draws = self.draw(images)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
-            losses: Losses = self._loss(images, draws)
-        self.optimizer.zero_grad()
-        losses.total.backward()
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
+                losses: Losses = self._loss(images, draws)
+            self.optimizer.zero_grad()
+            losses.total.backward()
+        except TorchDynamoException as error:
+            reason = next(line for line in (*str(error).splitlines(), type(error).__name__) if line.strip())
+            raise CannotCompile(f"the step cannot be compiled here: {reason.strip()}; use --step eager") from error
         self.optimizer.step()
         self.objective.update_judge()
         self.done += 1

@@ -26,7 +26,7 @@ from .errors import DataError, FastleError
 from .evaluate import validation_psnr
 from .report import effective_rank, latent_spread
 from .run import RunDirectory
-from .step import TrainStep
+from .step import StepMode, TrainStep
 
 LOG_EVERY = 20  # steps
 REPORTS = 10  # validations, grids and checkpoints in a run, evenly spaced
@@ -52,6 +52,7 @@ def train(
     *,
     device: torch.device,
     console: Console,
+    mode: StepMode = "eager",
     overwrite: bool = False,
     rank: int = 0,
     world_size: int = 1,
@@ -63,6 +64,7 @@ def train(
         path: the run directory; made if need be.
         device: of this process.
         console: for the display of rank 0.
+        mode: of the step. It decides the rounding, and nothing else: a run may be resumed in another.
         overwrite: start anew where there is a run already.
         rank, world_size: of this process; above 1 a process group must be initialised.
 
@@ -82,7 +84,7 @@ def train(
     total = total_steps(config, epoch_steps)
 
     # model and run directory; rank 0 alone writes, and the others read after it
-    step = TrainStep(config, device, rank=rank, world_size=world_size)
+    step = TrainStep(config, device, mode=mode, rank=rank, world_size=world_size)
     run, main = RunDirectory(path), rank == 0
     if main:
         run.open(config, overwrite=overwrite)
@@ -131,10 +133,17 @@ def _loop(
     clock = Clock(step.config.train.batch_size)
     window = Window(step, clock, feed, run)
     batches = iter(feed)
+    compiling = step.mode == "compiled"
     while step.done < total:
         # step
-        losses = step(next(batches))
+        images = next(batches)
+        if compiling:
+            display.say("compiling the step: a minute or more; torch keeps the result for later runs")
+        losses = step(images)
         clock.step()
+        if compiling:
+            display.say(f"compiled in {clock.elapsed():.0f} s")
+            compiling = False
         window.add(losses.terms())
         report = step.done % report_every == 0 or step.done == total
         row_due = report or step.done % LOG_EVERY == 0

@@ -1,0 +1,101 @@
+"""The modes of a step: equal but for rounding, and each resumes exactly."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from fastle.checkpoint import latest_checkpoint, load_checkpoint
+from fastle.config import RunConfig
+from fastle.presets import make_config
+from fastle.step import StepMode, TrainStep
+from fastle.train import train
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
+CPU = torch.device("cpu")
+STEPS = 20
+
+
+def config(**flags: Any) -> RunConfig:
+    whole = make_config("shapes", **{"steps": STEPS, "batch_size": 4, "slices": 8, "masked": True} | flags)
+    # spatial: a pooled code's bias has no gradient but rounding, before BatchNorm, which AdamW turns into steps
+    model = replace(whole.model, size=16, hidden=8, map_channels=8, latent=None)
+    return replace(whole, model=model, data=replace(whole.data, size=16))
+
+
+def go(run: Path, mode: StepMode, **flags: Any) -> str:
+    output = io.StringIO()
+    train(config(**flags), run, device=CPU, mode=mode, console=Console(file=output, width=200))
+    return output.getvalue()
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    return load_checkpoint(latest_checkpoint(run)).tensors
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[StepMode, tuple[Path, str]]:
+    """A run of each mode, and what it said."""
+    found: dict[StepMode, tuple[Path, str]] = {}
+    for mode in ("eager", "compiled"):
+        path = tmp_path_factory.mktemp(mode)
+        found[mode] = path, go(path, mode)
+    return found
+
+
+def test_modes_agree_over_twenty_steps(runs: dict[StepMode, tuple[Path, str]]) -> None:
+    eager, compiled = weights(runs["eager"][0]), weights(runs["compiled"][0])
+    assert list(eager) == list(compiled)
+    start = TrainStep(config(), CPU).model.state_dict()
+    for name, wanted in start.items():
+        ours, theirs = compiled[f"model.{name}"].double(), eager[f"model.{name}"].double()
+        scale = theirs.abs().max()
+        assert float((ours - theirs).abs().max()) <= 1e-4 * float(scale), name
+        # and they have moved much further than they differ
+        if name.endswith("weight"):
+            assert float((theirs - wanted).abs().max()) > 1e-3 * float(scale), name
+
+
+def test_compiling_is_said_with_its_time(runs: dict[StepMode, tuple[Path, str]]) -> None:
+    assert "compil" not in runs["eager"][1]
+    said = runs["compiled"][1]
+    assert said.index("compiling the step") < said.index("compiled in ") < said.index("step 2/20")
+
+
+def test_resumed_run_is_bit_equal(runs: dict[StepMode, tuple[Path, str]], tmp_path: Path) -> None:
+    go(tmp_path, "compiled", steps=7)
+    go(tmp_path, "compiled")
+    for name, value in weights(runs["compiled"][0]).items():
+        assert torch.equal(value, weights(tmp_path)[name]), name
+
+
+def test_run_resumes_in_another_mode(runs: dict[StepMode, tuple[Path, str]], tmp_path: Path) -> None:
+    go(tmp_path, "compiled", steps=7)
+    go(tmp_path, "eager")
+    for name, value in weights(runs["eager"][0]).items():
+        torch.testing.assert_close(weights(tmp_path)[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_machine_that_cannot_compile_is_told_what_to_do(tmp_path: Path) -> None:
+    # a cache of its own: what an earlier run compiled would be found
+    environment = os.environ | {"CXX": "/nonexistent/c++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    command = ["shapes", "--steps", "2", "--batch-size", "4", "--step", "compiled", "--run", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-c", "from fastle.cli import train; train()", *command],
+        env=environment, capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 1
+    error = [line for line in done.stderr.splitlines() if line.startswith("fastle-train: error")]
+    assert len(error) == 1 and error[0].endswith("use --step eager")
+    assert "Traceback" not in done.stderr
