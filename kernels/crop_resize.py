@@ -19,7 +19,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from .images import Images, as_list, check_per_image, empty_like, layout, result_dtype, unfit, widened
+from .images import Images, as_list, empty_like, layout, per_image, result_dtype, unfit, widened
 from .impl import HAS_TRITON, Impl, choose
 from .linear import linear_operator
 
@@ -74,13 +74,10 @@ def crop_resize(
     width = height if width is None else width
     sizes: list[Tensor | None] = []
     for name, size, limit in (("height", height, extent[0]), ("width", width, extent[1])):
-        if isinstance(size, Tensor):
-            check_per_image("crop_resize", name, size, like)
-        elif not 1 <= size <= limit:
+        if not isinstance(size, Tensor) and not 1 <= size <= limit:
             raise ValueError(f"crop_resize: {name} {size} of the boxes is not between 1 and the images' {limit} pixels")
-        sizes.append(size if isinstance(size, Tensor) else None)
-    check_per_image("crop_resize", "top", top, like)
-    check_per_image("crop_resize", "left", left, like)
+        sizes.append(per_image("crop_resize", name, size, like) if isinstance(size, Tensor) else None)
+    top, left = per_image("crop_resize", "top", top, like), per_image("crop_resize", "left", left, like)
     out = (out_size, out_size) if isinstance(out_size, int) else tuple(extent if out_size is None else out_size)
     if len(out) != 2 or min(out) < 1:
         raise ValueError(f"crop_resize: out_size is one or two numbers from 1, not {out_size}")

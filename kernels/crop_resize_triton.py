@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .images import alike, empty_like, filled_up, planes
-from .images_triton import divide, one_of
+from .images_triton import divide, load_corner, one_of
 
 # launch table; not tuned on a GPU yet
 TILE, MAX_COLUMNS, WARPS = 1024, 128, 4
@@ -27,9 +27,9 @@ ZERO_ROWS = 16
 @triton.jit
 def _span(start_ptr, sizes_ptr, size, sample, extent, VARIES: tl.constexpr):
     """First pixel and size of a sample's box along one axis of `extent` pixels."""
-    start = tl.load(start_ptr + sample).to(tl.int32)
+    start = load_corner(start_ptr + sample)
     if VARIES:
-        size = tl.load(sizes_ptr + sample).to(tl.int32)
+        size = load_corner(sizes_ptr + sample)
     tl.device_assert((size >= 1) & (start >= 0) & (start + size <= extent), "crop_resize: a box leaves its image")
     size = tl.minimum(tl.maximum(size, 1), extent)
     return tl.minimum(tl.maximum(start, 0), extent - size), size

@@ -34,14 +34,19 @@ def as_list(operator: str, images: Images) -> list[Tensor]:
     return [dense(image) for image in found]
 
 
-def check_per_image(operator: str, name: str, values: Tensor, like: Tensor) -> None:
-    """Raises ValueError unless `values` are integers, one for each image of the batch `like`, on its device."""
+def per_image(operator: str, name: str, values: Tensor, like: Tensor) -> Tensor:
+    """Integers, one for each image of the batch `like`, on its device and next to each other.
+
+    Raises:
+        ValueError: they are not.
+    """
     integers = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
     if values.shape != like.shape[:1] or not integers or values.device != like.device:
         raise ValueError(
             f"{operator}: {name} holds one integer for each of {len(like)} images on {like.device}, "
             f"not {values.dtype} {tuple(values.shape)} on {values.device}"
         )
+    return values.contiguous()
 
 
 def unfit(images: Sequence[Tensor]) -> str | None:

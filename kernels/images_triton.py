@@ -23,6 +23,12 @@ def one_of(view, a, b, c, d, VIEWS: tl.constexpr):
 
 
 @triton.jit
+def load_corner(pointer):
+    """A pixel's row or column as int32: one that is out of reach stays out of reach, on the same side."""
+    return tl.minimum(tl.maximum(tl.load(pointer).to(tl.int64), -(2**29)), 2**29).to(tl.int32)
+
+
+@triton.jit
 def divide(number, divisor):
     """Quotient, rounded down, and remainder of integers; the divisor is positive."""
     # integer division takes some thirty instructions; the float quotient is off by one at most

@@ -12,7 +12,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from .images import Images, as_list, check_per_image, empty_like, unfit, widened
+from .images import Images, as_list, empty_like, per_image, unfit, widened
 from .impl import HAS_TRITON, Impl, choose
 from .linear import linear_operator
 
@@ -51,8 +51,8 @@ def mask_fill(
         ValueError: arguments of the wrong shape, dtype or device, a negative size, or an impl that cannot be had.
     """
     batches = as_list("mask_fill", images)
-    check_per_image("mask_fill", "top", top, batches[0])
-    check_per_image("mask_fill", "left", left, batches[0])
+    top = per_image("mask_fill", "top", top, batches[0])
+    left = per_image("mask_fill", "left", left, batches[0])
     if height < 0 or width < 0:
         raise ValueError(f"mask_fill: a rectangle of {height}x{width} pixels")
     chosen = choose("mask_fill", impl, batches[0].device, unfit(batches))
@@ -98,7 +98,7 @@ Parts = Tensor | list[tuple[slice, slice]]
 
 def _parts(top: Tensor, left: Tensor, height: int, width: int, image: Tensor) -> Parts:
     # to read the corners would wait for another device; and small images have too many rectangles to take one by one
-    if image.device.type != "cpu" or image[0].numel() < SLICED:
+    if image.device.type != "cpu" or image.shape[1:].numel() < SLICED:
         return rectangle(top, left, height, width, image.shape[2:])
     return [
         (slice(max(y, 0), max(y + height, 0)), slice(max(x, 0), max(x + width, 0)))

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .images import alike, empty_like, filled_up, planes
-from .images_triton import divide, one_of
+from .images_triton import divide, load_corner, one_of
 
 # launch table; not tuned on a GPU yet
 MAX_CHANNELS = 16
@@ -25,13 +25,13 @@ NUMBERS_PER_WARP = 1024
 
 @triton.jit
 def _block(start, channel, x_ptr, top, left, height, width, H, W, INNER: tl.constexpr, BP: tl.constexpr):
-    """Pixels from `start` on: x [BP, BI], which of them lie in the rectangle, where they are, and which there are."""
+    """Pixels from `start` on: x [BI, BP], which of them lie in the rectangle, where they are, and which there are."""
     p = start + tl.arange(0, BP)
     row, column = divide(p, W)
     inside = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
-    offset = p[:, None] * INNER + channel[None, :]
-    mask = (p < H * W)[:, None] & (channel < INNER)[None, :]
-    return tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32), inside[:, None], offset, mask
+    offset = p[None, :] * INNER + channel[:, None]
+    mask = (p < H * W)[None, :] & (channel < INNER)[:, None]
+    return tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32), inside[None, :], offset, mask
 
 
 @triton.jit
@@ -65,21 +65,21 @@ def _fill_kernel(
     plane = tl.program_id(0) // PARTS
     channel = (tl.program_id(0) % PARTS) * BI + tl.arange(0, BI)
     sample = plane // per_sample
-    top = tl.load(top_ptr + sample).to(tl.int32)
-    left = tl.load(left_ptr + sample).to(tl.int32)
+    top = load_corner(top_ptr + sample)
+    left = load_corner(left_ptr + sample)
     x_ptr = one_of(view, x0_ptr, x1_ptr, x2_ptr, x3_ptr, VIEWS) + plane.to(tl.int64) * (H * W * INNER)
     y_ptr = one_of(view, y0_ptr, y1_ptr, y2_ptr, y3_ptr, VIEWS) + plane.to(tl.int64) * (H * W * INNER)
     if HELD:
         x, inside, offset, mask = _block(0, channel, x_ptr, top, left, height, width, H, W, INNER, BP)
-        mean = tl.sum(_summand(x, inside, ADJOINT), 0)[None, :] / (H * W)
+        mean = tl.sum(_summand(x, inside, ADJOINT), 1)[:, None] / (H * W)
         y = _result(x, inside, mean, ADJOINT) * scale
         tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
     else:
-        sums = tl.zeros((BP, BI), tl.float32)
+        sums = tl.zeros((BI, BP), tl.float32)
         for start in range(0, H * W, BP):
             x, inside, _, _ = _block(start, channel, x_ptr, top, left, height, width, H, W, INNER, BP)
             sums += _summand(x, inside, ADJOINT)
-        mean = tl.sum(sums, 0)[None, :] / (H * W)
+        mean = tl.sum(sums, 1)[:, None] / (H * W)
         for start in range(0, H * W, BP):
             x, inside, offset, mask = _block(start, channel, x_ptr, top, left, height, width, H, W, INNER, BP)
             y = _result(x, inside, mean, ADJOINT) * scale

@@ -3,7 +3,7 @@
     patches    patch p of P is masked where π(p) < count: exactly `count` of them, with nothing sorted or stored
     channels   channel c is masked where h(seed, c) < ratio·2³²: independently of each other
 
-    h(seed, i)   hash(seed + (i + 1)·0x9E3779B9)
+    h(seed, i)   hash(hash(seed) + (i + 1)·0x9E3779B9)
     hash         twice x ^= x >> 16, x *= 0x045D9F3B; then x ^= x >> 16; all on 32 bits
     π            a Feistel network on the numbers of b bits, the fewest that hold P but at least 6: in each of 8 rounds
                  one half, the high one first, is xored with the hash of the other xored with h(seed, round).
@@ -21,7 +21,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from .images import Images, as_list, check_per_image, empty_like, unfit, widened
+from .images import Images, as_list, empty_like, per_image, unfit, widened
 from .impl import HAS_TRITON, Impl, choose
 from .linear import linear_operator
 
@@ -111,7 +111,7 @@ def _limit(ratio: float) -> int:
 
 
 def _apply(name: str, batches: list[Tensor], seeds: Tensor, limit: int, patch: int, impl: str) -> list[Tensor]:
-    check_per_image(name, "seeds", seeds, batches[0])
+    seeds = per_image(name, "seeds", seeds, batches[0])
     if seeds.dtype != torch.int64:
         raise ValueError(f"{name}: seeds are int64, not {seeds.dtype}")
     return _operator(batches, seeds, limit, patch, choose(name, impl, batches[0].device, unfit(batches)))
@@ -185,7 +185,7 @@ def _rounds(values: Tensor, tables: list[Tensor], low_bits: int) -> Tensor:
 
 
 def _keyed(seeds: Tensor, index: Tensor | int) -> Tensor:
-    return _hash((seeds + (index + 1) * 0x9E3779B9) & (WORD - 1))
+    return _hash((_hash(seeds) + (index + 1) * 0x9E3779B9) & (WORD - 1))
 
 
 def _hash(values: Tensor) -> Tensor:

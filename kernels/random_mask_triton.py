@@ -54,7 +54,7 @@ def _mask_kernel(
     tiles = tl.cdiv(H * W, BP)
     sample = tl.program_id(0) // tiles
     p = (tl.program_id(0) % tiles) * BP + tl.arange(0, BP)
-    seed = tl.load(seeds_ptr + sample).to(tl.uint32)
+    seed = _hash(tl.load(seeds_ptr + sample).to(tl.uint32))
     base = sample.to(tl.int64) * (C * H * W)
     x_ptr = one_of(view, x0_ptr, x1_ptr, x2_ptr, x3_ptr, VIEWS) + base
     y_ptr = one_of(view, y0_ptr, y1_ptr, y2_ptr, y3_ptr, VIEWS) + base

@@ -384,7 +384,7 @@ def hash32(x: int) -> int:
 
 
 def keyed(seed: int, index: int) -> int:
-    return hash32((seed + (index + 1) * 0x9E3779B9) % 2**32)
+    return hash32((hash32(seed) + (index + 1) * 0x9E3779B9) % 2**32)
 
 
 def permuted(seed: int, number: int, count: int) -> int:
