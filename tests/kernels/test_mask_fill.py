@@ -121,8 +121,8 @@ def test_fp64_equals_the_formula(b: int, c: int, h: int, w: int, bh: int, bw: in
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 @pytest.mark.parametrize(
     ("size", "box"),
-    [((6, 8), (3, 4)), ((6, 8), (9, 2)), ((6, 8), (30, 40)), ((190, 140), (80, 60)), ((190, 140), (200, 7))],
-    ids=["smaller", "higher", "larger", "of-much", "higher-of-much"],
+    [((6, 8), (3, 4)), ((6, 8), (9, 2)), ((6, 8), (30, 40)), ((190, 140), (200, 60))],
+    ids=["smaller", "higher", "larger", "of-much"],
 )
 def test_what_lies_outside_the_image_is_ignored(
     size: tuple[int, int], box: tuple[int, int], layout: str, impl: Any

@@ -225,6 +225,14 @@ def test_channels_are_masked_as_often_as_asked(ratio: float, seeds: Tensor) -> N
     assert abs(spread - 1) <= SIGMA * math.sqrt(kurtosis / len(seeds))
 
 
+def test_ratios_of_channels_are_fine() -> None:
+    # 8 or 16 bits of a hash would be enough for the seeds above
+    seeds = torch.arange(2**16)
+    for ratio in (0.0003, 0.05, 0.4997):
+        masked = masked_channels(seeds, 64, ratio)
+        assert abs(float(deviations(masked.sum(), masked.numel(), ratio))) <= SIGMA
+
+
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_channels_of_other_seeds_are_unrelated(distance: int) -> None:
     seeds = torch.arange(4096)
@@ -273,6 +281,9 @@ def check_channels(images: Tensor | Sequence[Tensor], ratio: float, **options: A
     views.check(channels_of(seeds, ratio, **options), images, masked, masked, options.get("impl", "auto"))
 
 
+# what does not ask for other numbers has a power of 4, and at least 64, of patches below: permuting few of them, or
+# another number, walks long cycles, which takes the interpreter ten times as long
+
 # batch, channels, rows of patches, patches of a row, side of a patch
 SHAPES = [
     (1, 1, 1, 1, 1), (2, 1, 1, 2, 1), (1, 3, 3, 1, 1), (3, 1, 6, 9, 1), (1, 5, 2, 3, 4), (2, 2, 37, 41, 1),
@@ -286,15 +297,15 @@ SHAPES = [
 )
 def test_masked_is_what_the_mask_says(b: int, c: int, rows: int, columns: int, patch: int, impl: Any) -> None:
     images = made(b, c, rows * patch, columns * patch)
-    for ratio, layout in ((0.6, "contiguous"), (0.4, "channels-last")):
-        check_patches(views.laid_out(images, layout), ratio, patch, impl=impl)
-        check_channels(views.laid_out(images, layout), ratio, impl=impl)
+    check_patches(images, 0.6, patch, impl=impl)
+    check_patches(views.laid_out(images, "channels-last"), 0.4, patch, impl=impl)
+    check_channels(images, 0.6, impl=impl)
 
 
 @every_impl
 def test_a_count_of_every_implementation(impl: Any) -> None:
     seeds = some(2)
-    for rows, columns, patch in ((1, 3, 1), (5, 5, 1), (3, 7, 2)):
+    for rows, columns, patch in ((5, 5, 1), (3, 7, 2)):
         ones = torch.ones(2, 1, rows * patch, columns * patch, device=DEVICE)
         for ratio in (0.0, 0.29, 0.57, 1.0):
             zeros = (mask_patches(ones, seeds, ratio=ratio, patch=patch, impl=impl) == 0).sum((2, 3))
@@ -305,13 +316,13 @@ def test_a_count_of_every_implementation(impl: Any) -> None:
 @pytest.mark.parametrize("dtype", [*views.FLOATS.values(), torch.uint8], ids=[*views.FLOATS, "uint8"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last", "strided"])
 def test_dtypes(layout: str, dtype: torch.dtype, impl: Any) -> None:
-    images = views.laid_out(made(2, 2, 6, 9, dtype=dtype), layout)
+    images = views.laid_out(made(1, 2, 12, 48, dtype=dtype), layout)
     check_patches(images, 0.4, 3, impl=impl)
     check_channels(images, 0.4, impl=impl)
     if images.is_floating_point():
         # what is kept is not touched: no rounding
-        kept = patch_mask(some(2), (6, 9), ratio=0.4)
-        found = mask_patches(images, some(2), ratio=0.4, impl=impl)
+        kept = patch_mask(some(1), (12, 48), ratio=0.4)
+        found = mask_patches(images, some(1), ratio=0.4, impl=impl)
         assert torch.equal(found, torch.where(kept, images, 0))
 
 
@@ -327,22 +338,20 @@ def test_fp64(layout: str) -> None:
 @every_impl
 @every_layout
 def test_layouts(layout: str, impl: Any) -> None:
-    for c, dtype in ((2, torch.float32), (1, torch.bfloat16)):
-        images = views.laid_out(made(2, c, 4, 6, dtype=dtype), layout)
-        check_patches(images, 0.4, 2, impl=impl)
-        check_channels(images, 0.4, impl=impl)
+    check_patches(views.laid_out(made(2, 2, 8, 32), layout), 0.4, 2, impl=impl)
+    check_channels(views.laid_out(made(2, 3, 4, 6), layout), 0.4, impl=impl)
 
 
 @every_impl
 def test_gradients_of_any_layout(impl: Any) -> None:
     for operator in (patches_of(some(2), 0.4, impl=impl), channels_of(some(2), 0.4, impl=impl)):
         for layout in ("contiguous", "channels-last"):
-            views.takes_gradients_of_any_layout(operator, views.laid_out(made(2, 2, 4, 6), layout))
+            views.takes_gradients_of_any_layout(operator, views.laid_out(made(2, 2, 4, 16), layout))
 
 
 @every_impl
 def test_seeds_may_be_strided_or_expanded(impl: Any) -> None:
-    images, seeds = made(4, 3, 6, 6), some(4)
+    images, seeds = made(4, 3, 4, 16), some(4)
     for given in (torch.stack([seeds, seeds + 1], 1)[:, 0], seeds[:1].expand(4)):
         for operator in (patches_of, channels_of):
             expected = views.value_and_gradients(operator(given.clone(), 0.5, impl=impl), [images])
@@ -353,7 +362,7 @@ def test_seeds_may_be_strided_or_expanded(impl: Any) -> None:
 @every_impl
 @every_float
 def test_autocast_changes_nothing(dtype: torch.dtype, impl: Any) -> None:
-    images = made(1, 2, 4, 6, dtype=dtype)
+    images = made(1, 2, 4, 16, dtype=dtype)
     for operator in (patches_of(some(1), 0.4, impl=impl), channels_of(some(1), 0.4, impl=impl)):
         plain = views.value_and_gradients(operator, [images])
         with torch.autocast(DEVICE.type, torch.bfloat16):
@@ -365,9 +374,9 @@ def test_autocast_changes_nothing(dtype: torch.dtype, impl: Any) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=["nan", "inf", "-inf"])
 def test_masked_is_zero_whatever_was_there(value: float, layout: str, impl: Any) -> None:
-    seeds, images = some(2), made(2, 2, 4, 6)
+    seeds, images = some(2), made(2, 2, 8, 32)
     for operator, kept in (
-        (patches_of(seeds, 0.5, 2, impl=impl), patch_mask(seeds, (4, 6), ratio=0.5, patch=2).expand_as(images)),
+        (patches_of(seeds, 0.5, 2, impl=impl), patch_mask(seeds, (8, 32), ratio=0.5, patch=2).expand_as(images)),
         (channels_of(seeds, 0.5, impl=impl), channel_mask(seeds, 2, ratio=0.5).expand_as(images)),
     ):
         leaf = views.laid_out(torch.where(kept, images, value), layout).requires_grad_()
@@ -387,7 +396,7 @@ def test_masked_is_zero_whatever_was_there(value: float, layout: str, impl: Any)
 @every_impl
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
 def test_sequences(number: int, impl: Any) -> None:
-    images = (list if number % 2 else tuple)(views.mixed(number, 1, 4, 6))
+    images = (list if number % 2 else tuple)(views.mixed(number, 2, 8, 32))
     check_patches(images, 0.4, 2, impl=impl)
     check_channels(images, 0.4, impl=impl)
 
@@ -395,7 +404,7 @@ def test_sequences(number: int, impl: Any) -> None:
 @every_impl
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 def test_sequences_of_equals(layout: str, impl: Any) -> None:
-    images = [views.laid_out(made(1, 3, 5, 6, seed=i), layout) for i in range(5)]
+    images = [views.laid_out(made(2, 3, 4, 16, seed=i), layout) for i in range(5)]
     # one image twice
     for several in (images, [images[0], images[1], images[0]]):
         check_patches(several, 0.4, impl=impl)
@@ -404,8 +413,8 @@ def test_sequences_of_equals(layout: str, impl: Any) -> None:
 
 @every_impl
 def test_gradient_goes_only_where_it_is_asked_for(impl: Any) -> None:
-    for operator in (patches_of(some(1), 0.4, impl=impl), channels_of(some(1), 0.4, impl=impl)):
-        views.gradient_goes_only_where_it_is_asked_for(operator, (1, 3, 4))
+    for operator in (patches_of(some(2), 0.4, impl=impl), channels_of(some(2), 0.4, impl=impl)):
+        views.gradient_goes_only_where_it_is_asked_for(operator, (2, 4, 16))
 
 
 @every_impl
@@ -443,22 +452,22 @@ def test_gradgradcheck() -> None:
 
 @every_impl
 def test_opcheck(impl: Any) -> None:
-    images = made(1, 2, 4, 6)
-    views.passes_opcheck("random_mask", patches_of(some(1), 0.4, 2, impl=impl), [images])
+    images = made(2, 2, 8, 32)
+    views.passes_opcheck("random_mask", patches_of(some(2), 0.4, 2, impl=impl), [images])
     channels_last = views.laid_out(images, "channels-last")
-    views.passes_opcheck("random_mask", channels_of(some(1), 0.4, impl=impl), [channels_last])
+    views.passes_opcheck("random_mask", channels_of(some(2), 0.4, impl=impl), [channels_last])
 
 
 @every_impl
 def test_opcheck_of_sequences(impl: Any) -> None:
     operator = patches_of(some(1), 0.4, impl=impl)
-    views.passes_opcheck("random_mask", lambda *x: operator(x), views.mixed(3, 1, 3, 4))
+    views.passes_opcheck("random_mask", lambda *x: operator(x), views.mixed(3, 1, 4, 16))
 
 
 @every_impl
 def test_the_same_bits_twice(impl: Any) -> None:
     for operator in (patches_of(some(2), 0.4, impl=impl), channels_of(some(2), 0.4, impl=impl)):
-        views.same_bits_twice(lambda *x: operator(x), views.mixed(2, 2, 21, 13))  # noqa: B023
+        views.same_bits_twice(lambda *x: operator(x), views.mixed(2, 2, 16, 64))  # noqa: B023
 
 
 @every_impl
@@ -472,9 +481,9 @@ def test_full_graph_compile(kind: str, impl: Any) -> None:
     def several(*images: Tensor) -> tuple[Tensor, ...]:
         return tuple(x + 1 for x in operator(images))
 
-    views.compiled_equals_eager(doubled, [made(1, 2, 4, 6)])
-    views.compiled_equals_eager(operator, [views.laid_out(made(1, 2, 4, 6), "channels-last")])
-    views.compiled_equals_eager(several, views.mixed(3, 1, 4, 6))
+    views.compiled_equals_eager(doubled, [made(1, 2, 8, 32)])
+    views.compiled_equals_eager(operator, [views.laid_out(made(1, 2, 8, 32), "channels-last")])
+    views.compiled_equals_eager(several, views.mixed(3, 1, 8, 32))
 
 
 def test_full_graph_compile_by_inductor() -> None:
