@@ -1,6 +1,7 @@
 """What the benchmarks' commands share: flags and the report; see `bench/tables.py` for what is printed of it.
 
-A benchmark gives `run` its shapes and how to make a row's `Case` of one; see `bench/measure.py` for what becomes of it.
+A benchmark gives `run` its shapes and how to make a row's `Case` of one; see `bench/measure.py` for what becomes of it
+(the step's benchmark has a measure and tables of its own).
 A report is one JSON object: "benchmark", "environment", "command" and "rows". Table and plot are made from it alone.
 """
 
@@ -22,7 +23,7 @@ from typing import Any, NoReturn
 import torch
 from rich.console import Console
 
-from bench.measure import FULL, QUICK, Case, Effort, Row, measure, peaks
+from bench.measure import FULL, QUICK, Effort, Row, measure, peaks
 from bench.tables import row_name, show, three_digits
 
 WIDTH = 120  # of what is printed into a file
@@ -35,10 +36,12 @@ class BenchError(Exception):
 class Parser(argparse.ArgumentParser):
     """The flags that all benchmarks have. An error is one line, without the usage before it."""
 
-    def __init__(self, prog: str, description: str) -> None:
+    def __init__(
+        self, prog: str, description: str, *, quick: str = "fewer repeats, and without --shapes five shapes only"
+    ) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False)
         self.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
-        self.add_argument("--quick", action="store_true", help="fewer repeats, and without --shapes five shapes only")
+        self.add_argument("--quick", action="store_true", help=quick)
         self.add_argument("--json", type=Path, metavar="FILE", help="write the report here, again after each row")
         self.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the report's times and memory")
         self.add_argument(
@@ -55,8 +58,11 @@ def run(
     *,
     name: str,
     shapes: Callable[[argparse.Namespace, torch.device], Sequence[Any]],
-    make_case: Callable[[Any, argparse.Namespace, torch.device], Case],
+    make_case: Callable[[Any, argparse.Namespace, torch.device], Any],
     draw: Callable[[Row, Path], None],
+    measure: Callable[[Any, torch.device, Effort], Row] = measure,
+    show: Callable[[Row, Console], None] = show,
+    summary: Callable[[Row], str] | None = None,
 ) -> int:
     """Does what the flags say.
 
@@ -66,6 +72,9 @@ def run(
         shapes: what to measure, a row each.
         make_case: the row of a shape.
         draw: writes a PNG of a report.
+        measure: makes a row of a case.
+        show: prints a report.
+        summary: a row in a line; None for ours against each peer.
 
     Returns:
         The exit status: 1 if a row was refused. Bad input exits at once, with 2.
@@ -86,7 +95,13 @@ def run(
                 "rows": [],
             }
             effort = QUICK if flags.quick else FULL
-            fill(report, shapes(flags, device), lambda s: make_case(s, flags, device), device, effort, flags.json)
+            fill(
+                report,
+                shapes(flags, device),
+                lambda shape: measure(make_case(shape, flags, device), device, effort),
+                summary or _summary,
+                flags.json,
+            )
         console = Console()
         show(report, console if console.is_terminal else Console(width=WIDTH))
         if flags.plot is not None:
@@ -138,20 +153,19 @@ def pick_device(name: str | None) -> torch.device:
 def fill(
     report: Row,
     shapes: Sequence[Any],
-    make_case: Callable[[Any], Case],
-    device: torch.device,
-    effort: Effort,
+    make_row: Callable[[Any], Row],
+    summary: Callable[[Row], str],
     path: Path | None,
 ) -> None:
     """Measures the rows of a report. It is saved after each, so that a time limit keeps what is done."""
     for i, shape in enumerate(shapes, start=1):
         begin = time.perf_counter()
-        row = measure(make_case(shape), device, effort)
+        row = make_row(shape)
         report["rows"].append(row)
         if path is not None:
             save_report(path, report)
         seconds = time.perf_counter() - begin
-        print(f"{i}/{len(shapes)}  {_summary(row)}  ({seconds:.0f} s)", file=sys.stderr, flush=True)
+        print(f"{i}/{len(shapes)}  {summary(row)}  ({seconds:.0f} s)", file=sys.stderr, flush=True)
 
 
 def _summary(row: Row) -> str:

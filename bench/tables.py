@@ -26,10 +26,7 @@ class Column(NamedTuple):
 
 def show(report: Row, console: Console) -> None:
     """Prints a report: a table, for CUDA graphs another one, and what the tables have no room for."""
-    here = report["environment"]
-    versions = [f"{name} {here[name]}" for name in ("torch", "triton", "cuda", "driver") if here[name]]
-    console.print(f"{here['device']}, {', '.join(versions)}, threads {here['threads']}", highlight=False)
-    console.print(f"commit {here['commit'] or 'unknown'}, {here['date']}", highlight=False)
+    heading(report, console)
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in report["rows"]:
         groups.setdefault(tuple(row["sides"]), []).append(row)
@@ -40,6 +37,14 @@ def show(report: Row, console: Console) -> None:
             console.print(_graph_table(rows))
     for line in _notes(report):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def heading(report: Row, console: Console) -> None:
+    """Prints what a report was measured on, and when."""
+    here = report["environment"]
+    versions = [f"{name} {here[name]}" for name in ("torch", "triton", "cuda", "driver") if here[name]]
+    console.print(f"{here['device']}, {', '.join(versions)}, threads {here['threads']}", highlight=False)
+    console.print(f"commit {here['commit'] or 'unknown'}, {here['date']}", highlight=False)
 
 
 def row_name(row: Row) -> str:
