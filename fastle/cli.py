@@ -26,13 +26,14 @@ from .errors import FastleError
 from .evaluate import Figures, evaluate, reconstruction_rows
 from .model import Autoencoder
 from .presets import make_config
+from .profile import profile
 from .report import save_grid
 from .step import StepMode
 from .train import Interrupted, total_steps
 from .train import train as run_training
 
 # flags that are not settings of the run
-NOT_CONFIG = ("run", "overwrite", "dry_run", "download", "device", "step")
+NOT_CONFIG = ("run", "overwrite", "dry_run", "download", "device", "step", "profile", "against")
 
 
 def train(argv: Sequence[str] | None = None) -> None:
@@ -42,6 +43,7 @@ def train(argv: Sequence[str] | None = None) -> None:
         config = make_config(**{name: value for name, value in flags.items() if name not in NOT_CONFIG})
         path = Path(flags["run"] or _default_run(config))
         rank, world_size = _from_torchrun("RANK", 0), _from_torchrun("WORLD_SIZE", 1)
+        _check_profile(flags, world_size)
         console = Console(quiet=rank > 0)
         _show_config(config, path, console)
         if flags["dry_run"]:
@@ -51,12 +53,19 @@ def train(argv: Sequence[str] | None = None) -> None:
         with _process_group(pick_device(flags["device"], console), world_size) as device:
             if flags["download"]:
                 _download(config, world_size)
+            mode = _pick_step(flags["step"], device)
+            if flags["profile"] is not None:
+                against = flags["against"] is not None
+                profile(
+                    config, path, steps=flags["profile"], device=device, console=console, mode=mode, against=against
+                )
+                return
             run_training(
                 config,
                 path,
                 device=device,
                 console=console,
-                mode=_pick_step(flags["step"], device),
+                mode=mode,
                 overwrite=flags["overwrite"],
                 rank=rank,
                 world_size=world_size,
@@ -93,6 +102,20 @@ def pick_device(requested: str, console: Console) -> torch.device:
     device = torch.device("cuda", _from_torchrun("LOCAL_RANK", 0))
     console.print(f"device: {device}, {torch.cuda.get_device_name(device)}", highlight=False)
     return device
+
+
+def _check_profile(flags: dict[str, Any], world_size: int) -> None:
+    if flags["profile"] is None:
+        if flags["against"] is not None:
+            raise ConfigError(f"--against {flags['against']} has no effect without --profile N")
+        return
+    if flags["profile"] < 1:
+        raise ConfigError(f"--profile {flags['profile']} cannot be: it must be at least 1")
+    for name in ("overwrite", "dry_run"):
+        if flags[name]:
+            raise ConfigError(f"--{name.replace('_', '-')} has no effect with --profile, which trains nothing")
+    if world_size > 1:
+        raise ConfigError("--profile measures one process: start it without torchrun")
 
 
 def _pick_step(requested: str, device: torch.device) -> StepMode:
@@ -169,6 +192,8 @@ def _train_parser() -> argparse.ArgumentParser:
         default="auto",
     )
     flag("--run", str, "the run directory (default: runs/ and a name made of dataset and setting)", "DIR")
+    flag("--profile", int, "measure N steps instead of training: phases, rates, and traces in the run's profile/")
+    flag("--against", None, "with --profile: the plain eager step too, from a checkout", "eager", choices=("eager",))
     parser.add_argument("--overwrite", action="store_true", help="start anew where there is a run already")
     parser.add_argument("--dry-run", action="store_true", help="print the configuration and stop")
     return parser

@@ -21,6 +21,7 @@ from torch import Generator, Tensor, nn
 
 from .config import JudgeName, ObjectiveConfig
 from .model import Autoencoder, Encoder, unit_range
+from .phases import phase
 from .sigreg import draw_slices, sigreg
 from .transforms import Boxes, Shape, ViewDraw, cut_hole, draw_boxes, hole_side, make_transform
 
@@ -95,9 +96,13 @@ class PixelBaseline(nn.Module):
         source = x
         if self.config.hole_ratio is not None:
             assert draws.hole is not None
-            source = cut_hole(x, draws.hole, self.config.hole_ratio)
-        z = self.model.encoder(source)
-        loss = F.mse_loss(self.model.decoder(z), x)
+            with phase("views"):
+                source = cut_hole(x, draws.hole, self.config.hole_ratio)
+        with phase("encode"):
+            z = self.model.encoder(source)
+        with phase("decode"):
+            xhat = self.model.decoder(z)
+        loss = F.mse_loss(xhat, x)
         return Losses(total=loss, pixel=loss, latent=z.detach())
 
     def update_judge(self) -> None:
@@ -154,9 +159,12 @@ class SelfTeaching(nn.Module):
 
     def _plain(self, x: Tensor, draws: Draws) -> Losses:
         """agreement + λ·SIGReg(z); with the detail stack (agreement + full view) / 2 + λ·SIGReg(z)."""
-        z = self.model.encoder(x)
-        xhat = self.model.decoder(z)
-        targets, views = self.transform.views((x, xhat), draws.view)
+        with phase("encode"):
+            z = self.model.encoder(x)
+        with phase("decode"):
+            xhat = self.model.decoder(z)
+        with phase("views"):
+            targets, views = self.transform.views((x, xhat), draws.view)
         if self.transform.full_view:
             targets, views = (*targets, x), (*views, xhat)
         wanted, seen = self._judged(targets, views)
@@ -168,9 +176,14 @@ class SelfTeaching(nn.Module):
     def _masked(self, x: Tensor, draws: Draws, hole: Boxes) -> Losses:
         """(consistency + clean + masked) / 3 + λ/2 · (SIGReg(z_c) + SIGReg(z_m))."""
         assert self.config.hole_ratio is not None
-        z_clean, z_masked = self.model.encoder.each((x, cut_hole(x, hole, self.config.hole_ratio)))
-        xhat_clean, xhat_masked = self.model.decoder(torch.cat((z_clean, z_masked))).chunk(2)
-        targets, views_clean, views_masked = self.transform.views((x, xhat_clean, xhat_masked), draws.view)
+        with phase("views"):
+            y = cut_hole(x, hole, self.config.hole_ratio)
+        with phase("encode"):
+            z_clean, z_masked = self.model.encoder.each((x, y))
+        with phase("decode"):
+            xhat_clean, xhat_masked = self.model.decoder(torch.cat((z_clean, z_masked))).chunk(2)
+        with phase("views"):
+            targets, views_clean, views_masked = self.transform.views((x, xhat_clean, xhat_masked), draws.view)
         if self.transform.full_view:
             targets = (*targets, x)
         wanted, (clean_full, masked_full, *seen) = self._judged(
@@ -195,12 +208,13 @@ class SelfTeaching(nn.Module):
 
     def _judged(self, targets: Sequence[Tensor], views: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """J of the targets, constants unless the judge is live, and of the views."""
-        if self.config.judge == "live":
-            both = self.judge.judge((*targets, *views))
-            return both[: len(targets)], both[len(targets) :]
-        with torch.no_grad():
-            wanted = self.judge.judge(targets)
-        return wanted, self.judge.judge(views)
+        with phase("judge"):
+            if self.config.judge == "live":
+                both = self.judge.judge((*targets, *views))
+                return both[: len(targets)], both[len(targets) :]
+            with torch.no_grad():
+                wanted = self.judge.judge(targets)
+            return wanted, self.judge.judge(views)
 
     def _agreement(self, wanted: Sequence[Tensor], seen: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """mse(J(T x), J(T x̂)), the mean over T's views, and mse(J(x), J(x̂)) where T asks for it, which comes last."""
@@ -210,8 +224,9 @@ class SelfTeaching(nn.Module):
 
     def _sigreg(self, z: Tensor, draws: Draws) -> Tensor:
         assert draws.slices is not None
-        # a spatial latent is tested position by position: (B, c, h, w) → (h·w, B, c)
-        return sigreg(z if z.ndim == 2 else z.flatten(2).permute(2, 0, 1), draws.slices)
+        with phase("SIGReg"):
+            # a spatial latent is tested position by position: (B, c, h, w) → (h·w, B, c)
+            return sigreg(z if z.ndim == 2 else z.flatten(2).permute(2, 0, 1), draws.slices)
 
 
 Objective = PixelBaseline | SelfTeaching

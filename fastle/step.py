@@ -11,7 +11,7 @@ The loss of a batch and its draws is a pure function, which runs in one of two m
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from .config import RunConfig
 from .errors import FastleError
 from .model import Autoencoder
 from .objective import Draws, Losses, SelfTeaching, make_objective
+from .phases import phase
 
 SLICES, VIEWS = 0, 1  # streams of random numbers
 
@@ -67,7 +68,8 @@ class TrainStep:
         self.done = 0
         if mode == "compiled":
             # a graph that breaks is an error: what is slower than asked for must not pass for it
-            self.objective.compile(fullgraph=True, dynamic=False)
+            options = compile_options(device, bf16=config.train.precision == "bf16")
+            self.objective.compile(fullgraph=True, dynamic=False, options=options)
         # each rank normalises with its own batch; the running statistics are those of rank 0, on every rank
         self._loss = DistributedDataParallel(self.objective) if world_size > 1 else self.objective
         self._shared, self._local = Generator(device), Generator(device)
@@ -79,17 +81,21 @@ class TrainStep:
             CannotCompile: in the compiled mode, at the first step.
         """
         self.model.train()
-        draws = self.draw(images)
+        with phase("draws"):
+            draws = self.draw(images)
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16")
         try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
+            with phase("loss"), autocast:
                 losses: Losses = self._loss(images, draws)
-            self.optimizer.zero_grad()
-            losses.total.backward()
+            with phase("backward"):
+                self.optimizer.zero_grad()
+                losses.total.backward()
         except TorchDynamoException as error:
             reason = next(line for line in (*str(error).splitlines(), type(error).__name__) if line.strip())
             raise CannotCompile(f"the step cannot be compiled here: {reason.strip()}; use --step eager") from error
-        self.optimizer.step()
-        self.objective.update_judge()
+        with phase("optimizer"):
+            self.optimizer.step()
+            self.objective.update_judge()
         self.done += 1
         return losses
 
@@ -129,6 +135,12 @@ class TrainStep:
         if isinstance(self.objective, SelfTeaching) and self.config.objective.judge == "ema":
             self.objective.judge.load_state_dict(checkpoint.section("judge"))
         self.done = step
+
+
+def compile_options(device: torch.device, *, bf16: bool) -> dict[str, Any]:
+    """torch.compile's options for a step."""
+    # torch 2.15's bf16 code for AVX-512 gives NaN after the encoder's stem; its AVX2 code is right
+    return {"cpp.simdlen": 256} if device.type == "cpu" and bf16 else {}
 
 
 def stream_seed(seed: int, *key: int) -> int:
