@@ -1,4 +1,4 @@
-"""Naive oracles of the operators, one formula at a time. Only tests and benchmarks import this file."""
+"""SIGReg, one formula at a time: `impl="reference"`, and what benchmarks call naive."""
 
 from __future__ import annotations
 
@@ -36,31 +36,3 @@ def cf_deviations(
     cosines = share[..., None, None] * (angles.cos() - torch.exp(-(t**2) / 2))
     sines = share[..., None, None] * angles.sin()
     return torch.stack((cosines.sum(-3), sines.sum(-3)), dim=-3).transpose(-2, -1)
-
-
-def crop_resize(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
-    """`kernels.crop_resize`, pixel by pixel."""
-    batch, _, height, width = images.shape
-    out = torch.empty_like(images)
-    for b in range(batch):
-        for i in range(height):
-            for j in range(width):
-                y = int(top[b]) + (i * (side - 1) / (height - 1) if height > 1 else 0.0)
-                x = int(left[b]) + (j * (side - 1) / (width - 1) if width > 1 else 0.0)
-                y0, x0 = int(y), int(x)
-                y1, x1 = min(y0 + 1, int(top[b]) + side - 1), min(x0 + 1, int(left[b]) + side - 1)
-                above = images[b, :, y0, x0] * (1 - (x - x0)) + images[b, :, y0, x1] * (x - x0)
-                below = images[b, :, y1, x0] * (1 - (x - x0)) + images[b, :, y1, x1] * (x - x0)
-                out[b, :, i, j] = above * (1 - (y - y0)) + below * (y - y0)
-    return out
-
-
-def mask_fill(images: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    """`kernels.mask_fill`, image by image."""
-    out = images.clone()
-    for b in range(images.shape[0]):
-        y, x = int(top[b]), int(left[b])
-        out[b, :, max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)] = images[b].mean(dim=(-2, -1))[
-            :, None, None
-        ]
-    return out

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks fastle on a machine with a CUDA GPU, from the checkout, with the packages that `python3` already has:
-# the GPU tests, the tests of the Triton kernels, every benchmark, and a short training run with its evaluation. Ends
-# within 9 minutes.
+# the GPU tests, the tests of the Triton kernels, the quick form of every benchmark, and a short training run with its
+# evaluation. Ends within 9 minutes.
 #
 #   scripts/gpu_check.sh OUTDIR
 #
@@ -67,7 +67,7 @@ part() {
 echo "$gpu" | tee -a "$log"
 
 # a test file that this machine lacks a package for must not keep the others from running
-part tests 180 "$TRAINING_S" "$log" python3 -m pytest -m gpu --continue-on-collection-errors -p no:cacheprovider
+part tests 120 "$TRAINING_S" "$log" python3 -m pytest -m gpu --continue-on-collection-errors -p no:cacheprovider
 
 # without the mark, since CI runs them in an interpreter
 part kernels 120 "$TRAINING_S" "$log" python3 -m pytest tests/kernels -k triton -m "not gpu" -p no:cacheprovider
@@ -75,7 +75,7 @@ part kernels 120 "$TRAINING_S" "$log" python3 -m pytest tests/kernels -k triton 
 shopt -s nullglob
 for bench in bench/*_bench.py; do
     name=$(basename "$bench" .py)
-    part "$name" 200 "$TRAINING_S" "$out/$name.json" python3 "$bench" --json "$out/$name.json"
+    part "$name" 90 "$TRAINING_S" "$out/$name.json" python3 "$bench" --quick --json "$out/$name.json"
 done
 
 # the run's checkpoints and grids are not results of the check
