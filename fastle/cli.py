@@ -148,7 +148,7 @@ def _train_parser() -> argparse.ArgumentParser:
     )
 
     def flag(name: str, kind: Any, text: str, metavar: str | None = None, **more: Any) -> None:
-        choices = get_args(kind)
+        choices = more.get("choices") or get_args(kind)
         more |= {"choices": choices} if choices else {"type": kind, "metavar": metavar or "N"}
         parser.add_argument(name, help=text, **more)
 

@@ -16,7 +16,7 @@ from fastle.config import RunConfig
 from fastle.objective import Draws
 from fastle.presets import make_config
 from fastle.report import read_metrics
-from fastle.step import TrainStep
+from fastle.step import StepMode, TrainStep
 from fastle.train import train
 from fastle.transforms import Boxes
 
@@ -83,3 +83,32 @@ def test_draws_are_made_on_the_gpu() -> None:
     assert draws.slices is not None and draws.slices.device.type == "cuda"
     assert again.slices is not None and torch.equal(draws.slices, again.slices)
     assert draws.hole is not None and draws.hole.top.device.type == "cuda"
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+@pytest.mark.parametrize("row", ROWS)
+def test_step_does_not_wait_for_the_gpu(row: str, mode: StepMode) -> None:
+    step = TrainStep(small(**ROWS[row]), CUDA, mode=mode)
+    images = torch.randint(0, 256, (16, 1, 16, 16), dtype=torch.uint8, device=CUDA)
+    for _ in range(2):  # compiles and allocates
+        step(images)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(images)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_compiled_steps_are_those_of_the_eager_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    modes: tuple[StepMode, ...] = ("eager", "compiled")
+    steps = [TrainStep(small(), CUDA, mode=mode) for mode in modes]
+    images = torch.randint(0, 256, (16, 1, 16, 16), dtype=torch.uint8, device=CUDA)
+    for _ in range(20):
+        for step in steps:
+            step(images)
+    eager, compiled = (step.model.state_dict() for step in steps)
+    for name, wanted in eager.items():
+        scale = wanted.double().abs().max()
+        assert float((compiled[name].double() - wanted.double()).abs().max()) <= 1e-4 * float(scale), name
