@@ -67,7 +67,8 @@ def crop_resize(
     Raises:
         ValueError: arguments of the wrong shape, dtype or device; a size out of its range; and on a CPU a box that
             leaves its image. On a GPU that would wait for the device: the kernel asserts it there, which shows as a
-            CUDA error at a later call and costs the process its GPU context.
+            CUDA error at a later call and costs the process its GPU context. Torch's form on other devices does not
+            look.
     """
     batches = as_list("crop_resize", images)
     like, extent = batches[0], batches[0].shape[2:]

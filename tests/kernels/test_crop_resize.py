@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+import fastle.kernels.crop_resize as form
 from fastle.kernels.crop_resize import crop_resize
 from tests.kernels import views
 from tests.kernels.views import DEVICE, every_bad_image, every_float, every_impl, every_layout, made, needs_gpu
@@ -697,3 +698,25 @@ def test_cuda_graph(tensors: str, impl: Any) -> None:
 def test_waits_for_no_gpu(tensors: str, impl: Any) -> None:
     operator = applied(at_the_corners(8, (64, 50), (19, 30)), tensors, impl=impl)
     views.waits_for_no_gpu(operator, made(8, 3, 64, 50))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+@pytest.mark.parametrize("sizes", ["numbers", "tensors"])
+def test_form_of_devices_without_triton_equals_that_of_a_cpu(sizes: str, layout: str) -> None:
+    images = views.laid_out(made(4, 3, 9, 14), layout).cpu()
+    top, left = torch.tensor([0, 4, 8, 2]), torch.tensor([0, 9, 13, 1])
+    heights, widths = torch.tensor([9, 5, 1, 3]), torch.tensor([14, 5, 1, 7])
+    boxes: tuple[Any, ...]
+    if sizes == "numbers":
+        boxes = (top.clamp(max=5), left.clamp(max=8), None, None, 4, 6)
+    else:
+        boxes = (top, left, heights, widths, 0, 0)
+    # what no box holds is not read
+    images[1, :, 0, 0] = torch.nan
+    gradient = torch.rand(4, 3, 7, 20) - 0.5
+    listed = form._listed(*boxes)
+    expected, found = form._resize(images, listed, (7, 20)), form._resize_by_masks(images, *boxes, (7, 20))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert found.stride() == expected.stride()
+    spread, by_masks = form._spread(gradient, listed, (9, 14)), form._spread_by_masks(gradient, *boxes, (9, 14))
+    torch.testing.assert_close(by_masks, spread, rtol=0, atol=1e-5)
