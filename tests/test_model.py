@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.plain_step import PlainDecoder, PlainUp
 from fastle.config import ConfigError, ModelConfig
 from fastle.model import Autoencoder, Decoder, UpBlock
 from fastle.presets import PRESETS
@@ -214,37 +214,6 @@ def test_uint8_images() -> None:
 # the exact savings
 
 
-class PlainUpBlock(nn.Module):
-    """The author's order: upsample first, then every convolution on the large map."""
-
-    def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__()
-        self.expand = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.mix = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        self.skip = nn.Conv2d(channels_in, channels_out, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=2, mode="nearest")
-        return F.silu(self.skip(x) + self.mix(F.silu(self.expand(x))))
-
-
-class PlainDecoder(nn.Module):
-    """The plain form of `Decoder`."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.map_shape = config.map_shape
-        self.unpool = None if config.latent is None else nn.Linear(config.latent, math.prod(config.map_shape))
-        hidden = config.hidden
-        self.up = nn.Sequential(PlainUpBlock(config.map_channels, 2 * hidden), PlainUpBlock(2 * hidden, hidden))
-        self.head = nn.Conv2d(hidden, config.channels, 3, padding=1)
-
-    def forward(self, z: Tensor) -> Tensor:
-        if self.unpool is not None:
-            z = F.silu(self.unpool(z)).unflatten(1, self.map_shape)
-        return torch.sigmoid(self.head(F.interpolate(self.up(z), scale_factor=2, mode="nearest")))
-
-
 def plain_form(config: ModelConfig) -> Autoencoder:
     """An autoencoder whose decoder is the plain form, with seed 0's weights."""
     torch.manual_seed(0)
@@ -267,7 +236,7 @@ def backward_of(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4), (3, 2), (5, 7), (8, 8)], ids=str)
 def test_up_block_equals_its_plain_form(height: int, width: int) -> None:
     torch.manual_seed(0)
-    plain, block = PlainUpBlock(4, 3).double(), UpBlock(4, 3).double()
+    plain, block = PlainUp(4, 3).double(), UpBlock(4, 3).double()
     block.load_state_dict(plain.state_dict())
     x = torch.randn(2, 4, height, width, dtype=torch.float64)
     torch.testing.assert_close(backward_of(block, x), backward_of(plain, x), rtol=1e-11, atol=1e-12)
