@@ -76,6 +76,8 @@ class ObjectiveConfig:
         hole_ratio: the share of the input cut out in the masked setting, in (0, 1); None without.
         judge, transform: of a self-teaching row.
         crop_ratio: side of the crop over the image's, in (0, 1]; crop-resize only.
+        crop_ratio_max: the side is drawn for each step, up to this share, in (crop_ratio, 1]; None keeps `crop_ratio`.
+        crops: of each image, ≥ 1; above 1 crop-resize only.
         mask_ratio: share masked, in (0, 1); the three mask transformations only.
         noise_std: standard deviation, > 0, on images in [0, 1]; noise only.
         sigreg_weight: λ ≥ 0.
@@ -87,6 +89,8 @@ class ObjectiveConfig:
     judge: JudgeName | None = None
     transform: TransformName | None = None
     crop_ratio: float | None = None
+    crop_ratio_max: float | None = None
+    crops: int = 1
     mask_ratio: float | None = None
     noise_std: float | None = None
     sigreg_weight: float | None = None
@@ -104,8 +108,15 @@ class ObjectiveConfig:
             if (value is not None) != (name in used):
                 fault = "is missing" if value is None else "has no effect"
                 raise ConfigError(f"{_flag(name)} {fault} with {self._row()}")
+        for name, without in (("crop_ratio_max", None), ("crops", 1)):
+            if getattr(self, name) != without and self.transform != "crop-resize":
+                raise ConfigError(f"{_flag(name)} has no effect with {self._row()}")
         if self.crop_ratio is not None:
             _require(0 < self.crop_ratio <= 1, "crop-ratio", self.crop_ratio, "above 0 and at most 1")
+            if self.crop_ratio_max is not None:
+                rule = f"above --crop-ratio {self.crop_ratio:g} and at most 1"
+                _require(self.crop_ratio < self.crop_ratio_max <= 1, "crop-ratio-max", self.crop_ratio_max, rule)
+        _require(self.crops >= 1, "crops", self.crops, "at least 1")
         if self.mask_ratio is not None:
             _require(0 < self.mask_ratio < 1, "mask-ratio", self.mask_ratio, "between 0 and 1")
         if self.noise_std is not None:

@@ -1,8 +1,9 @@
 """The transformations T and the input hole (method section 3): drawn once for a sample, applied to every view of it.
 
 Each transformation has `draw`, which makes its random numbers from a generator, and `views`, a pure function of images
-and that draw. All images of a step are transformed in one call, which is one launch on a GPU. Most transformations make
-one view; the detail stack makes five and is compared together with the full view.
+and that draw. All images of a step are transformed in one call, which is one launch on a GPU (of several crops, one
+each). Most transformations make one view; crop-resize makes one for each crop; the detail stack makes five and is
+compared together with the full view.
 """
 
 from __future__ import annotations
@@ -25,18 +26,24 @@ PATCH = 4
 # guards square roots and divisions whose argument can be exactly zero, as on the shapes' black ground
 EPS = 1e-6
 LOCAL_CONTRAST_EPS = 1e-4
+# of the integers that a corner is the remainder of: one position is more likely than another by less than 1e-13
+MANY = 2**62
 
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """One box corner for each image: top and left, (B,) int64, in pixels."""
+    """One box corner for each image: top and left, (B,) int64, in pixels.
+
+    Where the boxes' side is drawn too: side, () int64, in pixels, the same for all images.
+    """
 
     top: Tensor
     left: Tensor
+    side: Tensor | None = None
 
 
-# what a transformation draws: boxes, seeds of masks, noise, or nothing
-ViewDraw = Boxes | Tensor | None
+# what a transformation draws: boxes of one view or of several, seeds of masks, noise, or nothing
+ViewDraw = Boxes | tuple[Boxes, ...] | Tensor | None
 Shape = tuple[int, ...]  # (B, C, H, W)
 
 
@@ -56,7 +63,7 @@ def make_transform(config: ObjectiveConfig) -> Transform:
     """The transformation that a self-teaching row names."""
     match config:
         case ObjectiveConfig(transform="crop-resize", crop_ratio=ratio) if ratio is not None:
-            return CropResize(ratio)
+            return CropResize(ratio, config.crop_ratio_max, config.crops)
         case ObjectiveConfig(transform="pixel-mask", mask_ratio=ratio) if ratio is not None:
             return PatchMask(ratio, patch=1)
         case ObjectiveConfig(transform="patch-mask", mask_ratio=ratio) if ratio is not None:
@@ -87,21 +94,46 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class CropResize:
-    """A square box of side int(ratio · min(H, W)), its corner uniform, resized back to (H, W)."""
+    """`crops` square boxes of side int(ratio · min(H, W)), their corners uniform, each resized back to (H, W).
+
+    With a `ratio_max` each of them has a side of its own, drawn once for all images: a whole number of pixels s from
+    a = int(ratio · min(H, W)) to b = int(ratio_max · min(H, W)), both ends included, log-uniform:
+    P(s) = log((s + 1) / s) / log((b + 1) / a).
+    """
 
     ratio: float
+    ratio_max: float | None = None
+    crops: int = 1
     full_view = False
 
     def side(self, shape: Shape) -> int:
-        """Side of the box for images of `shape`, pixels."""
+        """Side of the box for images of `shape`, pixels; the least of them with a `ratio_max`."""
         return int(self.ratio * min(shape[-2:]))
 
-    def draw(self, shape: Shape, generator: Generator) -> Boxes:
-        return draw_boxes(shape, self.side(shape), generator)
+    def draw(self, shape: Shape, generator: Generator) -> Boxes | tuple[Boxes, ...]:
+        """The boxes of one crop, or a tuple of several crops' boxes."""
+        boxes = tuple(draw_boxes(shape, self._draw_side(shape, generator), generator) for _ in range(self.crops))
+        return boxes if self.crops > 1 else boxes[0]
 
     def views(self, images: Sequence[Tensor], drawn: ViewDraw) -> list[tuple[Tensor, ...]]:
-        assert isinstance(drawn, Boxes)
-        return [(view,) for view in crop_resize(images, drawn.top, drawn.left, self.side(images[0].shape))]
+        crops = drawn if isinstance(drawn, tuple) else (drawn,)
+        return list(zip(*[self._crop(images, boxes) for boxes in crops], strict=True))
+
+    def _draw_side(self, shape: Shape, generator: Generator) -> int | Tensor:
+        least = self.side(shape)
+        if self.ratio_max is None:
+            return least
+        most = int(self.ratio_max * min(shape[-2:]))
+        # s stands for all of [s, s + 1), or the greatest side would hardly ever be drawn
+        low, high = math.log(least), math.log(most + 1)
+        share = torch.rand((), generator=generator, device=generator.device)
+        # rounding can leave the range
+        return (low + (high - low) * share).exp().long().clamp(least, most)
+
+    def _crop(self, images: Sequence[Tensor], boxes: Boxes | Tensor | None) -> tuple[Tensor, ...]:
+        assert isinstance(boxes, Boxes)
+        side = self.side(images[0].shape) if boxes.side is None else boxes.side.expand(len(boxes.top))
+        return crop_resize(images, boxes.top, boxes.left, side)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +222,24 @@ class Detail:
         return tuple(view.clamp(0, 1).expand_as(images) for view in views)
 
 
-def draw_boxes(shape: Shape, side: int, generator: Generator) -> Boxes:
-    """Corners of square boxes of `side`, uniform over all positions inside images of `shape`."""
+def draw_boxes(shape: Shape, side: int | Tensor, generator: Generator) -> Boxes:
+    """Corners of square boxes of `side`, uniform over all positions inside images of `shape`.
+
+    Args:
+        shape: (B, C, H, W).
+        side: pixels, from 1 to min(H, W). A tensor, () int64 on the generator's device, goes into the boxes.
+        generator: of the corners, which are on its device.
+    """
     batch, _, height, width = shape
-    top, left = (
-        torch.randint(extent - side + 1, (batch,), generator=generator, device=generator.device)
-        for extent in (height, width)
-    )
+
+    def integers(below: int) -> Tensor:
+        return torch.randint(below, (batch,), generator=generator, device=generator.device)
+
+    if isinstance(side, Tensor):
+        # a bound of `randint` would have to be read from the device
+        top, left = (integers(MANY) % (extent - side + 1) for extent in (height, width))
+        return Boxes(top, left, side)
+    top, left = (integers(extent - side + 1) for extent in (height, width))
     return Boxes(top, left)
 
 

@@ -429,7 +429,9 @@ def views(config: ObjectiveConfig, x: Tensor, drawn: ViewDraw) -> list[Tensor]:
     if isinstance(drawn, Tensor):
         return [x + drawn] if config.transform == "noise" else [x * kept(config, x, drawn)]
     assert config.crop_ratio is not None
-    return [resize_crops(x, drawn.top, drawn.left, int(config.crop_ratio * min(x.shape[2:])))]
+    fixed = int(config.crop_ratio * min(x.shape[2:]))
+    crops = drawn if isinstance(drawn, tuple) else (drawn,)
+    return [resize_crops(x, box.top, box.left, fixed if box.side is None else int(box.side)) for box in crops]
 
 
 # objectives

@@ -52,6 +52,15 @@ def test_a_transformation_has_its_own_setting_and_no_other(transform: str, unit:
     assert settings == {"crop_ratio": None, "mask_ratio": None, "noise_std": None} | {unit: value}
 
 
+def test_crops_are_one_of_a_fixed_side_until_asked_for() -> None:
+    for flags in ({}, {"objective": "pixel"}, {"transform": "noise"}):
+        objective = make_config("celeba", **flags).objective  # type: ignore[arg-type]
+        assert (objective.crop_ratio_max, objective.crops) == (None, 1)
+    objective = make_config("celeba", crop_ratio=0.1, crop_ratio_max=1.0, crops=4, masked=True).objective
+    assert (objective.crop_ratio, objective.crop_ratio_max, objective.crops) == (0.1, 1.0, 4)
+    assert make_config("celeba", crop_ratio_max=0.5).objective.crop_ratio == 0.15
+
+
 def test_mask_ratio_is_the_holes_when_masked() -> None:
     objective = make_config("celeba", masked=True, mask_ratio=0.5).objective
     assert objective.hole_ratio == 0.5 and objective.mask_ratio is None
@@ -73,6 +82,16 @@ def test_small_folders_take_the_cifar_model() -> None:
         ({"crop_ratio": 1.5}, "--crop-ratio 1.5"),
         ({"crop_ratio": 0.0}, "--crop-ratio 0.0"),
         ({"crop_ratio": 0.005}, "less than a pixel"),
+        ({"crop_ratio_max": 0.15}, "--crop-ratio-max 0.15 cannot be: it must be above --crop-ratio 0.15 and at most 1"),
+        ({"crop_ratio": 0.3, "crop_ratio_max": 0.2}, "--crop-ratio-max 0.2"),
+        ({"crop_ratio_max": 1.01}, "--crop-ratio-max 1.01"),
+        ({"crop_ratio_max": float("nan")}, "--crop-ratio-max nan"),
+        ({"crop_ratio": 0.005, "crop_ratio_max": 1.0}, "less than a pixel"),
+        ({"crops": 0}, "--crops 0 cannot be: it must be at least 1"),
+        ({"transform": "noise", "crop_ratio_max": 1.0}, "--crop-ratio-max has no effect with --transform noise"),
+        ({"transform": "detail", "crops": 2}, "--crops has no effect with --transform detail"),
+        ({"objective": "pixel", "crop_ratio_max": 1.0}, "--crop-ratio-max has no effect with --objective pixel"),
+        ({"objective": "pixel", "crops": 2}, "--crops has no effect with --objective pixel"),
         ({"mask_ratio": 0.5}, "--mask-ratio has no effect with --transform crop-resize"),
         ({"transform": "identity", "crop_ratio": 0.5}, "--crop-ratio has no effect with --transform identity"),
         ({"transform": "pixel-mask", "mask_ratio": 1.0}, "--mask-ratio 1.0"),
@@ -113,11 +132,26 @@ def test_map_channels_that_the_skip_cannot_average_to() -> None:
 
 
 @pytest.mark.parametrize(
-    "flags", [{}, {"masked": True}, {"objective": "pixel"}, {"transform": "detail", "judge": "ema"}]
+    "flags",
+    [
+        {},
+        {"masked": True},
+        {"objective": "pixel"},
+        {"transform": "detail", "judge": "ema"},
+        {"crop_ratio_max": 1.0, "crops": 2},
+    ],
 )
 def test_json_round_trip(flags: dict[str, object]) -> None:
     config = make_config("celeba", **flags)  # type: ignore[arg-type]
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("flags", [{}, {"objective": "pixel"}, {"transform": "noise"}])
+def test_configurations_from_before_there_were_several_crops_load(flags: dict[str, object]) -> None:
+    config = make_config("celeba", **flags)  # type: ignore[arg-type]
+    values = json.loads(json.dumps(config.to_dict()))
+    del values["objective"]["crop_ratio_max"], values["objective"]["crops"]
+    assert RunConfig.from_dict(values) == config
 
 
 @pytest.mark.parametrize("field", ["name", "judge", "transform"])

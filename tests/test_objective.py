@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -33,7 +35,7 @@ CASES = {
     "pooled-five-8": Case(ModelConfig(size=8, channels=5, hidden=3, map_channels=6, latent=3), 4),
 }
 
-FIELDS: dict[TransformName, dict[str, float]] = {
+FIELDS: dict[TransformName, dict[str, Any]] = {
     "crop-resize": {"crop_ratio": 0.45},
     "pixel-mask": {"mask_ratio": 0.7},
     "patch-mask": {"mask_ratio": 0.5},
@@ -70,6 +72,17 @@ def other_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
                 config = teaching(judge, transform, hole)
                 if config not in known:
                     yield f"{prefix}{judge}-{transform}", config
+    for name, config in crop_rows():
+        yield name, config
+
+
+def crop_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
+    """Crop-resize with several crops, and with sides that are drawn."""
+    judges: tuple[JudgeName, ...] = ("step-frozen", "live")
+    for judge, hole, (ratio_max, crops) in itertools.product(judges, (None, 0.35), ((None, 2), (1.0, 1), (1.0, 2))):
+        name = f"{'masked-' if hole else ''}{judge}-{crops}-{'varying' if ratio_max else 'fixed'}-crops"
+        config = teaching(judge, "crop-resize", hole)
+        yield name, dataclasses.replace(config, crop_ratio_max=ratio_max, crops=crops)
 
 
 def parametrise() -> list[object]:
@@ -380,6 +393,49 @@ def test_bf16_autocast_is_finite_and_keeps_sigreg_in_fp32(transform: TransformNa
         # bf16 inside the statistic would be off by about 1e-2
         expected = oracle.sigreg(losses.latent.double(), draws.slices.double())  # type: ignore[union-attr]
         torch.testing.assert_close(losses.sigreg.double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("hole", [None, 0.35], ids=["plain", "masked"])
+@pytest.mark.parametrize("ratio_max", [None, 1.0], ids=["fixed", "varying"])
+def test_agreement_of_two_crops_is_the_mean_of_each_alone(ratio_max: float | None, hole: float | None) -> None:
+    case = CASES["pooled-rgb-16"]
+    two = dataclasses.replace(teaching("step-frozen", "crop-resize", hole), crop_ratio_max=ratio_max, crops=2)
+    one = dataclasses.replace(two, crops=1)
+    images = images_of(case, 9)
+    objective = make_objective(build(case), two)
+    draws = drawn(objective, images, 9)
+    assert isinstance(draws.view, tuple)
+    both = objective(images, draws)
+    alone = [make_objective(build(case), one)(images, dataclasses.replace(draws, view=boxes)) for boxes in draws.view]
+    for name, value in present(both).items():
+        singles = [present(losses)[name] for losses in alone]
+        torch.testing.assert_close(value, (singles[0] + singles[1]) / 2, rtol=1e-12, atol=0, msg=name)
+        depends = name in ("agreement", "clean", "masked")
+        assert torch.equal(*singles) != depends, name
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
+def test_crops_of_drawn_sides_compile_once_to_the_same() -> None:
+    case = CASES["spatial-rgb-8"]
+    config = teaching("step-frozen", "crop-resize", 0.35)
+    config = dataclasses.replace(config, crop_ratio=0.2, crop_ratio_max=1.0, crops=2)
+    eager, compiled = (make_objective(build(case), config) for _ in range(2))
+    compiled.compile(fullgraph=True, dynamic=False)
+    sides = set()
+    for seed in range(4):
+        images = images_of(case, seed)
+        draws = drawn(eager, images, seed)
+        assert isinstance(draws.view, tuple)
+        sides |= {int(boxes.side) for boxes in draws.view if boxes.side is not None}
+        # a graph for each side would be compiled anew in nearly every step
+        with torch._dynamo.config.patch(error_on_recompile=seed > 0):
+            ours, theirs = compiled(images, draws), eager(images, draws)
+        torch.testing.assert_close(ours.total, theirs.total, rtol=1e-12, atol=0)
+        for objective, losses in ((compiled, ours), (eager, theirs)):
+            objective.zero_grad()
+            losses.total.backward()
+        assert_same(model_gradients(compiled.model), model_gradients(eager.model), rel=1e-9)
+    assert len(sides) > 2
 
 
 def test_terms_are_total_first_and_detached() -> None:
