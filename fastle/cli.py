@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 import torch.distributed as dist
@@ -53,7 +53,7 @@ def train(argv: Sequence[str] | None = None) -> None:
         with _process_group(pick_device(flags["device"], console), world_size) as device:
             if flags["download"]:
                 _download(config, world_size)
-            mode = _pick_step(flags["step"], device)
+            mode = _pick_step(flags["step"], device, world_size)
             if flags["profile"] is not None:
                 against = flags["against"] is not None
                 profile(
@@ -118,11 +118,13 @@ def _check_profile(flags: dict[str, Any], world_size: int) -> None:
         raise ConfigError("--profile measures one process: start it without torchrun")
 
 
-def _pick_step(requested: str, device: torch.device) -> StepMode:
-    if requested == "auto":
-        # on a CPU compiling takes longer than it saves in a short run
-        return "compiled" if device.type == "cuda" else "eager"
-    return "compiled" if requested == "compiled" else "eager"
+def _pick_step(requested: StepMode | Literal["auto"], device: torch.device, world_size: int) -> StepMode:
+    if requested != "auto":
+        return requested
+    if device.type != "cuda":
+        # compiling takes longer than it saves in a short run
+        return "eager"
+    return "captured" if world_size == 1 else "compiled"
 
 
 def _why_no_gpu() -> str:
@@ -167,6 +169,8 @@ def _train_parser() -> argparse.ArgumentParser:
     flag("--judge", JudgeName, "who compares (default: step-frozen)")
     flag("--transform", TransformName, "what the judge is shown (default: crop-resize)")
     flag("--crop-ratio", float, "side of the crop over the image's (default: the preset's)", "R")
+    flag("--crop-ratio-max", float, "draw the side for each step, log-uniform from --crop-ratio to this", "R")
+    flag("--crops", int, "crops of each image, each with a box of its own (default: %(default)s)", default=1)
     flag("--mask-ratio", float, "share of the hole (0.35), or of a mask transformation (0.7)", "R")
     flag("--noise-std", float, "of --transform noise, on images in [0, 1] (default: 0.1)", "S")
     flag("--sigreg-weight", float, "the weight λ of SIGReg (default: 0.03)", "W")
@@ -187,7 +191,8 @@ def _train_parser() -> argparse.ArgumentParser:
     flag(
         "--step",
         None,
-        "compiled: by torch.compile (default: on a GPU)",
+        "compiled: by torch.compile; captured: that and the update as one CUDA graph (default: captured on one GPU, "
+        "compiled on several, eager on a CPU)",
         choices=("auto", *get_args(StepMode)),
         default="auto",
     )

@@ -15,8 +15,8 @@ from torch.profiler import record_function
 
 # in the order of a step; "step" is what is in no other phase
 PHASES = (
-    "data wait", "draws", "encode", "decode", "views", "judge", "SIGReg", "loss", "backward", "optimizer", "step",
-    "device wait",
+    "data wait", "draws", "encode", "decode", "views", "judge", "SIGReg", "loss", "backward", "optimizer", "replay",
+    "step", "device wait",
 )  # fmt: skip
 
 

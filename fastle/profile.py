@@ -34,6 +34,7 @@ from .checkpoint import write_atomic
 from .config import ConfigError, Precision, RunConfig
 from .data import Feed, Images, open_images
 from .errors import FastleError
+from .memory import peak_allocated
 from .objective import Draws
 from .phases import phase, phase_times
 from .profile_tables import Figures, legend, phase_table, rate_table
@@ -56,6 +57,7 @@ class Side:
         model: what it trains.
         step: takes one, on a batch.
         loss: of a batch, operator by operator.
+        ours: the step, if it is fastle's.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Side:
     model: nn.Module
     step: Callable[[Tensor], object]
     loss: Callable[[Tensor], Tensor]
+    ours: TrainStep | None = None
 
 
 def profile(
@@ -128,6 +131,7 @@ def _fastle(config: RunConfig, device: torch.device, mode: StepMode) -> Side:
         model=step.model,
         step=step,
         loss=loss,
+        ours=step,
     )
 
 
@@ -141,6 +145,12 @@ def _plain(config: RunConfig, device: torch.device) -> Callable[[], Side]:
     if row != ("step-frozen", "crop-resize"):
         asked = f"--judge {row[0]} --transform {row[1]}" if row[0] else "--objective pixel"
         raise ConfigError(f"--against eager knows --judge step-frozen with --transform crop-resize only, not {asked}")
+    for flag, value, known in (
+        ("--crop-ratio-max", config.objective.crop_ratio_max, None),
+        ("--crops", config.objective.crops, 1),
+    ):
+        if value != known:
+            raise ConfigError(f"--against eager knows one crop of a fixed side only, not {flag} {value}")
     module = _load_plain_step()
     config = replace(config, train=replace(config.train, precision="fp32"))
 
@@ -246,6 +256,8 @@ def _measure(
             + (", compilation included: a minute or more" if side.compiles else "")
         )
         seconds = WARM_UP * _seconds_per_step(side, batches, WARM_UP, device)
+        if side.ours is not None and side.ours.refused:
+            say(f"{side.name}: {side.ours.refused}")
         say(f"{side.name}: warm after {seconds:.1f} s; {steps} steps without the profiler, {steps} with it")
         step_ms = 1e3 * _seconds_per_step(side, batches, steps, device)
         memory = step_memory(side, next(batches), device) - held
@@ -303,27 +315,16 @@ def _trace(side: Side, batches: Iterator[Tensor], steps: int, device: torch.devi
 def step_memory(side: Side, images: Tensor, device: torch.device) -> int:
     """Bytes at the peak of one step.
 
-    On a GPU `torch.cuda.max_memory_allocated`, all that is held included. On a CPU what PyTorch's allocator gives out
-    in the step, less what it takes back: weights and moments are there before and do not count, nor does the scratch
-    memory of libraries.
+    On a GPU `torch.cuda.max_memory_allocated`, all that is held included, a captured step's while it was recorded:
+    a replay allocates nothing. On a CPU see `peak_allocated`: weights and moments are there before and do not count.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         side.step(images)
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device)
-    # the profiler sees the end of what began in it only, and complains of the rest
+        return max(torch.cuda.max_memory_allocated(device), side.ours.graph_memory if side.ours else 0)
     side.model.zero_grad()
-    gc.collect()
-    with torch.autograd.profiler.profile(use_device=None, profile_memory=True) as profiler:
-        side.step(images)
-    assert profiler.kineto_results is not None
-    allocations = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(allocations, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    return peak_allocated(lambda: side.step(images))
 
 
 def count_flop(side: Side, images: Tensor) -> float:

@@ -11,7 +11,12 @@ from rich.table import Table
 from .phases import PHASES, Times
 
 TOLERANCE = 0.05  # of the phases together and the step without the profiler
-LABELS = {"loss": "loss (one graph)", "step": "other", "device wait": "wait for the device"}
+LABELS = {
+    "loss": "loss (one graph)",
+    "replay": "replay (one graph)",
+    "step": "other",
+    "device wait": "wait for the device",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +108,8 @@ def legend(figures: Sequence[Figures], device: torch.device) -> list[str]:
     ]
     if any("loss" in side.phases for side in figures):
         lines.insert(0, "loss (one graph): encode to SIGReg in one compiled graph, whose phases cannot be told apart")
+    if any("replay" in side.phases for side in figures):
+        lines.insert(0, "replay (one graph): draws to optimizer in one CUDA graph, whose phases cannot be told apart")
     if any(abs(side.phases_over_step() - 1) > TOLERANCE for side in figures):
         lines.append(
             f"the phases and the step differ by more than {TOLERANCE:.0%}: the machine is busy with something else, or "

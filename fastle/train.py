@@ -133,7 +133,9 @@ def _loop(
     clock = Clock(step.config.train.batch_size)
     window = Window(step, clock, feed, run)
     batches = iter(feed)
-    compiling = step.mode == "compiled"
+    if step.refused:
+        display.say(step.refused)
+    compiling, refused = step.mode != "eager", step.refused
     while step.done < total:
         # step
         images = next(batches)
@@ -142,7 +144,9 @@ def _loop(
         losses = step(images)
         clock.step()
         if compiling:
-            display.say(f"compiled in {clock.elapsed():.0f} s")
+            display.say(f"{'compiled and ' if step.mode == 'captured' else ''}{step.mode} in {clock.elapsed():.0f} s")
+            if step.refused and not refused:
+                display.say(step.refused)
             compiling = False
         window.add(losses.terms())
         report = step.done % report_every == 0 or step.done == total

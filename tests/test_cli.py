@@ -72,6 +72,11 @@ def test_dry_run_reads_nothing_and_makes_nothing(command: Command, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dry_run_shows_the_crops(command: Command) -> None:
+    _, out, _ = command("train", "celeba", "--crop-ratio", "0.1", "--crop-ratio-max", "1", "--crops", "2", "--dry-run")
+    assert "crop_ratio 0.1  crop_ratio_max 1.0  crops 2" in out
+
+
 @pytest.mark.parametrize("arguments", [("folder",), ("folder", "--data", "/nowhere"), ("cifar10",)])
 def test_dry_run_needs_no_images(command: Command, arguments: tuple[str, ...]) -> None:
     status, out, _ = command("train", *arguments, "--dry-run")
@@ -134,6 +139,11 @@ def test_a_default_run_directory_for_each_setting(command: Command, tmp_path: Pa
     ("arguments", "message"),
     [
         (("shapes", "--latent", "0"), "--latent 0 cannot be: it must be at least 1"),
+        (("shapes", "--crops", "0"), "--crops 0 cannot be: it must be at least 1"),
+        (("shapes", "--crop-ratio-max", "0.2"), "--crop-ratio-max 0.2 cannot be: it must be above --crop-ratio 0.3"),
+        (("shapes", "--transform", "noise", "--crops", "2"), "--crops has no effect with --transform noise"),
+        (("shapes", "--profile", "1", "--against", "eager", "--crops", "2"), "one crop of a fixed side only, not"),
+        (("shapes", "--profile", "1", "--against", "eager", "--crop-ratio-max", "1"), "not --crop-ratio-max 1.0"),
         (("shapes", "--transform", "crop"), "invalid choice: 'crop'"),
         (("shapes", "--size", "30"), "--size 30 cannot be"),
         (("shapes", "--size", "big"), "invalid int value: 'big'"),
@@ -233,6 +243,8 @@ def test_every_objective_row_trains_from_the_command_line(command: Command) -> N
         ("--judge", "ema"),
         ("--transform", "detail"),
         ("--masked", "--mask-ratio", "0.4"),
+        ("--crop-ratio", "0.1", "--crop-ratio-max", "1", "--crops", "2"),
+        ("--masked", "--crop-ratio-max", "0.9", "--crops", "2"),
         ("--masked", "--objective", "pixel"),
         ("--transform", "pixel-mask", "--mask-ratio", "0.9"),
         ("--transform", "patch-mask"),

@@ -240,4 +240,4 @@ def test_one_graph_has_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_names_of_phases_are_known() -> None:
-    assert NAMED | {"loss", "step", "device wait"} == set(PHASES)
+    assert NAMED | {"loss", "replay", "step", "device wait"} == set(PHASES)
