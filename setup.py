@@ -25,6 +25,8 @@ DEV = [
     "pytest>=8",
     # a minor release may change rules and layout: a new one is taken on purpose, not by whoever installs next
     "ruff>=0.17,<0.18",
+    # the probes of scripts/reproduce.py
+    "scikit-learn",
 ]
 
 setup(

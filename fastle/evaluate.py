@@ -2,6 +2,12 @@
 
 PSNR is 10·log10(1 / mse) of each image on [0, 1], averaged over images; `psnr_of_mean_mse` puts the split's mean
 squared error in place of each image's, and is the lower of the two. SSIM is torchmetrics' (Gaussian window 11, σ 1.5).
+
+Of colour images also the PSNR of luma and that of chroma, the two planes together, in full-range BT.601 YCbCr:
+
+    Y  =  0.299    R + 0.587    G + 0.114    B
+    Cb = -0.168736 R - 0.331264 G + 0.5      B + 0.5     that is 0.5 + (B - Y) / 1.772
+    Cr =  0.5      R - 0.418688 G - 0.081312 B + 0.5               0.5 + (R - Y) / 1.402
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 
 from .data import Images
 from .model import Autoencoder, unit_range
-from .transforms import Boxes, cut_hole, draw_boxes, hole_mask, hole_side
+from .transforms import Boxes, cut_hole, draw_boxes, hole_mask, hole_side, to_grey
 
 HOLE_SEED = 0
 BATCH = 250
@@ -42,8 +48,9 @@ def evaluate(
         progress: told the number of images after each batch.
 
     Returns:
-        "clean": psnr, psnr_of_mean_mse and ssim on the images as they are; with a hole also "masked": the same on
-        images with a hole, against the whole image, and psnr and ssim inside and outside of the hole.
+        "clean": psnr, psnr_of_mean_mse and ssim on the images as they are, of colour images psnr_luma and psnr_chroma
+        too; with a hole also "masked": the same on images with a hole, against the whole image, and psnr and ssim
+        inside and outside of the hole.
     """
     model.eval()
     holes = None if hole_ratio is None else fixed_holes(len(images), model.config.size, hole_ratio)
@@ -115,10 +122,15 @@ def _batches(images: Images, indices: Sequence[int], device: torch.device) -> It
 
 def _quality(xhat: Tensor, x: Tensor, inside: Tensor | None = None) -> dict[str, Tensor]:
     """Figures of each image, (B,) each; inside and outside of a hole where (B, 1, H, W) `inside` is given."""
-    error = (xhat - x).square()
+    difference = xhat - x
+    error = difference.square()
     _, similarity = ssim(xhat, x, data_range=1.0, reduction="none", return_full_image=True)
     mse = error.mean((1, 2, 3))
     figures = {"mse": mse, "psnr": _psnr(mse), "ssim": similarity.mean((1, 2, 3))}
+    if x.shape[1] == 3:
+        luma, chroma = _luma_and_chroma(difference)
+        figures["psnr_luma"] = _psnr(luma.square().mean((1, 2, 3)))
+        figures["psnr_chroma"] = _psnr(chroma.square().mean((1, 2, 3)))
     if inside is not None:
         for name, where in (("inside", inside), ("outside", ~inside)):
             weight = where.expand_as(x).to(x.dtype)
@@ -126,6 +138,12 @@ def _quality(xhat: Tensor, x: Tensor, inside: Tensor | None = None) -> dict[str,
             figures[f"psnr_{name}"] = _psnr((error * weight).sum((1, 2, 3)))
             figures[f"ssim_{name}"] = (similarity * weight).sum((1, 2, 3))
     return figures
+
+
+def _luma_and_chroma(difference: Tensor) -> tuple[Tensor, Tensor]:
+    """The difference of two images in Y, (B, 1, H, W), and (Cb, Cr), (B, 2, H, W), from that in RGB, (B, 3, H, W)."""
+    luma = to_grey(difference)
+    return luma, torch.cat(((difference[:, 2:] - luma) / 1.772, (difference[:, :1] - luma) / 1.402), dim=1)
 
 
 def _figures(parts: list[dict[str, Tensor]]) -> Figures:

@@ -65,6 +65,65 @@ def test_ssim_is_the_published_formula() -> None:
     assert float(full[0, 0, 8, 8]) == pytest.approx(float(expected), rel=1e-6)
 
 
+class Repainted(nn.Module):
+    """Stands in for an autoencoder of one image, (3, H, W), and returns another."""
+
+    def __init__(self, image: Tensor) -> None:
+        super().__init__()
+        self.config = ModelConfig(size=SIZE, channels=len(image), hidden=8, map_channels=8, latent=None)
+        self.image = image
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.image.expand_as(x)
+
+
+def test_luma_and_chroma_are_those_of_bt_601() -> None:
+    """Against the whole conversion of both images, from the standard's two weights, in float64."""
+    x, y = pictures(2).batch([0, 1]).double() / 255
+
+    def ycbcr(image: Tensor) -> Tensor:
+        kr, kb = 0.299, 0.114
+        matrix = torch.tensor(
+            [
+                [kr, 1 - kr - kb, kb],
+                [-kr / (2 * (1 - kb)), -(1 - kr - kb) / (2 * (1 - kb)), 0.5],
+                [0.5, -(1 - kr - kb) / (2 * (1 - kr)), -kb / (2 * (1 - kr))],
+            ],
+            dtype=torch.float64,
+        )
+        return torch.einsum("oc,chw->ohw", matrix, image) + torch.tensor([0, 0.5, 0.5])[:, None, None]
+
+    error = (ycbcr(x) - ycbcr(y)).square()
+    model = Repainted(y.float())
+    figures = evaluate(model, ArrayImages(pictures(1).batch([0])), hole_ratio=0.35, device=CPU)  # type: ignore[arg-type]
+    for kind in ("clean", "masked"):
+        assert figures[kind]["psnr_luma"] == pytest.approx(-10 * math.log10(error[0].mean()), abs=1e-4)
+        assert figures[kind]["psnr_chroma"] == pytest.approx(-10 * math.log10(error[1:].mean()), abs=1e-4)
+
+
+def test_a_wrong_grey_is_in_luma_alone_and_a_wrong_tint_in_chroma_alone() -> None:
+    x = torch.full((3, SIZE, SIZE), 128, dtype=torch.uint8)
+    tint = torch.tensor([0.114, 0.0, -0.299])[:, None, None]  # of luma 0
+    for change, exact, wrong in ((torch.tensor(0.1), "psnr_chroma", "psnr_luma"), (tint, "psnr_luma", "psnr_chroma")):
+        model = Repainted(x / 255 + change)
+        figures = evaluate(model, ArrayImages(x[None]), hole_ratio=None, device=CPU)["clean"]  # type: ignore[arg-type]
+        assert figures[exact] > 99 and figures[wrong] < 25
+
+
+def test_grey_images_have_neither_luma_nor_chroma() -> None:
+    x = pictures(1).batch([0])[:, :1]
+    figures = evaluate(Repainted(x[0] / 255), ArrayImages(x), hole_ratio=0.35, device=CPU)  # type: ignore[arg-type]
+    assert figures["clean"].keys() == {"psnr", "psnr_of_mean_mse", "ssim"}
+    assert not {"psnr_luma", "psnr_chroma"} & figures["masked"].keys()
+
+
+def test_both_kinds_begin_with_the_same_figures() -> None:
+    """The table of `fastle eval` puts them below one another."""
+    figures = evaluate(Filler(), pictures(2), hole_ratio=0.35, device=CPU)  # type: ignore[arg-type]
+    clean, masked = list(figures["clean"]), list(figures["masked"])
+    assert clean == ["psnr", "psnr_of_mean_mse", "ssim", "psnr_luma", "psnr_chroma"] == masked[: len(clean)]
+
+
 class Filler(nn.Module):
     """Returns what it is given: the error is then the hole's filling, and nothing outside."""
 

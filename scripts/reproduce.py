@@ -1,0 +1,239 @@
+"""Trains and measures the rows of the method, and ours, and writes the table of them.
+
+    python scripts/reproduce.py --list
+    python scripts/reproduce.py --data cifar10-jpeg --scale small                    # two CPU cores
+    python scripts/reproduce.py --data cifar10-jpeg --scale full                     # one GPU, three seeds
+    python scripts/reproduce.py --data cifar10-jpeg --scale small --rows crop-0.3 --overwrite    # one line anew
+
+--data holds train/ and test/ with a folder of CIFAR-10's photographs for each class. The same command again goes on
+where it stopped: a row whose result is kept with the same settings is not done again. After a change of code that
+should change figures, --overwrite does the rows anew. What is written:
+
+    OUT/SCALE.json, OUT/SCALE.md      settings, figures, seconds, machine and command of each row; the tables
+    OUT/SCALE.png                     shapes and their reconstructions
+    OUT/SCALE-samples-ROW.png         what a decoder makes of noise
+    RUNS/SCALE/ROW/                   the runs
+    RUNS/SCALE/*.png                  pictures, those of photographs too, which are not ours to publish
+
+Rows that other machines or other days did stay in the tables; each keeps its own environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn, get_args
+
+import torch
+
+# first, so that what is measured is the code whose commit the results name
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.harness import environment
+from fastle.checkpoint import write_atomic
+from fastle.config import ConfigError, DataConfig
+from fastle.data import Split, open_images
+from fastle.errors import FastleError
+from fastle.model import Autoencoder
+from fastle.train import Interrupted
+from scripts.reproduce_measure import Record, RowRunner, check_probes, summarize, trained
+from scripts.reproduce_report import draw_reconstructions, draw_samples, markdown
+from scripts.reproduce_rows import PROBED, ROWS, Group, Plan, Row, ScaleName, make_plan, pick_rows, same_settings
+
+PROGRAM = "reproduce.py"
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An error is one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{PROGRAM}: error: {message} (see --help)\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the photographs; not needed for the shapes' rows")
+    parser.add_argument("--scale", choices=get_args(ScaleName), default="small", help="default: %(default)s")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these; without, all of them")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="another length, for a trial: its results are kept apart, and say so"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is")
+    parser.add_argument("--overwrite", action="store_true", help="do these rows anew, results and runs")
+    parser.add_argument("--list", action="store_true", help="print the rows with their settings, and stop")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Does what the flags say; returns the exit status, 1 if a row failed."""
+    flags = make_parser().parse_args(argv)
+    try:
+        rows = pick_rows(flags.rows)
+        if flags.list:
+            print(listing(rows, flags.scale, flags.steps))
+            return 0
+        return Table(flags).fill(rows)
+    except FastleError as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as stop:
+        print(f"{PROGRAM}: {stop}", file=sys.stderr)
+        return 128 + stop.signum
+    except KeyboardInterrupt:
+        return 130
+
+
+class Table:
+    """The results of a scale on disk, and the doing of what is missing.
+
+    Args:
+        flags: of the command line.
+
+    Raises:
+        FastleError: a flag cannot be; an earlier report cannot be read.
+    """
+
+    def __init__(self, flags: argparse.Namespace) -> None:
+        if flags.steps is not None and flags.steps < 1:
+            raise ConfigError(f"--steps {flags.steps} cannot be: it must be at least 1")
+        self._flags = flags
+        self._device = pick_device(flags.device)
+        self._label = flags.scale if flags.steps is None else f"{flags.scale}-trial-{flags.steps}"
+        self._runs: Path = flags.runs / self._label
+        self._file: Path = flags.out / f"{self._label}.json"
+        self._report = self._read()
+
+    def _read(self) -> Record:
+        said = f"--scale {self._flags.scale}" + ("" if self._flags.steps is None else f" --steps {self._flags.steps}")
+        report = {"flags": said, "trial": self._flags.steps, "rows": {}}
+        if self._file.exists():
+            try:
+                report["rows"] = json.loads(self._file.read_bytes())["rows"]
+            except (ValueError, KeyError, TypeError):
+                raise ConfigError(f"{self._file} is damaged: move it away, or give another --out") from None
+        return report
+
+    def fill(self, rows: Sequence[Row]) -> int:
+        """Does the rows that are not done, and writes everything after each; returns the exit status."""
+        if any(row.probed for row in rows):
+            check_probes()
+        plans = self._plans(rows)
+        for plan in plans:
+            name = plan.row.name
+            kept = self._report["rows"].get(name)
+            if kept and not self._flags.overwrite and same_settings(plan.settings(), kept["settings"]):
+                print(f"{name}: done before", flush=True)
+                continue
+            print(f"{name}: begins, {plan.config.train.steps} steps, seeds {list(plan.seeds)}", flush=True)
+            record = self._do(plan)
+            self._report["rows"][name] = record
+            self._write()
+            print(f"{name}: {summary(record)}", flush=True)
+        self._write()
+        self._draw(plans)
+        print(f"written to {self._file.with_suffix('.md')}; pictures of photographs are in {self._runs}")
+        return int(any("failed" in self._report["rows"][plan.row.name] for plan in plans))
+
+    def _plans(self, rows: Sequence[Row]) -> list[Plan]:
+        counts: dict[str, dict[str, int]] = {}
+        plans = []
+        for row in rows:
+            if row.group != "shapes" and self._flags.data is None:
+                raise ConfigError(f"--data is missing: row {row.name} is trained on photographs")
+            bare = make_plan(row, self._flags.scale, data=self._flags.data, images={}, steps=self._flags.steps)
+            data = bare.config.data
+            if data.dataset not in counts:
+                counts[data.dataset] = {split: len(open_images(data, split)) for split in SPLITS}
+            plans.append(replace(bare, images=counts[data.dataset]))
+        return plans
+
+    def _do(self, plan: Plan) -> Record:
+        name = plan.row.name
+        runner = RowRunner(
+            plan,
+            self._runs / name,
+            device=self._device,
+            redo=self._flags.overwrite,
+            say=lambda line: print(f"{name}: {line}", flush=True),
+        )
+        record = runner.finish()
+        data = "" if plan.row.group == "shapes" else "--data cifar10-jpeg "
+        command = f"python scripts/reproduce.py {data}{self._report['flags']} --rows {name} --overwrite"
+        about = {"about": plan.row.about, "command": command}
+        return {**about, **record, **summarize(record), "environment": environment(self._device)}
+
+    def _write(self) -> None:
+        # in the order of the table, whichever was done first
+        order = [row.name for row in ROWS]
+        rows = {name: self._report["rows"][name] for name in order if name in self._report["rows"]}
+        self._report["rows"] = rows
+        write_atomic(self._file, json.dumps(self._report, indent=1).encode() + b"\n")
+        write_atomic(self._file.with_suffix(".md"), markdown(self._report).encode())
+
+    def _draw(self, plans: Sequence[Plan]) -> None:
+        found = {name: trained(self._runs / name, record) for name, record in self._report["rows"].items()}
+        runs = {name: run for name, run in found.items() if run is not None}
+        sources: dict[Group, DataConfig] = {plan.row.group: plan.config.data for plan in plans}
+        for group, data in sources.items():
+            # photographs are not ours to publish
+            path = self._file.with_suffix(".png") if group == "shapes" else self._runs / f"{group}.png"
+            draw_reconstructions(path, group, runs, data, self._device)
+        for name in PROBED:
+            if name in runs and name in {plan.row.name for plan in plans}:
+                model = Autoencoder.from_pretrained(runs[name], self._device)
+                for folder, start in ((self._runs, ""), (self._flags.out, f"{self._label}-")):
+                    draw_samples(folder / f"{start}samples-{name}.png", model, self._device)
+
+
+def summary(record: Record) -> str:
+    """A row in a line."""
+    if "failed" in record:
+        return f"FAILED, {record['failed']} ({record['seconds']:.0f} s)"
+    figures = (
+        f"{kind} {name} {value:.3f}" if "ssim" in name else f"{kind} {name} {value:.2f}"
+        for kind, values in record["mean"].items()
+        for name, value in values.items()
+        if name != "psnr_of_mean_mse"
+    )
+    probes = record.get("representation", {})
+    accuracies = [f"{name} {probes[name]:.3f}" for name in ("linear", "knn") if name in probes]
+    return f"lr {record['lr']:g}, {', '.join([*figures, *accuracies])} ({record['seconds']:.0f} s)"
+
+
+def listing(rows: Sequence[Row], scale: ScaleName, steps: int | None) -> str:
+    """The rows with their settings, two lines each."""
+    lines = []
+    for row in rows:
+        plan = make_plan(row, scale, data=None, images={}, steps=steps)
+        config = plan.config
+        used = {name: value for name, value in config.to_dict()["objective"].items() if value is not None}
+        model = {"hidden": config.model.hidden, "code": "x".join(map(str, config.model.latent_shape))}
+        length = {"steps": config.train.steps, "batch": config.train.batch_size}
+        rates = {"lr": " or ".join(f"{rate:g}" for rate in plan.rates), "seeds": " ".join(map(str, plan.seeds))}
+        lines.append(f"{row.name}: {row.group}, {row.about}")
+        lines.append("    " + ", ".join(f"{name} {value}" for name, value in (model | length | rates | used).items()))
+    return "\n".join(lines)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of --device.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch finds no GPU here")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""The rows that `scripts/reproduce.py` trains, the two scales, and the configuration of every training they take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from fastle.config import ConfigError, RunConfig
+from fastle.presets import make_config
+
+ScaleName = Literal["small", "full"]
+Group = Literal["photographs", "hole", "shapes"]
+SIZE = 32
+SHAPES_STEPS = 800
+SEARCH_SHARE = 4  # the learning rate is chosen after this part of the steps
+PROBED = ("pixel", "crop-0.3", "masked")  # whose codes are classified, and decoded from noise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        about: in words.
+        options: of `make_config`, besides those that all rows of the group share.
+    """
+
+    name: str
+    group: Group
+    about: str
+    options: Mapping[str, Any]
+
+    @property
+    def probed(self) -> bool:
+        """Whether its codes are classified, and its decoder is given noise."""
+        return self.name in PROBED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """What all rows on photographs share.
+
+    Attributes:
+        hidden: width after the stem.
+        rates: the learning rates to choose from.
+        seeds: a training each; the first one's is probed and drawn.
+        probe_images: of the training split, at most; None takes every one.
+    """
+
+    hidden: int
+    batch_size: int
+    steps: int
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    probe_images: int | None
+
+
+SCALES: dict[ScaleName, Scale] = {
+    "small": Scale(hidden=32, batch_size=64, steps=1500, rates=(1e-3, 3e-3), seeds=(0,), probe_images=10_000),
+    "full": Scale(hidden=64, batch_size=128, steps=10_000, rates=(3e-4, 1e-3), seeds=(0, 1, 2), probe_images=None),
+}
+
+
+def _photographs(name: str, about: str, **options: Any) -> Row:
+    return Row(name=name, group="photographs", about=about, options=options)
+
+
+def _hole(name: str, about: str, **options: Any) -> Row:
+    return Row(name=name, group="hole", about=about, options=options | {"masked": True})
+
+
+def _shapes(name: str, about: str, **options: Any) -> Row:
+    return Row(name=name, group="shapes", about=about, options=options)
+
+
+ROWS: tuple[Row, ...] = (
+    _photographs("pixel", "pixel baseline", objective="pixel"),
+    _photographs("identity-live", "untransformed, live judge", transform="identity", judge="live"),
+    _photographs("identity", "untransformed", transform="identity"),
+    _photographs("pixel-mask-live", "pixel mask 0.7, live judge", transform="pixel-mask", judge="live"),
+    _photographs("pixel-mask", "pixel mask 0.7", transform="pixel-mask"),
+    _photographs("patch-mask", "patch mask 0.7", transform="patch-mask"),
+    _photographs("channel-mask", "channel mask 0.7", transform="channel-mask"),
+    _photographs("crop-0.3-live", "crop-resize 0.3, live judge", crop_ratio=0.3, judge="live"),
+    _photographs("crop-0.1", "crop-resize 0.1", crop_ratio=0.1),
+    _photographs("crop-0.15", "crop-resize 0.15", crop_ratio=0.15),
+    _photographs("crop-0.3", "crop-resize 0.3", crop_ratio=0.3),
+    _photographs("crop-0.5", "crop-resize 0.5", crop_ratio=0.5),
+    _photographs("noise", "Gaussian noise 0.1", transform="noise"),
+    _photographs("detail", "detail stack and full view", transform="detail"),
+    _photographs("crop-0.3-ema", "crop-resize 0.3, EMA judge", crop_ratio=0.3, judge="ema"),
+    _hole("masked-pixel", "pixel baseline", objective="pixel"),
+    _hole("masked", "symmetric, crop-resize 0.3", crop_ratio=0.3),
+    _shapes("shapes-pixel-mask", "pixel mask 0.7", transform="pixel-mask"),
+    _shapes("shapes-pixel-mask-live", "pixel mask 0.7, live judge", transform="pixel-mask", judge="live"),
+    _shapes("shapes-crop", "crop-resize 0.3", crop_ratio=0.3),
+    _shapes("shapes-crop-live", "crop-resize 0.3, live judge", crop_ratio=0.3, judge="live"),
+    # of our own
+    _photographs("crop-0.1-to-1", "crop-resize 0.1 to 1, a side each step", crop_ratio=0.1, crop_ratio_max=1.0),
+    _photographs("crop-0.3-twice", "two crops, crop-resize 0.3", crop_ratio=0.3, crops=2),
+    _photographs("crop-0.1-to-1-twice", "two crops, crop-resize 0.1 to 1", crop_ratio=0.1, crop_ratio_max=1.0, crops=2),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All trainings of a row at a scale.
+
+    Attributes:
+        config: the first of them; the others differ in learning rate, seed and length.
+        rates: one, or several to choose from after `search_steps` steps.
+        images: of each split.
+    """
+
+    row: Row
+    config: RunConfig
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    search_steps: int
+    probe_images: int | None
+    images: Mapping[str, int]
+
+    def run(self, rate: float, seed: int, steps: int | None = None) -> RunConfig:
+        """The configuration of one training; `steps` None is the whole length."""
+        length = self.config.train.steps if steps is None else steps
+        return replace(self.config, train=replace(self.config.train, lr=rate, seed=seed, steps=length))
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the figures, for JSON; where the images are does not."""
+        config = replace(self.config, data=replace(self.config.data, root=None))
+        return {
+            "config": config.to_dict(),
+            "learning_rates": list(self.rates),
+            "search_steps": self.search_steps,
+            "seeds": list(self.seeds),
+            "probe_images": self.probe_images,
+            "images": dict(self.images),
+        }
+
+
+def make_plan(
+    row: Row, scale: ScaleName, *, data: Path | None, images: Mapping[str, int], steps: int | None = None
+) -> Plan:
+    """The trainings of a row.
+
+    Args:
+        data: folder with the photographs, train/ and test/; not needed for shapes.
+        images: of each split.
+        steps: another length, for a trial.
+
+    Raises:
+        ConfigError: see `make_config`.
+    """
+    shared = SCALES[scale]
+    if row.group == "shapes":
+        config = make_config("shapes", steps=steps or SHAPES_STEPS, **row.options)
+        rates: tuple[float, ...] = (config.train.lr,)
+    else:
+        config = make_config(
+            "folder", data=data, size=SIZE, steps=steps or shared.steps, batch_size=shared.batch_size, **row.options
+        )
+        config = replace(config, model=replace(config.model, hidden=shared.hidden))
+        rates = shared.rates
+    length = cast(int, config.train.steps)
+    return Plan(
+        row=row,
+        config=replace(config, train=replace(config.train, lr=rates[0], seed=shared.seeds[0])),
+        rates=rates,
+        seeds=shared.seeds,
+        search_steps=max(1, length // SEARCH_SHARE),
+        probe_images=shared.probe_images if row.probed else 0,
+        images=images,
+    )
+
+
+def same_settings(ours: Mapping[str, Any], kept: Mapping[str, Any]) -> bool:
+    """Whether kept settings are these. What a later version of fastle added has its default in earlier ones."""
+    try:
+        config = RunConfig.from_dict(kept["config"])
+    except (ConfigError, KeyError, TypeError, AttributeError):
+        return False
+    return {**kept, "config": config.to_dict()} == ours
+
+
+def pick_rows(names: Sequence[str] | None) -> list[Row]:
+    """The rows of these names, in the order of the table; all of them for None.
+
+    Raises:
+        ConfigError: there is no such row.
+    """
+    known = {row.name: row for row in ROWS}
+    for name in names or ():
+        if name not in known:
+            raise ConfigError(f"--rows {name}: there is no such row; there are {', '.join(known)}")
+    return [row for row in ROWS if names is None or row.name in names]
