@@ -46,6 +46,7 @@ setup(
         "torchvision>=0.26",
         f"triton>=3.6; {LINUX}",
         f"nvidia-dali-cuda130>=2.4; {LINUX}",
+        "filelock",
         "matplotlib",
         "numpy",
         "pillow",

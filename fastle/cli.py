@@ -18,8 +18,17 @@ from rich.progress import Progress
 from rich.table import Table
 
 from .checkpoint import latest_checkpoint, load_checkpoint, read_run_config, write_atomic
-from .config import ConfigError, DatasetName, JudgeName, ObjectiveName, Precision, RunConfig, TransformName
-from .data import Images, decode_files, open_images, open_tree, train_size
+from .config import (
+    BadImages,
+    ConfigError,
+    DatasetName,
+    JudgeName,
+    ObjectiveName,
+    Precision,
+    RunConfig,
+    TransformName,
+)
+from .data import IN_MEMORY, CacheChoice, DecoderChoice, decode_files, open_images, open_tree, train_size
 from .data.cifar10 import download_cifar10
 from .data.order import steps_per_epoch
 from .errors import FastleError
@@ -29,11 +38,13 @@ from .presets import make_config
 from .profile import profile
 from .report import save_grid
 from .step import StepMode
-from .train import Interrupted, total_steps
+from .train import Interrupted, make_loading, total_steps
 from .train import train as run_training
 
 # flags that are not settings of the run
-NOT_CONFIG = ("run", "overwrite", "dry_run", "download", "device", "step", "profile", "against")
+NOT_CONFIG = (
+    "run", "overwrite", "dry_run", "download", "device", "step", "decoder", "cache", "profile", "against",
+)  # fmt: skip
 
 
 def train(argv: Sequence[str] | None = None) -> None:
@@ -56,8 +67,16 @@ def train(argv: Sequence[str] | None = None) -> None:
             mode = _pick_step(flags["step"], device, world_size)
             if flags["profile"] is not None:
                 against = flags["against"] is not None
+                loading = make_loading(flags["decoder"], flags["cache"], device, console)
                 profile(
-                    config, path, steps=flags["profile"], device=device, console=console, mode=mode, against=against
+                    config,
+                    path,
+                    steps=flags["profile"],
+                    device=device,
+                    console=console,
+                    loading=loading,
+                    mode=mode,
+                    against=against,
                 )
                 return
             run_training(
@@ -66,6 +85,8 @@ def train(argv: Sequence[str] | None = None) -> None:
                 device=device,
                 console=console,
                 mode=mode,
+                decoder=flags["decoder"],
+                cache=flags["cache"],
                 overwrite=flags["overwrite"],
                 rank=rank,
                 world_size=world_size,
@@ -196,6 +217,28 @@ def _train_parser() -> argparse.ArgumentParser:
         choices=("auto", *get_args(StepMode)),
         default="auto",
     )
+    flag(
+        "--decoder",
+        None,
+        "dali and torchvision: the same pixels; dali-gpu: others, on the GPU (default: dali where it can be had)",
+        choices=get_args(DecoderChoice),
+        default="auto",
+    )
+    flag(
+        "--cache",
+        None,
+        "where decoded images are kept, in a file that later runs reuse; none: decoded anew in every epoch (default: "
+        "the first of device, host and disk with room)",
+        choices=get_args(CacheChoice),
+        default="auto",
+    )
+    flag(
+        "--bad-images",
+        None,
+        "images that cannot be used: all of them named in an error, or left out (default: %(default)s)",
+        choices=get_args(BadImages),
+        default="error",
+    )
     flag("--run", str, "the run directory (default: runs/ and a name made of dataset and setting)", "DIR")
     flag("--profile", int, "measure N steps instead of training: phases, rates, and traces in the run's profile/")
     flag("--against", None, "with --profile: the plain eager step too, from a checkout", "eager", choices=("eager",))
@@ -289,7 +332,12 @@ def _process_group(device: torch.device, world_size: int) -> Iterator[torch.devi
 def _eval(run: Path, data: str | None, device: torch.device, console: Console) -> None:
     config = read_run_config(run)
     model = Autoencoder.from_pretrained(run, device)
-    images: Images = open_images(config.data, "test") if data is None else open_tree(config.data, Path(data))
+    if data is not None:
+        images = open_tree(config.data, Path(data), make_loading("auto", "none", device, console))
+    elif config.data.dataset in IN_MEMORY:
+        images = open_images(config.data, "test")
+    else:
+        images = open_images(config.data, "test", make_loading("auto", "none", device, console))
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("evaluating", total=len(images))
         figures = evaluate(

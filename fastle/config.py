@@ -17,6 +17,7 @@ ObjectiveName = Literal["self-teaching", "pixel"]
 JudgeName = Literal["step-frozen", "live", "ema"]
 TransformName = Literal["crop-resize", "pixel-mask", "patch-mask", "channel-mask", "noise", "identity", "detail"]
 Precision = Literal["fp32", "bf16"]
+BadImages = Literal["error", "skip"]
 
 MASKS: tuple[TransformName, ...] = ("pixel-mask", "patch-mask", "channel-mask")
 
@@ -149,15 +150,20 @@ class DataConfig:
         dataset: the kind of source.
         root: absolute path of the data; None for shapes, which are made.
         size, channels: of the images handed out.
+        bad_images: what images that cannot be used are: an error, or left out.
     """
 
     dataset: DatasetName
     root: str | None
     size: int
     channels: int
+    bad_images: BadImages = "error"
 
     def __post_init__(self) -> None:
         _one_of("dataset", self.dataset, DatasetName)
+        _one_of("bad-images", self.bad_images, BadImages)
+        if self.bad_images == "skip" and self.dataset in ("shapes", "cifar10"):
+            raise ConfigError(f"--bad-images skip has no effect with {self.dataset}, which has no image files")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

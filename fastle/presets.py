@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .config import (
     MASKS,
+    BadImages,
     ConfigError,
     DataConfig,
     DatasetName,
@@ -96,6 +97,7 @@ def make_config(
     lr: float | None = None,
     seed: int = 0,
     precision: Precision = "fp32",
+    bad_images: BadImages = "error",
 ) -> RunConfig:
     """The run that a dataset's preset and these overrides describe; None leaves the preset's value.
 
@@ -105,7 +107,7 @@ def make_config(
         size: of the images, pixels, divisible by 8.
         latent: features of a pooled latent. None is the preset's spatial latent, or 128 when `masked`.
         masked: cut a hole into the input; `mask_ratio` is then the hole's share.
-        (the rest): as in `ObjectiveConfig` and `TrainConfig`.
+        (the rest): as in `ObjectiveConfig`, `TrainConfig` and `DataConfig`.
 
     Raises:
         ConfigError: a value out of range, or one that would have no effect.
@@ -147,6 +149,7 @@ def make_config(
             root=None if data is None else str(Path(data).expanduser().absolute()),
             size=preset.size if size is None else size,
             channels=preset.channels,
+            bad_images=bad_images,
         ),
         train=TrainConfig(
             steps=steps,

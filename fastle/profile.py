@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .checkpoint import write_atomic
 from .config import ConfigError, Precision, RunConfig
-from .data import Feed, Images, open_images
+from .data import Feed, Images, Loading, open_images
 from .errors import FastleError
 from .memory import peak_allocated
 from .objective import Draws
@@ -76,6 +76,7 @@ def profile(
     steps: int,
     device: torch.device,
     console: Console,
+    loading: Loading | None = None,
     mode: StepMode = "eager",
     against: bool = False,
 ) -> None:
@@ -87,6 +88,7 @@ def profile(
         steps: how many are measured.
         device: of this process.
         console: for the tables.
+        loading: of the images, see `open_images`.
         mode: of the step.
         against: measure the plain eager step too: fp32, PyTorch's defaults.
 
@@ -100,7 +102,7 @@ def profile(
     makers: list[Callable[[], Side]] = [partial(_fastle, config, device, mode)]
     if against:
         makers.append(_plain(config, device))
-    images = open_images(config.data, "train")
+    images = open_images(config.data, "train", loading)
     folder = path / "profile"
     # what cannot be written is found before the measuring
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,9 @@ uninterrupted one would have.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,10 +17,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from rich.console import Console
+from rich.progress import track as show_progress
 from torch import Tensor
 
 from .config import ConfigError, RunConfig
-from .data import Feed, Images, open_images
+from .data import CacheChoice, DecoderChoice, Feed, Images, Loading, open_training
 from .data.order import steps_per_epoch
 from .display import Clock, Display
 from .errors import DataError, FastleError
@@ -53,6 +55,8 @@ def train(
     device: torch.device,
     console: Console,
     mode: StepMode = "eager",
+    decoder: DecoderChoice = "auto",
+    cache: CacheChoice = "auto",
     overwrite: bool = False,
     rank: int = 0,
     world_size: int = 1,
@@ -65,6 +69,7 @@ def train(
         device: of this process.
         console: for the display of rank 0.
         mode: of the step. It decides the rounding, and nothing else: a run may be resumed in another.
+        decoder, cache: see `fastle.data.Loading`; a run may be resumed with others.
         overwrite: start anew where there is a run already.
         rank, world_size: of this process; above 1 a process group must be initialised.
 
@@ -79,7 +84,8 @@ def train(
         )
 
     # images
-    images, valid_images = open_images(config.data, "train"), open_images(config.data, "valid")
+    loading = make_loading(decoder, cache, device, console, processes=world_size)
+    images, valid_images = open_training(config.data, loading)
     epoch_steps = steps_per_epoch(len(images), config.train.batch_size)
     total = total_steps(config, epoch_steps)
 
@@ -116,6 +122,24 @@ def train(
                 run.save(step)
             raise
         display.say(f"done: see {path}/grids and {path}/curves.png; `fastle eval {path}` measures the test split")
+
+
+def make_loading(
+    decoder: DecoderChoice, cache: CacheChoice, device: torch.device, console: Console, *, processes: int = 1
+) -> Loading:
+    """How a command loads images: with its lines and progress bars on a console."""
+
+    def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+        return show_progress(items, description, total, console=console, transient=True)
+
+    return Loading(
+        decoder=decoder,
+        cache=cache,
+        device=device,
+        processes=processes,
+        say=partial(console.print, highlight=False, markup=False, soft_wrap=True),
+        track=track,
+    )
 
 
 def _loop(

@@ -67,15 +67,15 @@ part() {
 echo "$gpu" | tee -a "$log"
 
 # a test file that this machine lacks a package for must not keep the others from running
-part tests 120 "$TRAINING_S" "$log" python3 -m pytest -m gpu --continue-on-collection-errors -p no:cacheprovider
+part tests 180 "$TRAINING_S" "$log" python3 -m pytest -m gpu --continue-on-collection-errors -p no:cacheprovider
 
 # without the mark, since CI runs them in an interpreter
-part kernels 120 "$TRAINING_S" "$log" python3 -m pytest tests/kernels -k triton -m "not gpu" -p no:cacheprovider
+part kernels 90 "$TRAINING_S" "$log" python3 -m pytest tests/kernels -k triton -m "not gpu" -p no:cacheprovider
 
 shopt -s nullglob
 for bench in bench/*_bench.py; do
     name=$(basename "$bench" .py)
-    part "$name" 90 "$TRAINING_S" "$out/$name.json" python3 "$bench" --quick --json "$out/$name.json"
+    part "$name" 55 "$TRAINING_S" "$out/$name.json" python3 "$bench" --quick --json "$out/$name.json"
 done
 
 # the run's checkpoints and grids are not results of the check

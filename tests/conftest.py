@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 # tests compute on small tensors, where a second thread costs more than it brings. torch reads this when it is imported
@@ -11,6 +12,10 @@ if sys.platform == "linux":
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 import torch
+
+# packed caches do not outlive the tests
+CACHE = tempfile.TemporaryDirectory(prefix="fastle-tests-")
+os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 # without a GPU kernels run in Triton's interpreter. triton reads this when it is imported
 if not torch.cuda.is_available():

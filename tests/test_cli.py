@@ -46,12 +46,12 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    """Twenty small pictures in two folders, of several sizes."""
+    """Twenty small pictures in two folders, of several sizes, none with a side below 32."""
     root = tmp_path / "photographs"
     for i in range(20):
         path = root / ("red" if i % 2 else "blue") / f"{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (24 + i, 40), ((200, 10 * i, 9) if i % 2 else (9, 10 * i, 200))).save(path)
+        Image.new("RGB", (32 + i, 40), ((200, 10 * i, 9) if i % 2 else (9, 10 * i, 200))).save(path)
     return root
 
 
@@ -156,9 +156,7 @@ def test_a_default_run_directory_for_each_setting(command: Command, tmp_path: Pa
         (("folder",), "folder needs --data"),
         (("folder", "--data", "missing"), "no such folder"),
         (("folder", "--data", "empty"), "no images"),
-        (("folder", "--data", "bad", "--size", "32", "--batch-size", "2"), "text.jpg does not decode"),
         (("celeba", "--data", "empty"), "empty"),
-        (("celeba", "--data", "small", "--batch-size", "2"), "20x24, smaller than the crop of 128x128"),
         (("cifar10", "--data", "empty"), "--download"),
         (("shapes", "--lr", "1e30", "--batch-size", "4", "--steps", "3"), "is not finite"),
     ],
@@ -168,6 +166,13 @@ def test_an_error_is_one_line_and_no_traceback(
     command: Command, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
+    status, _, err = command("train", *arguments, "--device", "cpu", "--run", "run")
+    assert status in (1, 2)
+    assert err.startswith("fastle-train: error: ") and err.count("\n") == 1
+    assert message in err
+
+
+def test_bad_images_are_all_listed_below_the_error(command: Command, tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     for i in range(8):
         Image.new("RGB", (40, 40)).save(tmp_path / "bad" / f"{i}.png")
@@ -178,11 +183,16 @@ def test_an_error_is_one_line_and_no_traceback(
     for name in names:
         Image.new("RGB", (20, 24)).save(small / name)
     (tmp_path / "small" / "list_eval_partition.txt").write_text("".join(f"{n} {i // 4}\n" for i, n in enumerate(names)))
-
-    status, _, err = command("train", *arguments, "--device", "cpu", "--run", "run")
-    assert status in (1, 2)
-    assert err.startswith("fastle-train: error: ") and err.count("\n") == 1
-    assert message in err
+    for arguments, fault in (
+        (("folder", "--data", "bad", "--size", "32"), "text.jpg is not a JPEG, PNG or WebP image"),
+        (("folder", "--data", "small", "--size", "32"), "20x24, smaller than the 32x32 asked for"),
+        (("celeba", "--data", "small"), "20x24, smaller than the 128x128 asked for"),
+    ):
+        status, _, err = command("train", *arguments, "--batch-size", "2", "--device", "cpu", "--run", "run")
+        first, *listed, last = err.splitlines()
+        assert status == 1 and first == f"fastle-train: error: {len(listed)} images cannot be used:"
+        assert len(listed) >= 7 and all(line.endswith(fault) for line in listed)
+        assert last.endswith("--bad-images skip")
 
 
 def test_errors_of_eval_and_reconstruct(command: Command, tmp_path: Path, photographs: Path) -> None:
@@ -195,6 +205,11 @@ def test_errors_of_eval_and_reconstruct(command: Command, tmp_path: Path, photog
     command("train", "shapes", "--run", "run", *TINY)
     assert "missing.png" in refused("reconstruct", "run", "missing.png", "-o", "out.png")
     assert "no such folder" in refused("eval", "run", "--data", "missing")
+    (tmp_path / "small").mkdir()
+    Image.new("RGB", (20, 24)).save(tmp_path / "small" / "small.png")
+    fault = "small.png is 20x24, smaller than the 32x32 asked for"
+    assert fault in refused("reconstruct", "run", "small/small.png", "-o", "out.png")
+    assert fault in refused("eval", "run", "--data", "small")
     checkpoint = latest_checkpoint(tmp_path / "run")
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     assert str(checkpoint.name) in refused("eval", "run")

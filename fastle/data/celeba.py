@@ -15,7 +15,8 @@ from typing import Any
 
 from fastle.errors import DataError
 
-from .decode import Decoder, DiskFile, ImageFile, fault_of
+from .decode import Decoder, DiskFile, ImageFile, stamp_of
+from .header import fault_of
 from .images import SPLITS, EncodedImages, Split
 
 TRAIN = 162_770
@@ -26,12 +27,12 @@ def open_celeba(root: Path, split: Split, decoder: Decoder) -> EncodedImages:
 
     Args:
         root: the folder that holds the images and list_eval_partition.txt or .csv, or the parquet files; or the one
-            above, as torchvision ("celeba") and Hugging Face ("data") make it.
+            above, as torchvision ("celeba") and Hugging Face ("img_align+identity+attr" or "data") make it.
 
     Raises:
         DataError: it is none of the layouts, or not complete; the message says what to do.
     """
-    bases = [base for base in (root, root / "celeba", root / "data") if base.is_dir()]
+    bases = [base for base in (root, root / "celeba", root / "img_align+identity+attr", root / "data") if base.is_dir()]
     for base in bases:
         for partition in (base / "list_eval_partition.txt", base / "list_eval_partition.csv"):
             if partition.exists():
@@ -117,6 +118,9 @@ class _ParquetRow:
     def read(self) -> bytes:
         # a null decodes as an empty file does, with the same message
         return _row_group(self.shard, self.group)[self.row].as_py() or b""
+
+    def stamp(self) -> str:
+        return stamp_of(self.shard)
 
 
 def _rows(shards: Sequence[Path]) -> list[ImageFile]:

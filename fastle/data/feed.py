@@ -21,8 +21,8 @@ PREFETCH = 2
 class Feed:
     """The batches of steps `start_step` to `stop_step - 1`, each uint8 (batch_size // world_size, C, H, W).
 
-    A background thread decodes two batches ahead. What it raises is raised by the step that would have had the batch.
-    Use it in a `with` statement, or call `close`.
+    A background thread decodes two batches ahead and, on a GPU, copies them there on a stream of its own. What it
+    raises is raised by the step that would have had the batch. Use it in a `with` statement, or call `close`.
 
     Args:
         images: the split.
@@ -60,19 +60,24 @@ class Feed:
         self._world_size = world_size
         # a batch size that cannot be is the caller's error, now, not the thread's, later
         self._indices(start_step)
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
 
     def __iter__(self) -> Iterator[Tensor]:
         steps = iter(self._steps)
-        ahead: deque[Future[Tensor]] = deque()
+        ahead: deque[Future[tuple[Tensor, torch.cuda.Event | None]]] = deque()
         ahead.extend(self._thread.submit(self._load, step) for step in islice(steps, PREFETCH))
         while ahead:
             began = time.perf_counter()
-            batch = ahead.popleft().result()
+            batch, copied = ahead.popleft().result()
             self.wait += time.perf_counter() - began
             ahead.extend(self._thread.submit(self._load, step) for step in islice(steps, 1))
-            # on the consumer's stream, so that no other stream has to be waited for
-            yield batch.to(self._device, non_blocking=True)
+            if copied is not None:
+                # the device waits, not the host; and the memory is not given away before the consumer is done with it
+                consumer = torch.cuda.current_stream(self._device)
+                consumer.wait_event(copied)
+                batch.record_stream(consumer)
+            yield batch
 
     def __enter__(self) -> Feed:
         return self
@@ -94,6 +99,14 @@ class Feed:
             world_size=self._world_size,
         )
 
-    def _load(self, step: int) -> Tensor:
-        batch = self._images.batch(self._indices(step).tolist())
-        return batch.pin_memory() if self._device.type == "cuda" else batch
+    def _load(self, step: int) -> tuple[Tensor, torch.cuda.Event | None]:
+        """A batch on the device, and when it is complete."""
+        indices = self._indices(step).tolist()
+        if self._stream is None:
+            return self._images.batch(indices), None
+        # copied while the step before computes
+        with torch.cuda.stream(self._stream):
+            batch = self._images.batch(indices)
+            if not batch.is_cuda:
+                batch = batch.pin_memory().to(self._device, non_blocking=True)
+            return batch, self._stream.record_event()

@@ -12,6 +12,8 @@ from .decode import Decoder, DiskFile
 from .images import EncodedImages, Split
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+# images that are not decoded: bad files, because whoever put them there would miss them
+FOREIGN = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif")
 
 
 def open_folder(root: Path, split: Split | None, decoder: Decoder) -> EncodedImages:
@@ -55,7 +57,7 @@ def find_images(root: Path) -> list[str]:
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         shown = [name for name in files if not name.startswith(".")]
-        found = [name for name in shown if name.lower().endswith(EXTENSIONS)]
+        found = [name for name in shown if name.lower().endswith(EXTENSIONS + FOREIGN)]
         others += len(shown) - len(found)
         below = Path(folder).relative_to(root)
         images += [(below / name).as_posix() for name in found]

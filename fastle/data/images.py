@@ -1,9 +1,9 @@
-"""A split of a dataset: so many images, any of them as uint8 on the CPU."""
+"""A split of a dataset: so many images, any of them as uint8."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -23,7 +23,7 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Sequence[int]) -> Tensor:
-        """uint8 (B, C, H, W) on the CPU, in any memory format.
+        """uint8 (B, C, H, W) on the CPU or on the device that holds them, in any memory format.
 
         Raises:
             DataError: an image cannot be used; the message names it.
@@ -31,30 +31,42 @@ class Images(Protocol):
 
 
 class ArrayImages:
-    """Images held in memory: `images` is uint8 (N, C, H, W)."""
+    """Images held in memory: `images` is uint8 (N, C, H, W), and so are its batches on its device."""
 
     def __init__(self, images: Tensor) -> None:
-        self._images = images
+        self.images = images
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.images)
 
     def batch(self, indices: Sequence[int]) -> Tensor:
-        return self._images[torch.as_tensor(indices)]
+        index = torch.as_tensor(indices)
+        if self.images.is_cuda:
+            # without pinning the copy would wait
+            index = index.pin_memory().to(self.images.device, non_blocking=True)
+        return self.images.index_select(0, index)
 
 
 class EncodedImages:
-    """Images held as files and decoded when asked for."""
+    """Images held as files and decoded when asked for.
+
+    Attributes:
+        files, decoder: as given.
+    """
 
     def __init__(self, files: Sequence[ImageFile], decoder: Decoder) -> None:
-        self._files = files
-        self._decoder = decoder
+        self.files = files
+        self.decoder = decoder
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.files)
 
     def batch(self, indices: Sequence[int]) -> Tensor:
-        return self._decoder([self._files[index] for index in indices])
+        return self.decoder([self.files[index] for index in indices])
+
+    def without(self, positions: Container[int]) -> EncodedImages:
+        """Those that are left when some are taken out."""
+        return EncodedImages([file for i, file in enumerate(self.files) if i not in positions], self.decoder)
 
 
 def check_split(split: str) -> None:

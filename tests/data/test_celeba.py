@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import builtins
 import io
+import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -193,7 +194,7 @@ def test_an_image_smaller_than_the_crop(tmp_path: Path, picture: Picture) -> Non
     picture(0, 178, 120).save(path)
     with pytest.raises(DataError) as error:
         open_celeba(tmp_path, "valid", DECODER).batch([0])
-    assert str(error.value) == f"{path} is 178x120, smaller than the crop of 128x128"
+    assert str(error.value) == f"{path} is 178x120, smaller than the 128x128 asked for"
 
 
 def test_a_parquet_file_that_is_missing(tmp_path: Path, picture: Picture) -> None:
@@ -233,6 +234,16 @@ def test_a_parquet_row_without_an_image_is_named(tmp_path: Path, picture: Pictur
     with pytest.raises(DataError) as error:
         open_celeba(tmp_path, "train", DECODER).batch([0, 1])
     assert str(error.value) == f"{path}, row group 0, row 1 is empty"
+
+
+def test_the_stamp_of_a_row_is_its_files(tmp_path: Path, picture: Picture) -> None:
+    pytest.importorskip("pyarrow")
+    write_parquet(tmp_path, picture, SHARDS)
+    files = open_celeba(tmp_path, "train", DECODER).files
+    stamps = [file.stamp() for file in files]
+    assert stamps[0] == stamps[1] == stamps[2]
+    os.utime(tmp_path / "train-00000-of-00002.parquet", ns=(1, 1))
+    assert [file.stamp() == stamp for file, stamp in zip(files, stamps, strict=True)] == [False, False, False, True]
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torchvision.io import decode_jpeg
 from torchvision.transforms import CenterCrop
 from torchvision.transforms.functional import pil_to_tensor
 
-from fastle.data.decode import DiskFile, TorchvisionDecoder
+from fastle.data.decode import BadFiles, DiskFile, TorchvisionDecoder
 from fastle.errors import DataError
 
 Picture = Callable[..., Image.Image]
@@ -120,7 +121,7 @@ def test_exif_orientation_is_not_applied(picture: Picture, write: Write) -> None
     assert torch.equal(batch[0], batch[1])
 
 
-@pytest.mark.parametrize(("width", "height"), [(97, 64), (64, 97), (40, 21), (20, 50), (300, 200)])
+@pytest.mark.parametrize(("width", "height"), [(97, 64), (64, 97), (97, 131), (40, 33), (32, 50), (300, 200)])
 def test_resizing_brings_the_shorter_side_to_the_size(width: int, height: int, picture: Picture, write: Write) -> None:
     image = picture(3, width, height)
     scale = 32 / min(width, height)
@@ -149,18 +150,32 @@ def half(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
 
+def moving(image: Image.Image, kind: str) -> bytes:
+    return encoded(image, kind, save_all=True, append_images=[image.rotate(90)], duration=100)
+
+
+def flipped(data: bytes) -> bytes:
+    """One bit in the middle is wrong."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 16]) + data[middle + 1 :]
+
+
 FAULTS: dict[str, tuple[Encode, str]] = {
     "empty": (lambda image: b"", "is empty"),
     "html": (lambda image: b"\n<!DOCTYPE html><html>Quota exceeded</html>", "is an HTML page: "),
-    "text": (lambda image: b"no image at all", "does not decode: Unsupported image file"),
+    "text": (lambda image: b"no image at all", "is not a JPEG, PNG or WebP image"),
     "truncated-jpeg": (lambda image: half(encoded(image, "JPEG")), "does not decode: Image is incomplete or truncated"),
-    "truncated-png": (lambda image: half(encoded(image, "PNG")), "does not decode: "),
+    "truncated-png": (lambda image: half(encoded(image, "PNG")), "is truncated"),
     "truncated-webp": (lambda image: half(encoded(image, "WEBP")), "does not decode: "),
-    "header-only": (lambda image: encoded(image, "JPEG")[:4], "does not decode: "),
-    "animation": (
-        lambda image: encoded(image, "GIF", save_all=True, append_images=[image.rotate(90)], duration=100),
-        "is an animation, not one image",
-    ),
+    # torchvision's decoder brings the process down
+    "damaged-png": (lambda image: flipped(encoded(image, "PNG")), "does not decode: "),
+    "header-only": (lambda image: encoded(image, "JPEG")[:4], "is truncated"),
+    "gif": (lambda image: encoded(image, "GIF"), "is a GIF, not a JPEG, PNG or WebP image"),
+    "moving-gif": (lambda image: moving(image, "GIF"), "is a GIF, not a JPEG, PNG or WebP image"),
+    "moving-png": (lambda image: moving(image, "PNG"), "is an animation, not one image"),
+    "moving-webp": (lambda image: moving(image, "WEBP"), "is an animation, not one image"),
+    "bmp": (lambda image: encoded(image, "BMP"), "is a BMP, not a JPEG, PNG or WebP image"),
+    "bomb": (lambda image: encoded(Image.new("1", (12_000, 12_000)), "PNG"), "is 12000x12000, more than 100 mega"),
 }  # fmt: skip
 
 
@@ -187,14 +202,48 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, picture: Picture, w
     assert refusal(decoder, DiskFile(str(tmp_path)), good) == "cannot be read: Is a directory"
 
 
-@pytest.mark.parametrize(("width", "height"), [(31, 40), (40, 31), (1, 1)])
-def test_an_image_smaller_than_the_crop_is_refused_and_never_padded(
-    width: int, height: int, picture: Picture, write: Write
-) -> None:
-    small = write(encoded(picture(7, width, height), "PNG"), "small.png")
-    good = write(encoded(picture(7, 40, 40), "PNG"))
-    message = refusal(TorchvisionDecoder(32, 3, resize=False), small, good)
-    assert message == f"is {width}x{height}, smaller than the crop of 32x32"
+def test_every_bad_file_of_a_call_is_listed_in_order(tmp_path: Path, picture: Picture, write: Write) -> None:
+    good = write(encoded(picture(6, 40, 40), "JPEG"), "good.jpg")
+    small, empty = write(encoded(picture(6, 20, 20), "JPEG"), "small.jpg"), write(b"", "empty.jpg")
+    gone = DiskFile(str(tmp_path / "gone.jpg"))
+    with pytest.raises(BadFiles) as error:
+        TorchvisionDecoder(40, 3, resize=False)([small, good, gone, good, empty])
+    lines = [
+        f"{small.name} is 20x20, smaller than the 40x40 asked for",
+        f"{gone.name} cannot be read: No such file or directory",
+        f"{empty.name} is empty",
+    ]
+    assert error.value.faults == dict(zip((0, 2, 4), lines, strict=True))
+    assert list(error.value.faults) == [0, 2, 4]
+    assert str(error.value) == "\n  ".join(["3 images cannot be used:", *lines])
+    assert isinstance(error.value, DataError)
+
+
+def test_one_bad_file_is_one_line() -> None:
+    assert str(BadFiles({7: "a.jpg is empty"})) == "a.jpg is empty"
+
+
+def test_a_stamp_changes_with_the_file(tmp_path: Path, write: Write) -> None:
+    file = write(b"one")
+    stamp = file.stamp()
+    assert file.stamp() == stamp
+    os.utime(file.name, ns=(1, 1))
+    other = file.stamp()
+    write(b"four")
+    os.utime(file.name, ns=(1, 1))
+    assert len({stamp, other, file.stamp()}) == 3
+    with pytest.raises(OSError, match="No such file"):
+        DiskFile(str(tmp_path / "gone")).stamp()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_any_number_of_threads_decodes_the_same(threads: int, picture: Picture, write: Write) -> None:
+    files = [write(encoded(picture(i, 50 + i, 60), "JPEG"), f"{i}.jpg") for i in range(9)]
+    expected = TorchvisionDecoder(32, 3, resize=True)(files)
+    decoder = TorchvisionDecoder(32, 3, resize=True, threads=threads)
+    assert torch.equal(decoder(files), expected)
+    assert torch.equal(torch.cat([decoder(files[:4]), decoder(files[4:])]), expected)
+    assert expected.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_the_crop_of_a_batch_is_a_copy(picture: Picture, write: Write) -> None:

@@ -38,7 +38,8 @@ def test_images_are_found_by_name_in_the_order_of_their_paths(tmp_path: Path) ->
     elsewhere = touch(tmp_path.with_name("elsewhere"), "g.jpg")
     (root / "linked").symlink_to(elsewhere, target_is_directory=True)
     (root / "h.jpg").symlink_to(elsewhere / "g.jpg")
-    assert find_images(root) == ["a-b.webp", "a/b/c.JpEg", "a/z.PNG", "b.jpg", "h.jpg"]
+    # a GIF is found, to be refused by name: nobody should miss it in silence
+    assert find_images(root) == ["a-b.webp", "a/b/c.JpEg", "a/z.PNG", "b.jpg", "c.gif", "h.jpg"]
     assert names(root, None) == find_images(root)
 
 
@@ -88,7 +89,7 @@ def test_train_and_test_folders_are_the_splits(tmp_path: Path) -> None:
 
 def test_faults_are_one_line_each(tmp_path: Path) -> None:
     assert refusal(tmp_path / "gone") == f"{tmp_path / 'gone'}: no such folder"
-    file = touch(tmp_path / "kinds", "a.txt", "b.gif") / "a.txt"
+    file = touch(tmp_path / "kinds", "a.txt", "b.svg") / "a.txt"
     assert refusal(file) == f"{file} is not a folder"
     assert refusal(file.parent) == f"{file.parent}: no images (.jpg .jpeg .png .webp), 2 other files"
     few = touch(tmp_path / "few", "a.jpg", "b.jpg")

@@ -16,6 +16,9 @@ from fastle.errors import DataError
 class Number:
     name: str
 
+    def stamp(self) -> str:
+        return ""
+
     def read(self) -> bytes:
         return bytes([int(self.name)])
 

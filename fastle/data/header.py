@@ -1,0 +1,255 @@
+"""What an image file tells before it is decoded: its kind, its size, and whether it is worth decoding."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+MAX_PIXELS = 100_000_000
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# bits in a pixel for each bit of depth, by colour type: grey, RGB, palette, grey and alpha, RGB and alpha
+PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+# the seven passes of an interlaced PNG: first column, first row, columns and rows from one pixel to the next
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+OTHERS = {
+    b"GIF8": "a GIF",
+    b"BM": "a BMP",
+    b"II*\x00": "a TIFF",
+    b"MM\x00*": "a TIFF",
+    b"II+\x00": "a TIFF",
+    b"MM\x00+": "a TIFF",
+}
+
+
+# JPEG: grey, 4:4:4, 4:2:2 and 4:2:0, and a marker that should not be among the pixels
+SAMPLING = (b"\x11", b"\x11\x11\x11", b"\x21\x11\x11", b"\x22\x11\x11")
+STRAY = re.compile(rb"\xff[^\x00\xd0-\xd7]", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an image says of itself.
+
+    Attributes:
+        width, height: pixels, at least 1 each, at most `MAX_PIXELS` together.
+        plain: whether every CPU decoder gives the same pixels: a JPEG of 8 bits, grey or three components, with 4:4:4,
+            4:2:2 or 4:2:0 sampling; a PNG of at most 8 bits; any WebP. Progressive JPEGs, CMYK and 16 bits are not.
+        scan: where the pixels of a baseline JPEG begin, bytes from the start; 0 for all others.
+    """
+
+    kind: Literal["JPEG", "PNG", "WebP"]
+    width: int
+    height: int
+    plain: bool
+    scan: int = 0
+
+
+def read_header(data: bytes) -> Header:
+    """The header of an encoded image; `data` may end anywhere behind it.
+
+    Raises:
+        ValueError: it is no image that fastle decodes; the message is the fault alone, in one line.
+    """
+    if fault := fault_of(data):
+        raise ValueError(fault)
+    if data.startswith(b"\xff\xd8\xff"):
+        header = _read_jpeg(data)
+    elif data.startswith(PNG_SIGNATURE):
+        header = _read_png(data)
+    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        header = _read_webp(data)
+    else:
+        raise ValueError(_not_an_image(data))
+    if not header.width or not header.height:
+        raise ValueError(f"is {header.width}x{header.height}, without a pixel")
+    if header.width * header.height > MAX_PIXELS:
+        raise ValueError(
+            f"is {header.width}x{header.height}, more than {MAX_PIXELS // 1_000_000} megapixels: "
+            "refused as a decompression bomb"
+        )
+    return header
+
+
+def looks_whole(head: bytes, tail: bytes, size: int) -> bool:
+    """Whether a file ends as its kind does; False means that only decoding it will tell.
+
+    Args:
+        head: its first bytes, 12 or more. The whole file may be given as `head` and `tail`.
+        tail: its last bytes, 64 or more.
+        size: of the file, bytes.
+    """
+    if head.startswith(b"\xff\xd8"):
+        # cameras pad with zeros
+        return tail.rstrip(b"\x00").endswith(b"\xff\xd9")
+    if head.startswith(PNG_SIGNATURE):
+        return tail.endswith(b"\x00\x00\x00\x00IEND\xae\x42\x60\x82")
+    return head.startswith(b"RIFF") and int.from_bytes(head[4:8], "little") + 8 <= size
+
+
+def scan_is_clean(data: bytes, header: Header) -> bool:
+    """Whether no marker stands among the pixels of a baseline JPEG; True for whatever is not one.
+
+    Decoders differ in what they do at such a marker, the work of a flipped bit: one goes on, another gives up.
+    """
+    return not header.scan or STRAY.search(data, header.scan, data.rfind(b"\xff\xd9")) is None
+
+
+def fault_of(data: bytes) -> str | None:
+    """What a failed download left in the place of a file, in words; None if it looks like neither of the usual two."""
+    if not data:
+        return "is empty"
+    if data[:256].lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "is an HTML page: the download failed, fetch it again"
+    return None
+
+
+def check_png(data: bytes) -> None:
+    """Proves that the rows of a PNG can be read; `read_header` has taken it.
+
+    libpng leaves through setjmp when they cannot, which torchvision's decoder does not survive (0.29: a segmentation
+    fault for one flipped bit). What is wrong before the rows it reports as an error, and so it is left to it.
+
+    Raises:
+        ValueError: a checksum is wrong or data is missing; the message is the fault alone, in one line.
+    """
+    head = data[8 + 8 :]
+    width, height = (int.from_bytes(head[i : i + 4], "big") for i in (0, 4))
+    bits, colour, interlaced = head[8], head[9], head[12]
+    if colour not in PNG_SAMPLES or bits not in (1, 2, 4, 8, 16) or interlaced > 1:
+        return
+    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
+    shapes = [(-(-(height - y) // dy), -(-(width - x) // dx)) for x, y, dx, dy in passes]
+    # a byte that names the filter, then the pixels of a row; a pass without pixels has no rows
+    rows = [(count, 1 + (columns * bits * PNG_SAMPLES[colour] + 7) // 8) for count, columns in shapes if columns > 0]
+    wanted = sum(count * stride for count, stride in rows if count > 0)
+    try:
+        # one byte more, so that the end of the stream with its checksum is reached
+        raw = zlib.decompressobj().decompress(b"".join(_png_rows(data)), wanted + 1)
+    except zlib.error as error:
+        raise ValueError(f"does not decode: {str(error).rsplit(': ', 1)[-1]}") from None
+    if len(raw) < wanted:
+        raise ValueError("does not decode: rows are missing")
+    pixels, start = np.frombuffer(raw, np.uint8), 0
+    for count, stride in rows:
+        end = start + max(count, 0) * stride
+        if (pixels[start:end:stride] > 4).any():
+            raise ValueError("does not decode: a row has no filter known")
+        start = end
+
+
+def _png_rows(data: bytes) -> Iterator[bytes]:
+    """The contents of the image data chunks that follow one another."""
+    begun = False
+    for name, start, end in _png_chunks(data):
+        if name != b"IDAT":
+            if begun:
+                return
+            continue
+        begun = True
+        if end + 4 > len(data):
+            raise ValueError("is truncated")
+        content = data[start:end]
+        if zlib.crc32(content, zlib.crc32(name)) != int.from_bytes(data[end : end + 4], "big"):
+            raise ValueError("does not decode: a checksum is wrong")
+        yield content
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start and end of the content of each chunk; the last may end behind the data."""
+    at = len(PNG_SIGNATURE)
+    while at + 8 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        yield data[at + 4 : at + 8], at + 8, end
+        at = end + 4
+
+
+def _read_png(data: bytes) -> Header:
+    header = None
+    for name, start, end in _png_chunks(data):
+        if header is None:
+            if name != b"IHDR" or end - start != 13:
+                raise ValueError("does not decode: the header of the PNG is damaged")
+            if end > len(data):
+                break
+            width, height = (int.from_bytes(data[i : i + 4], "big") for i in (start, start + 4))
+            header = Header("PNG", width, height, plain=data[start + 8] <= 8)
+        elif name == b"IDAT":
+            return header
+        elif name == b"acTL" and int.from_bytes(data[start : start + 4], "big") != 1:
+            raise ValueError("is an animation, not one image")
+    raise ValueError("is truncated")
+
+
+def _read_jpeg(data: bytes) -> Header:
+    at, size, plain, frame, frame_at = 2, len(data), True, 0, 0
+    while True:
+        if data[at : at + 1] != b"\xff":
+            # libjpeg looks for the next marker
+            plain = False
+            at = data.find(b"\xff", at)
+        # any number of fill bytes may precede a marker
+        while 0 <= at < size and data[at] == 0xFF:
+            at += 1
+        if at < 0 or at + 3 > size:
+            break
+        marker = data[at]
+        at += 1
+        if marker <= 0x01 or 0xD0 <= marker <= 0xD8:
+            # not the beginning of a segment
+            plain = False
+            continue
+        length = data[at] << 8 | data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            # there may be only one
+            plain = plain and not frame_at
+            frame, frame_at = marker, frame_at or at
+        if length < 2 or marker == 0xD9 or (marker == 0xDA and not frame_at):
+            raise ValueError("does not decode: the header of the JPEG is damaged")
+        at += length
+        if marker == 0xDA:
+            break
+    if not frame_at or size < frame_at + 8:
+        raise ValueError("is truncated")
+    # of a progressive JPEG whose last scans are missing libjpeg guesses the rest, from more than a crop
+    baseline = frame in (0xC0, 0xC1)
+    return _read_frame(data[frame_at : frame_at + 32], plain and baseline, at if baseline else 0)
+
+
+def _read_frame(segment: bytes, plain: bool, scan: int) -> Header:
+    height, width = segment[3] << 8 | segment[4], segment[5] << 8 | segment[6]
+    sampling = segment[9 : int.from_bytes(segment[:2], "big") : 3]
+    usual = segment[7] == len(sampling) and sampling in SAMPLING
+    return Header("JPEG", width, height, plain and usual and segment[2] == 8, scan)
+
+
+def _read_webp(data: bytes) -> Header:
+    name, head = data[12:16], data[20:30]
+    if len(head) < 10:
+        raise ValueError("is truncated")
+    if name == b"VP8 " and head[3:6] == b"\x9d\x01\x2a":
+        # the upper two bits ask for scaling, which decoders leave to others
+        width, height = (int.from_bytes(head[i : i + 2], "little") & 0x3FFF for i in (6, 8))
+    elif name == b"VP8L" and head[0] == 0x2F:
+        packed = int.from_bytes(head[1:5], "little")
+        width, height = (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1
+    elif name == b"VP8X":
+        if head[0] & 2:
+            raise ValueError("is an animation, not one image")
+        width, height = (int.from_bytes(head[i : i + 3], "little") + 1 for i in (4, 7))
+    else:
+        raise ValueError("does not decode: the header of the WebP is damaged")
+    return Header("WebP", width, height, plain=True)
+
+
+def _not_an_image(data: bytes) -> str:
+    known = next((words for magic, words in OTHERS.items() if data.startswith(magic)), None)
+    if data[4:8] == b"ftyp":
+        # an MP4 begins so, too
+        known = {b"avi": "an AVIF", b"hei": "a HEIC", b"hev": "a HEIC", b"mif": "a HEIC"}.get(data[8:11])
+    return f"is {known}, not a JPEG, PNG or WebP image" if known else "is not a JPEG, PNG or WebP image"
