@@ -76,7 +76,9 @@ class DiskFile:
     name: str
 
     def read(self) -> bytes:
-        return Path(self.name).read_bytes()
+        # half of what pathlib takes, for small files by the thousand in a second
+        with open(self.name, "rb", buffering=0) as file:  # noqa: PTH123
+            return file.read()
 
     def stamp(self) -> str:
         return stamp_of(self.name)

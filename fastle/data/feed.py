@@ -21,8 +21,9 @@ PREFETCH = 2
 class Feed:
     """The batches of steps `start_step` to `stop_step - 1`, each uint8 (batch_size // world_size, C, H, W).
 
-    A background thread decodes two batches ahead and, on a GPU, copies them there on a stream of its own. What it
-    raises is raised by the step that would have had the batch. Use it in a `with` statement, or call `close`.
+    Two background threads decode a batch ahead each, so that one reads files while the other's are decoded, and on a GPU
+    copy them there on a stream of their own. What they raise is raised by the step that would have had the batch. Use it
+    in a `with` statement, or call `close`.
 
     Args:
         images: the split.
@@ -58,20 +59,20 @@ class Feed:
         self._steps = range(start_step, stop_step)
         self._rank = rank
         self._world_size = world_size
-        # a batch size that cannot be is the caller's error, now, not the thread's, later
+        # a batch size that cannot be is the caller's error, now, not a thread's, later
         self._indices(start_step)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._threads = ThreadPoolExecutor(PREFETCH, thread_name_prefix="feed")
 
     def __iter__(self) -> Iterator[Tensor]:
         steps = iter(self._steps)
         ahead: deque[Future[tuple[Tensor, torch.cuda.Event | None]]] = deque()
-        ahead.extend(self._thread.submit(self._load, step) for step in islice(steps, PREFETCH))
+        ahead.extend(self._threads.submit(self._load, step) for step in islice(steps, PREFETCH))
         while ahead:
             began = time.perf_counter()
             batch, copied = ahead.popleft().result()
             self.wait += time.perf_counter() - began
-            ahead.extend(self._thread.submit(self._load, step) for step in islice(steps, 1))
+            ahead.extend(self._threads.submit(self._load, step) for step in islice(steps, 1))
             if copied is not None:
                 # the device waits, not the host; and the memory is not given away before the consumer is done with it
                 consumer = torch.cuda.current_stream(self._device)
@@ -86,8 +87,8 @@ class Feed:
         self.close()
 
     def close(self) -> None:
-        """Drops what was asked for ahead and ends the thread, after the batch it is at."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Drops what was asked for ahead and ends the threads, after the batches they are at."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _indices(self, step: int) -> Tensor:
         return batch_indices(
