@@ -149,7 +149,7 @@ class TrainStep:
     def _capture(self, images: Tensor) -> None:
         generators = (self._shared, self._local)
         try:
-            self._graph = StepGraph(self._update, images, generators=generators, changed=self._changed)
+            self._graph = StepGraph(self._update, images, seed=self._seed, generators=generators, changed=self._changed)
         except CannotCapture as error:
             self._refuse(str(error))
             # a recording that broke off may still hold the others

@@ -170,6 +170,24 @@ def test_refused_capture_leaves_no_trace_and_goes_on_compiled(monkeypatch: pytes
     assert_same(captured, eager)
 
 
+def test_replay_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    replay = fake_graph.FakeGraph.replay
+
+    def astray(self: fake_graph.FakeGraph) -> None:
+        # what it drew is not what the step would draw
+        self.calls = [call for call in self.calls if "rand" not in str(call[0])]
+        replay(self)
+
+    monkeypatch.setattr(fake_graph.FakeGraph, "replay", astray)
+    eager, captured = TrainStep(config(), CPU), TrainStep(config(), CPU, mode="captured")
+    for number in range(2):
+        eager(batch(number))
+        captured(batch(number))
+    assert captured.mode == "compiled" and captured.refused is not None
+    assert "a replay computes a loss of " in captured.refused
+    assert_same(captured, eager)
+
+
 def test_refusal_is_said_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     refusing(monkeypatch, RuntimeError("old driver"), after=7)
     output = io.StringIO()
@@ -188,13 +206,13 @@ def test_recording_that_does_not_fit_is_out_of_memory(monkeypatch: pytest.Monkey
 
 def test_generator_of_another_hand_refuses() -> None:
     # as CUDA does: a draw from a generator that the graph does not know would repeat itself
-    weights, other = torch.zeros(3), Generator().manual_seed(0)
+    weights, other = torch.zeros(()), Generator().manual_seed(0)
 
     def draw(images: Tensor) -> Losses:
-        return Losses(total=weights + torch.rand(3, generator=other), latent=images)
+        return Losses(total=weights + torch.rand((), generator=other), latent=images)
 
     with pytest.raises(Exception, match="not registered"):
-        StepGraph(draw, batch(0), generators=(Generator(),), changed=lambda: [weights])
+        StepGraph(draw, batch(0), seed=lambda: None, generators=(Generator(),), changed=lambda: [weights])
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ PREFETCH = 2
 class Feed:
     """The batches of steps `start_step` to `stop_step - 1`, each uint8 (batch_size // world_size, C, H, W).
 
-    Two background threads decode a batch ahead each, so that one reads files while the other's are decoded, and on a GPU
-    copy them there on a stream of their own. What they raise is raised by the step that would have had the batch. Use it
-    in a `with` statement, or call `close`.
+    Two background threads decode a batch ahead each, so that one reads files while the other's are decoded, and on a
+    GPU copy them there on a stream of their own. What they raise is raised by the step that would have had the batch.
+    Use it in a `with` statement, or call `close`.
 
     Args:
         images: the split.
