@@ -34,7 +34,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, least in (("bright", 128), ("dark", 0)):
             (root / split / name).mkdir(parents=True)
             for i in range(count):
-                pixels = noise.integers(least, least + 128, (8, 8, 3), dtype=np.uint8)
+                pixels = noise.integers(least, least + 128, (32, 32, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / split / name / f"{i}.png")
     return root
 
