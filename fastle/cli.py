@@ -156,14 +156,16 @@ def _why_no_gpu() -> str:
     return "PyTorch finds none"
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """argparse's, for a command whose errors are one line and status 2."""
+
     def error(self, message: str) -> NoReturn:
-        """One line and status 2: argparse would print the usage first, and the error scrolls away below it."""
+        # argparse would print the usage first, and the error scrolls away below it
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def _train_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="fastle-train",
         allow_abbrev=False,
         description="Train an autoencoder that teaches itself. The dataset picks a preset, flags override it.",
@@ -248,7 +250,7 @@ def _train_parser() -> argparse.ArgumentParser:
 
 
 def _main_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="fastle", allow_abbrev=False, description="Measure and use what fastle-train made.")
+    parser = Parser(prog="fastle", allow_abbrev=False, description="Measure and use what fastle-train made.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{eval,reconstruct}")
     measure = commands.add_parser("eval", help="PSNR and SSIM over the whole test split", allow_abbrev=False)
     measure.add_argument("run", metavar="RUN", help="a run directory")

@@ -17,6 +17,11 @@ WARM_UP = 5  # steps that no rate is taken from: allocators, thread pools and fi
 PLAIN_SECONDS = 10.0  # a plain line no more often than this
 
 
+def format_bytes(count: float) -> str:
+    """For a message: megabytes, gigabytes from one up."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
 class Clock:
     """Time spent in steps, with validation and saving left out, and the rate since the warm-up.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Generator
 
 from .config import RunConfig
+from .display import format_bytes
 from .errors import FastleError
 from .model import Autoencoder
 from .objective import make_objective
@@ -85,7 +86,7 @@ def too_large(config: RunConfig, images: int, device: torch.device) -> str:
         device: that is too small.
     """
     size, processes = estimate(config), max(1, config.train.batch_size // images)
-    takes = f"it takes about {_bytes(size.of(images))}, by estimate"
+    takes = f"it takes about {format_bytes(size.of(images))}, by estimate"
     fault = f"a step of {images} images does not fit in memory: {takes}"
     ways = [] if config.train.precision == "bf16" else ["--precision bf16"]
     if device.type != "cuda":
@@ -97,8 +98,4 @@ def too_large(config: RunConfig, images: int, device: torch.device) -> str:
         # the estimate is short: half is sure to be another batch
         fits = images // 2
     ways = ["a smaller --size" if fits < 2 else f"--batch-size {fits * processes} or less", *ways]
-    return f"{fault}, and {_bytes(free)} of {_bytes(total)} are free; use {' or '.join(ways)}"
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    return f"{fault}, and {format_bytes(free)} of {format_bytes(total)} are free; use {' or '.join(ways)}"

@@ -10,7 +10,6 @@ Face. Nothing is fetched and nothing in DIR is changed. Exit status: 0 all is th
 
 from __future__ import annotations
 
-import argparse
 import math
 import shlex
 import sys
@@ -25,6 +24,7 @@ from rich.progress import track as show_progress
 # first, so that it prepares for the fastle of its own checkout, installed or not
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from fastle.cli import Parser
 from fastle.config import ConfigError
 from fastle.data import Loading, open_images
 from fastle.data.celeba import TRAIN, open_celeba
@@ -60,14 +60,9 @@ Any one of these is enough (by the terms of its makers CelebA is for research th
 Track = Callable[[Iterable[Any], str, float], Iterable[Any]]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    parser = _Parser(
+    parser = Parser(
         prog="prepare_celeba.py",
         allow_abbrev=False,
         description="Says what of CelebA is there and what is missing, checks every image, builds the cache.",

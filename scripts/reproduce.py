@@ -26,7 +26,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import get_args
 
 import torch
 
@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.harness import environment
 from fastle.checkpoint import write_atomic
+from fastle.cli import Parser
 from fastle.config import ConfigError, DataConfig
 from fastle.data import Split, open_images
 from fastle.errors import FastleError
@@ -48,15 +49,8 @@ PROGRAM = "reproduce.py"
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
-class _Parser(argparse.ArgumentParser):
-    """An error is one line, without the usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{PROGRAM}: error: {message} (see --help)\n")
-
-
 def make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="the photographs; not needed for the shapes' rows")

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,14 +30,11 @@ from fastle.report import read_metrics
 from fastle.run import RunDirectory
 from fastle.step import TrainStep
 from fastle.train import Interrupted, NonFiniteLoss, train
+from tests.killing import Killed, kill_after
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 CPU = torch.device("cpu")
 STEPS = 12
-
-
-class Killed(BaseException):
-    """Stands in for SIGKILL: nothing in the package can catch it by accident."""
 
 
 def config(**flags: Any) -> RunConfig:
@@ -69,27 +65,6 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of a tiny run's time would go into its plots and its validation."""
     monkeypatch.setattr(RunDirectory, "draw", lambda *_: None)
     monkeypatch.setattr(fastle.train, "VALIDATION_IMAGES", 16)
-
-
-@pytest.fixture
-def killed_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """killed_after(n): the n-th step from now dies half-way, its weights already changed."""
-
-    def arm(steps: int) -> None:
-        remaining = [steps]
-        original = TrainStep.__call__
-
-        def call(self: TrainStep, images: Tensor) -> Any:
-            losses = original(self, images)
-            remaining[0] -= 1
-            if remaining[0] == 0:
-                monkeypatch.setattr(TrainStep, "__call__", original)
-                raise Killed
-            return losses
-
-        monkeypatch.setattr(TrainStep, "__call__", call)
-
-    return arm
 
 
 def test_what_a_run_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,11 +120,11 @@ def test_the_loss_falls(tmp_path: Path) -> None:
     ids=["method", "ema", "masked", "pixel", "noise-bf16"],
 )
 def test_killed_and_resumed_is_never_killed(
-    tmp_path: Path, killed_after: Callable[[int], None], flags: dict[str, Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any]
 ) -> None:
     go(tmp_path / "whole", config(**flags))
     for steps in (1, 3, 5, 2):  # ends anew at 1, 3 (after 0), 5 + ..., between and at checkpoints
-        killed_after(steps)
+        kill_after(steps, monkeypatch)
         with pytest.raises(Killed):
             go(tmp_path / "killed", config(**flags))
     go(tmp_path / "killed", config(**flags))
@@ -161,12 +136,12 @@ def test_killed_and_resumed_is_never_killed(
 
 @pytest.mark.parametrize("at", range(1, STEPS + 1))
 def test_killed_at_any_step(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, killed_after: Any, at: int
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     whole = tmp_path_factory.getbasetemp() / "whole"
     if not whole.exists():
         go(whole)
-    killed_after(at)
+    kill_after(at, monkeypatch)
     with pytest.raises(Killed):
         go(tmp_path)
     go(tmp_path)

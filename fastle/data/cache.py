@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fastle.display import format_bytes
 from fastle.errors import DataError
 
 from .decode import BadFiles, ImageFile, default_threads
@@ -114,7 +115,7 @@ def packed(images: EncodedImages, packing: Packing, loading: Loading) -> tuple[I
             raise DataError(f"{path} is {found} right after it was written: the disk is failing; use --cache none")
     how = "reused" if reused else "built"
     where = {"device": "on the GPU", "host": "in memory", "disk": "mapped from disk"}[place]
-    size = _megabytes(packing.bytes(len(found.images)))
+    size = format_bytes(packing.bytes(len(found.images)))
     loading.say(f"cache: {place}, {size} {where}, {path} ({how})")
     return Packed(found.images), found.skipped
 
@@ -158,7 +159,7 @@ def _pick(loading: Loading, size: int, path: Path) -> Place | None:
     folder = _first_existing(path.parent)
     if not path.exists() and 2 * size > (free := shutil.disk_usage(folder).free):
         loading.say(
-            f"cache: none: {_megabytes(size)} of decoded images would fill {folder}, where {_megabytes(free)} are "
+            f"cache: none: {format_bytes(size)} of decoded images would fill {folder}, where {format_bytes(free)} are "
             "free, so that every epoch decodes them again; set XDG_CACHE_HOME to a larger disk"
         )
         return None
@@ -286,7 +287,7 @@ def _build(path: Path, images: EncodedImages, packing: Packing, fingerprint: str
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(path.parent).free
-            room = f"the cache takes {_megabytes(needed)}, and {_megabytes(free)} are free"
+            room = f"the cache takes {format_bytes(needed)}, and {format_bytes(free)} are free"
             raise DataError(
                 f"{path.parent}: {room}: make room, set XDG_CACHE_HOME to a larger disk, or use --cache none"
             ) from None
@@ -366,7 +367,3 @@ def _cannot_write(path: Path, error: OSError) -> DataError:
         f"the cache cannot be written to {path}: {error.strerror or error}; set XDG_CACHE_HOME to a folder that can, "
         "or use --cache none"
     )
-
-
-def _megabytes(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

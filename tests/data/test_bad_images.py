@@ -31,9 +31,9 @@ from fastle.errors import DataError
 from fastle.presets import make_config
 from fastle.report import read_metrics
 from fastle.run import RunDirectory
-from fastle.step import TrainStep
 from tests.data import pictures
 from tests.data.pictures import FOREIGN, GOOD, NOT_AN_IMAGE, bomb, encoded, half, picture, write_bad, write_pictures
+from tests.killing import Killed, kill_after
 
 ROOT = Path(__file__).parents[2]
 # of folders: 20x20 is too small for it, and what `write_pictures` writes is made smaller
@@ -404,24 +404,6 @@ def test_a_run_lists_them_or_leaves_them_out(
     assert status == 1 and "another configuration" in err and "data.bad_images skip → error" in err
     status, out, _ = command(*run, "--steps", "6", "--bad-images", "skip", "--cache", "none")
     assert status == 0 and "resumed from" in out
-
-
-class Killed(BaseException):
-    """Stands in for SIGKILL."""
-
-
-def kill_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, remaining = TrainStep.__call__, [steps]
-
-    def call(self: TrainStep, images: Tensor) -> Any:
-        losses = original(self, images)
-        remaining[0] -= 1
-        if remaining[0] == 0:
-            monkeypatch.setattr(TrainStep, "__call__", original)
-            raise Killed
-        return losses
-
-    monkeypatch.setattr(TrainStep, "__call__", call)
 
 
 def test_a_run_goes_on_with_another_cache_and_decoder(

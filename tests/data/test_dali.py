@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import struct
 import subprocess
 import sys
@@ -20,24 +19,13 @@ from torchvision.transforms.functional import pil_to_tensor
 from fastle.data import dali
 from fastle.data.dali import DaliDecoder, why_no_dali
 from fastle.data.decode import BadFiles, DiskFile, TorchvisionDecoder
+from tests.data.pictures import chunk, encoded, with_alpha
 
 pytestmark = pytest.mark.skipif(why_no_dali() is not None, reason=f"no DALI: {why_no_dali()}")
 
 Picture = Callable[..., Image.Image]
 Encode = Callable[[Image.Image], bytes]
 Write = Callable[[bytes, str], DiskFile]
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def with_alpha(image: Image.Image) -> Image.Image:
-    image = image.copy()
-    image.putalpha(Image.linear_gradient("L").resize(image.size))
-    return image
 
 
 def turned(image: Image.Image, kind: str) -> bytes:
@@ -52,10 +40,6 @@ def without(data: bytes, share: float) -> bytes:
 
 def sixteen_bits(image: Image.Image) -> bytes:
     return encoded(Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257 + 3), "PNG")
-
-
-def chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
 def interlaced(image: Image.Image) -> bytes:

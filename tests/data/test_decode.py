@@ -16,20 +16,9 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from fastle.data.decode import BadFiles, DiskFile, TorchvisionDecoder
 from fastle.errors import DataError
+from tests.data.pictures import encoded, with_alpha
 
 Picture = Callable[..., Image.Image]
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def with_alpha(image: Image.Image) -> Image.Image:
-    image = image.copy()
-    image.putalpha(Image.linear_gradient("L").resize(image.size))
-    return image
 
 
 @pytest.fixture

@@ -14,25 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastle.data.header import Header, check_png, fault_of, looks_whole, read_header, scan_is_clean
+from tests.data.pictures import chunk, encoded, with_alpha
 
 Picture = Callable[..., Image.Image]
 Encode = Callable[[Image.Image], bytes]
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def with_alpha(image: Image.Image) -> Image.Image:
-    image = image.copy()
-    image.putalpha(Image.linear_gradient("L").resize(image.size))
-    return image
-
-
-def chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
 def png(width: int, height: int, raw: bytes, interlaced: int = 0) -> bytes:
