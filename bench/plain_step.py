@@ -65,12 +65,15 @@ class PlainEncoder(nn.Module):
         self.norm = nn.BatchNorm1d(config.latent_shape[0])
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
+        return self.norm(x) if x.ndim == 2 else self.norm(x.flatten(2)).reshape(x.shape)
+
+    def features(self, x: Tensor) -> Tensor:
         x = self.down(F.silu(self.stem(x)))
         if self.pool is not None:
             x = self.pool(x.flatten(1))
         # under autocast, as fastle: the latent and its statistics stay in the weights' precision
-        x = x.to(self.norm.weight.dtype)
-        return self.norm(x) if x.ndim == 2 else self.norm(x.flatten(2)).reshape(x.shape)
+        return x.to(self.norm.weight.dtype)
 
 
 class PlainDecoder(nn.Module):
@@ -122,19 +125,31 @@ class PlainObjective(nn.Module):
         x = images.float() / 255 if images.dtype == torch.uint8 else images
         boxes, side = draws.view, int(config.crop_ratio * min(x.shape[2:]))
         with torch.no_grad():
-            target = self.judge(crop(x, boxes, side))
+            seen = crop(x, boxes, side)
+            target, like = self.judge(seen), None
+            if config.judge_statistics == "target":
+                like = self.judge.features(seen)
         z = encoder(x)
         xhat = decoder(z)
-        agreement = F.mse_loss(self.judge(crop(xhat, boxes, side)), target)
+        agreement = F.mse_loss(self._judged(crop(xhat, boxes, side), like), target)
         if draws.hole is None:
             return agreement + config.sigreg_weight * self._sigreg(z, draws)
         assert config.hole_ratio is not None
         z_masked = encoder(cut(x, draws.hole, round(math.sqrt(config.hole_ratio) * min(x.shape[2:]))))
         xhat_masked = decoder(z_masked)
-        masked = F.mse_loss(self.judge(crop(xhat_masked, boxes, side)), target)
+        masked = F.mse_loss(self._judged(crop(xhat_masked, boxes, side), like), target)
         consistency = F.mse_loss(self.judge(xhat), self.judge(xhat_masked))
         regularizer = (self._sigreg(z, draws) + self._sigreg(z_masked, draws)) / 2
         return (consistency + agreement + masked) / 3 + config.sigreg_weight * regularizer
+
+    def _judged(self, view: Tensor, like: Tensor | None) -> Tensor:
+        """J of a view, with its own batch's mean and variance or with those of the features `like`."""
+        if like is None:
+            return self.judge(view)
+        dims, norm = [dim for dim in range(like.ndim) if dim != 1], self.judge.norm
+        mean, variance = like.mean(dims, keepdim=True), like.var(dims, correction=0, keepdim=True)
+        weight, bias = norm.weight.view_as(mean), norm.bias.view_as(mean)
+        return (self.judge.features(view) - mean) / torch.sqrt(variance + norm.eps) * weight + bias
 
     @torch.no_grad()
     def refresh_judge(self) -> None:

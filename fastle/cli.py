@@ -23,6 +23,7 @@ from .config import (
     ConfigError,
     DatasetName,
     JudgeName,
+    JudgeStatistics,
     ObjectiveName,
     Precision,
     RunConfig,
@@ -190,6 +191,7 @@ def _train_parser() -> argparse.ArgumentParser:
         default="self-teaching",
     )
     flag("--judge", JudgeName, "who compares (default: step-frozen)")
+    flag("--judge-statistics", JudgeStatistics, "whose mean and variance normalise reconstructions (default: own)")
     flag("--transform", TransformName, "what the judge is shown (default: crop-resize)")
     flag("--crop-ratio", float, "side of the crop over the image's (default: the preset's)", "R")
     flag("--crop-ratio-max", float, "draw the side for each step, log-uniform from --crop-ratio to this", "R")

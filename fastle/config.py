@@ -15,6 +15,7 @@ from .errors import FastleError
 DatasetName = Literal["shapes", "cifar10", "celeba", "folder"]
 ObjectiveName = Literal["self-teaching", "pixel"]
 JudgeName = Literal["step-frozen", "live", "ema"]
+JudgeStatistics = Literal["own", "target"]
 TransformName = Literal["crop-resize", "pixel-mask", "patch-mask", "channel-mask", "noise", "identity", "detail"]
 Precision = Literal["fp32", "bf16"]
 BadImages = Literal["error", "skip"]
@@ -76,6 +77,7 @@ class ObjectiveConfig:
         name: "self-teaching", or "pixel" for the baseline.
         hole_ratio: the share of the input cut out in the masked setting, in (0, 1); None without.
         judge, transform: of a self-teaching row.
+        judge_statistics: of the batch that normalises J(T x̂): its own, or that of J(T x); self-teaching only.
         crop_ratio: side of the crop over the image's, in (0, 1]; crop-resize only.
         crop_ratio_max: the side is drawn for each step, up to this share, in (crop_ratio, 1]; None keeps `crop_ratio`.
         crops: of each image, ≥ 1; above 1 crop-resize only.
@@ -88,6 +90,7 @@ class ObjectiveConfig:
     name: ObjectiveName
     hole_ratio: float | None = None
     judge: JudgeName | None = None
+    judge_statistics: JudgeStatistics = "own"
     transform: TransformName | None = None
     crop_ratio: float | None = None
     crop_ratio_max: float | None = None
@@ -102,6 +105,7 @@ class ObjectiveConfig:
             _require(0 < self.hole_ratio < 1, "mask-ratio", self.hole_ratio, "between 0 and 1")
         _one_of("objective", self.name, ObjectiveName)
         _one_of("judge", self.judge, JudgeName)
+        _one_of("judge-statistics", self.judge_statistics, JudgeStatistics)
         _one_of("transform", self.transform, TransformName)
         used = self._used()
         for name in ("judge", "transform", "crop_ratio", "mask_ratio", "noise_std", "sigreg_weight", "slices"):
@@ -109,6 +113,8 @@ class ObjectiveConfig:
             if (value is not None) != (name in used):
                 fault = "is missing" if value is None else "has no effect"
                 raise ConfigError(f"{_flag(name)} {fault} with {self._row()}")
+        if self.judge_statistics != "own" and self.name == "pixel":
+            raise ConfigError(f"--judge-statistics has no effect with {self._row()}")
         for name, without in (("crop_ratio_max", None), ("crops", 1)):
             if getattr(self, name) != without and self.transform != "crop-resize":
                 raise ConfigError(f"{_flag(name)} has no effect with {self._row()}")

@@ -86,27 +86,34 @@ class Encoder(nn.Module):
 
     def each(self, batches: Sequence[Tensor]) -> list[Tensor]:
         """E of several batches of one shape, in one pass: each is normalised, and moves the statistics, by itself."""
-        return [self.norm(_flat(code)).view_as(code) for code in self._trunks(batches)]
+        return [self.norm(_flat(code)).view_as(code) for code in self.features(batches)]
 
-    def judge(self, batches: Sequence[Tensor]) -> list[Tensor]:
-        """The representations J of several batches of one shape, in one pass: (B, ...) as `forward` gives.
-
-        Each is normalised with its own statistics, and leaves no trace in the running ones: views are
-        off-distribution and would spoil them.
-        """
-        norm = self.norm
-        return [
-            F.batch_norm(_flat(code), None, None, norm.weight, norm.bias, training=True, eps=norm.eps).view_as(code)
-            for code in self._trunks(batches)
-        ]
-
-    def _trunks(self, batches: Sequence[Tensor]) -> Sequence[Tensor]:
+    def features(self, batches: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What the latent's normalisation takes, of several batches of one shape, in one pass: shaped like codes."""
         # nothing before the normalisation mixes samples
         return (
             [self._trunk(batches[0])]
             if len(batches) == 1
             else self._trunk(torch.cat(list(batches))).chunk(len(batches))
         )
+
+    def normalize(self, features: Tensor, like: Tensor | None = None) -> Tensor:
+        """The judge's representations J, of a batch's features.
+
+        They leave no trace in the running statistics: views are off-distribution and would spoil them.
+
+        Args:
+            features: see `features`.
+            like: features of the same shape whose mean and variance normalise; None takes the batch's own.
+        """
+        norm = self.norm
+        if like is None:
+            flat = F.batch_norm(_flat(features), None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+            return flat.view_as(features)
+        channels = (1, -1) + (1,) * (features.ndim - 2)
+        variance, mean = torch.var_mean(like, [d for d in range(like.ndim) if d != 1], correction=0)
+        scale = norm.weight * torch.rsqrt(variance + norm.eps)
+        return (features - mean.view(channels)) * scale.view(channels) + norm.bias.view(channels)
 
     def _trunk(self, images: Tensor) -> Tensor:
         expected = (self.config.channels, self.config.size, self.config.size)

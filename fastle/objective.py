@@ -6,7 +6,10 @@
         live          E itself, gradients into it on both sides
         ema           an exponential moving average of E, as constants
 
-The judge always normalises with the statistics of the views it judges and leaves the running statistics alone.
+The judge leaves the running statistics alone. With judge statistics "own", as the author has them, it normalises each
+batch of views by that batch's mean and variance; with "target" J(T x̂) is normalised by those of J(T x). Own ones take a
+common scale out of what is compared, so that to a judge which is nearly linear in contrast reconstructions with too
+little of it look right. The consistency term has no target: own ones, always.
 """
 
 from __future__ import annotations
@@ -168,7 +171,7 @@ class SelfTeaching(nn.Module):
         if self.transform.full_view:
             targets, views = (*targets, x), (*views, xhat)
         wanted, seen = self._judged(targets, views)
-        agreement, full_view = self._agreement(wanted, seen)
+        ((agreement, full_view),) = self._agreements(wanted, seen)
         regularizer = self._sigreg(z, draws)
         total = _average(agreement, full_view) + self.sigreg_weight * regularizer
         return Losses(total=total, agreement=agreement, full_view=full_view, sigreg=regularizer, latent=z.detach())
@@ -192,9 +195,9 @@ class SelfTeaching(nn.Module):
         seen_clean, seen_masked = seen[: len(views_clean)], seen[len(views_clean) :]
         if self.transform.full_view:
             seen_clean, seen_masked = [*seen_clean, clean_full], [*seen_masked, masked_full]
-        consistency = F.mse_loss(clean_full, masked_full)
-        clean = _average(*self._agreement(wanted, seen_clean))
-        masked = _average(*self._agreement(wanted, seen_masked))
+        with phase("judge"):
+            consistency = F.mse_loss(self.judge.normalize(clean_full), self.judge.normalize(masked_full))
+        clean, masked = (_average(*terms) for terms in self._agreements(wanted, seen_clean, seen_masked))
         regularizer = (self._sigreg(z_clean, draws) + self._sigreg(z_masked, draws)) / 2
         total = (consistency + clean + masked) / 3 + self.sigreg_weight * regularizer
         return Losses(
@@ -206,21 +209,35 @@ class SelfTeaching(nn.Module):
             latent=z_clean.detach(),
         )
 
-    def _judged(self, targets: Sequence[Tensor], views: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """J of the targets, constants unless the judge is live, and of the views."""
+    def _judged(self, targets: Sequence[Tensor], views: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The judge's features of the targets, constants unless it is live, and of the views."""
         with phase("judge"):
             if self.config.judge == "live":
-                both = self.judge.judge((*targets, *views))
+                both = self.judge.features((*targets, *views))
                 return both[: len(targets)], both[len(targets) :]
             with torch.no_grad():
-                wanted = self.judge.judge(targets)
-            return wanted, self.judge.judge(views)
+                wanted = self.judge.features(targets)
+            return wanted, self.judge.features(views)
 
-    def _agreement(self, wanted: Sequence[Tensor], seen: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """mse(J(T x), J(T x̂)), the mean over T's views, and mse(J(x), J(x̂)) where T asks for it, which comes last."""
-        distances = [F.mse_loss(view, target) for target, view in zip(wanted, seen, strict=True)]
-        full_view = distances.pop() if self.transform.full_view else None
-        return torch.stack(distances).mean(), full_view
+    def _agreements(self, wanted: Sequence[Tensor], *seen: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
+        """Of each branch mse(J(T x), J(T x̂)), the mean over T's views, and mse(J(x), J(x̂)) where T asks for it.
+
+        Args:
+            wanted: features of the targets, the full view last.
+            seen: features of each branch's views, in that order.
+        """
+        normalize, shared = self.judge.normalize, self.config.judge_statistics == "target"
+        with phase("judge"):
+            targets = [normalize(target) for target in wanted]
+            branches = []
+            for views in seen:
+                matched = zip(wanted, targets, views, strict=True)
+                distances = [
+                    F.mse_loss(normalize(view, like if shared else None), want) for like, want, view in matched
+                ]
+                full_view = distances.pop() if self.transform.full_view else None
+                branches.append((torch.stack(distances).mean(), full_view))
+        return branches
 
     def _sigreg(self, z: Tensor, draws: Draws) -> Tensor:
         assert draws.slices is not None

@@ -15,7 +15,14 @@ Group = Literal["photographs", "hole", "shapes"]
 SIZE = 32
 SHAPES_STEPS = 800
 SEARCH_SHARE = 4  # the learning rate is chosen after this part of the steps
-PROBED = ("pixel", "crop-0.3", "masked")  # whose codes are classified, and decoded from noise
+TARGET = {"judge_statistics": "target"}
+PROBED = (
+    "pixel",
+    "crop-0.3",
+    "crop-0.3-target",
+    "masked",
+    "masked-target",
+)  # whose codes are classified, and decoded from noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +52,7 @@ class Scale:
     Attributes:
         hidden: width after the stem.
         rates: the learning rates to choose from.
+        hole_rates: the same for the rows with a hole, whose pooled codes take lower ones.
         seeds: a training each; the first one's is probed and drawn.
         probe_images: of the training split, at most; None takes every one.
     """
@@ -53,14 +61,21 @@ class Scale:
     batch_size: int
     steps: int
     rates: tuple[float, ...]
+    hole_rates: tuple[float, ...]
     seeds: tuple[int, ...]
     probe_images: int | None
 
 
 SCALES: dict[ScaleName, Scale] = {
-    "small": Scale(hidden=32, batch_size=64, steps=1500, rates=(1e-3, 3e-3), seeds=(0,), probe_images=10_000),
-    "full": Scale(hidden=64, batch_size=128, steps=10_000, rates=(3e-4, 1e-3), seeds=(0, 1, 2), probe_images=None),
-}
+    "small": Scale(
+        hidden=32, batch_size=64, steps=1500, rates=(1e-3, 3e-3), hole_rates=(3e-4, 1e-3), seeds=(0,),
+        probe_images=10_000,
+    ),
+    "full": Scale(
+        hidden=64, batch_size=128, steps=10_000, rates=(3e-4, 1e-3), hole_rates=(3e-4, 1e-3), seeds=(0, 1, 2),
+        probe_images=None,
+    ),
+}  # fmt: skip
 
 
 def _photographs(name: str, about: str, **options: Any) -> Row:
@@ -101,6 +116,22 @@ ROWS: tuple[Row, ...] = (
     _photographs("crop-0.1-to-1", "crop-resize 0.1 to 1, a side each step", crop_ratio=0.1, crop_ratio_max=1.0),
     _photographs("crop-0.3-twice", "two crops, crop-resize 0.3", crop_ratio=0.3, crops=2),
     _photographs("crop-0.1-to-1-twice", "two crops, crop-resize 0.1 to 1", crop_ratio=0.1, crop_ratio_max=1.0, crops=2),
+    _photographs("identity-target", "untransformed, target statistics", transform="identity", **TARGET),
+    _photographs("noise-target", "Gaussian noise 0.1, target statistics", transform="noise", **TARGET),
+    _photographs("crop-0.3-target", "crop-resize 0.3, target statistics", crop_ratio=0.3, **TARGET),
+    _photographs(
+        "crop-0.3-twice-target", "two crops, crop-resize 0.3, target statistics", crop_ratio=0.3, crops=2, **TARGET
+    ),
+    _photographs(
+        "crop-0.1-to-1-twice-target",
+        "two crops, crop-resize 0.1 to 1, target statistics",
+        crop_ratio=0.1,
+        crop_ratio_max=1.0,
+        crops=2,
+        **TARGET,
+    ),
+    _hole("masked-target", "symmetric, crop-resize 0.3, target statistics", crop_ratio=0.3, **TARGET),
+    _shapes("shapes-crop-target", "crop-resize 0.3, target statistics", crop_ratio=0.3, **TARGET),
 )
 
 
@@ -162,7 +193,7 @@ def make_plan(
             "folder", data=data, size=SIZE, steps=steps or shared.steps, batch_size=shared.batch_size, **row.options
         )
         config = replace(config, model=replace(config.model, hidden=shared.hidden))
-        rates = shared.rates
+        rates = shared.hole_rates if row.group == "hole" else shared.rates
     length = cast(int, config.train.steps)
     return Plan(
         row=row,

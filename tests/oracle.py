@@ -131,10 +131,10 @@ def encode_eval(state: State, x: Tensor) -> Tensor:
     return normalise(trunk(state, x), *running, state)
 
 
-def judge(state: State, x: Tensor) -> Tensor:
-    """J(x): the statistics of this batch, the running ones untouched."""
+def judge(state: State, x: Tensor, like: Tensor | None = None) -> Tensor:
+    """J(x): the statistics of this batch, or of the images `like`, the running ones untouched."""
     code = trunk(state, x)
-    statistics = batch_statistics(code)
+    statistics = batch_statistics(code if like is None else trunk(state, like))
     return normalise(code, statistics.mean, statistics.variance, state)
 
 
@@ -487,7 +487,8 @@ def objective(
 
     def compare(target: Tensor, view: Tensor) -> Tensor:
         representation = judge(weights, target)
-        return mse(representation if live else representation.detach(), judge(weights, view))
+        like = target if config.judge_statistics == "target" else None
+        return mse(representation if live else representation.detach(), judge(weights, view, like))
 
     def agreement(xhat: Tensor) -> tuple[Tensor, Tensor | None]:
         pairs = list(zip(views(config, x, draws.view), views(config, xhat, draws.view), strict=True))

@@ -28,6 +28,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "method": {"masked": False},
     "ema": {"judge": "ema"},
     "masked": {},
+    "target-statistics": {"judge_statistics": "target"},
     "noise": {"transform": "noise", "masked": False},
     "pixel-mask": {"transform": "pixel-mask", "masked": False},
 }

@@ -260,6 +260,7 @@ def test_every_objective_row_trains_from_the_command_line(command: Command) -> N
         ("--masked", "--mask-ratio", "0.4"),
         ("--crop-ratio", "0.1", "--crop-ratio-max", "1", "--crops", "2"),
         ("--masked", "--crop-ratio-max", "0.9", "--crops", "2"),
+        ("--judge-statistics", "target"),
         ("--masked", "--objective", "pixel"),
         ("--transform", "pixel-mask", "--mask-ratio", "0.9"),
         ("--transform", "patch-mask"),

@@ -100,6 +100,11 @@ def test_small_folders_take_the_cifar_model() -> None:
         ({"masked": True, "mask_ratio": 1e-6}, "less than a pixel"),
         ({"transform": "noise", "noise_std": 0.0}, "--noise-std 0.0"),
         ({"objective": "pixel", "judge": "ema"}, "--judge has no effect with --objective pixel"),
+        (
+            {"objective": "pixel", "judge_statistics": "target"},
+            "--judge-statistics has no effect with --objective pixel",
+        ),
+        ({"judge_statistics": "running"}, "--judge-statistics running"),
         ({"objective": "pixel", "transform": "noise"}, "--transform has no effect with --objective pixel"),
         ({"objective": "pixel", "sigreg_weight": 1.0}, "--sigreg-weight has no effect with --objective pixel"),
         ({"sigreg_weight": -1.0}, "--sigreg-weight -1.0"),

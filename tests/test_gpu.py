@@ -33,6 +33,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "detail": {"transform": "detail"},
     "crops": {"crop_ratio_max": 1.0, "crops": 2},
     "masked": {"masked": True, "latent": 16},
+    "target-statistics": {"masked": True, "latent": 16, "judge_statistics": "target"},
     "pixel-mask": {"transform": "pixel-mask"},
     "noise": {"transform": "noise"},
 }

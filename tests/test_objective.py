@@ -72,8 +72,8 @@ def other_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
                 config = teaching(judge, transform, hole)
                 if config not in known:
                     yield f"{prefix}{judge}-{transform}", config
-    for name, config in crop_rows():
-        yield name, config
+    yield from crop_rows()
+    yield from target_rows()
 
 
 def crop_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
@@ -83,6 +83,15 @@ def crop_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
         name = f"{'masked-' if hole else ''}{judge}-{crops}-{'varying' if ratio_max else 'fixed'}-crops"
         config = teaching(judge, "crop-resize", hole)
         yield name, dataclasses.replace(config, crop_ratio_max=ratio_max, crops=crops)
+
+
+def target_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
+    """Reconstructions normalised as their targets are: both kinds of branches, one view and several, every judge."""
+    transforms: tuple[TransformName, ...] = ("crop-resize", "detail")
+    for judge, transform, hole in itertools.product(get_args(JudgeName), transforms, (None, 0.35)):
+        config = teaching(judge, transform, hole)
+        name = f"{'masked-' if hole else ''}{judge}-{transform}-target-statistics"
+        yield name, dataclasses.replace(config, judge_statistics="target")
 
 
 def parametrise() -> list[object]:
@@ -290,24 +299,25 @@ def test_ema_judge_by_hand() -> None:
 
 @dataclass
 class Judged:
-    """What a judge saw and said."""
+    """What an encoder saw and the features it found."""
 
+    encoder: Encoder
     view: Tensor
-    representation: Tensor
+    features: Tensor
 
 
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> list[Judged]:
-    """Everything that a judge saw, in order."""
+    """Everything that encoders saw, in order: the encoder itself too, which is no judge but the live one."""
     calls: list[Judged] = []
-    judge = Encoder.judge
+    find = Encoder.features
 
-    def recorded(encoder: Encoder, batches: Sequence[Tensor]) -> list[Tensor]:
-        representations = judge(encoder, batches)
-        calls.extend(map(Judged, batches, representations))
-        return representations
+    def recorded(encoder: Encoder, batches: Sequence[Tensor]) -> Sequence[Tensor]:
+        features = find(encoder, batches)
+        calls.extend(Judged(encoder, view, found) for view, found in zip(batches, features, strict=True))
+        return features
 
-    monkeypatch.setattr(Encoder, "judge", recorded)
+    monkeypatch.setattr(Encoder, "features", recorded)
     return calls
 
 
@@ -337,10 +347,11 @@ def test_clean_target_carries_no_graph(judge: JudgeName, hole: float | None, jud
     objective = make_objective(build(case), teaching(judge, "crop-resize", hole))
     images = images_of(case, 2)
     objective(images, drawn(objective, images, 2))
+    judged = [call for call in judged if call.encoder is judge_of(objective)]
     targets = [call for call in judged if not call.view.requires_grad]
     assert targets and len(targets) < len(judged)
-    assert all(call.representation.requires_grad == (judge == "live") for call in targets)
-    assert all(call.representation.requires_grad for call in judged if call.view.requires_grad)
+    assert all(call.features.requires_grad == (judge == "live") for call in targets)
+    assert all(call.features.requires_grad for call in judged if call.view.requires_grad)
 
 
 def test_uint8_images_equal_their_float_form() -> None:

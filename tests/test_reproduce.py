@@ -20,7 +20,7 @@ from scripts import reproduce, reproduce_measure, reproduce_rows
 from scripts.reproduce_rows import ROWS, SCALES, ScaleName, make_plan, pick_rows, same_settings
 
 IMAGES = {"train": 38, "valid": 2, "test": 24}
-TINY = replace(SCALES["small"], hidden=8, batch_size=8, rates=(1e-3, 2e-3), probe_images=30)
+TINY = replace(SCALES["small"], hidden=8, batch_size=8, rates=(1e-3, 2e-3), hole_rates=(1e-3, 2e-3), probe_images=30)
 SCALE_NAMES: tuple[ScaleName, ...] = ("small", "full")
 Command = Callable[..., int]
 
@@ -81,6 +81,9 @@ def test_every_row_is_a_valid_run(scale: ScaleName) -> None:
 def test_scales_are_the_protocol_s() -> None:
     small, full = SCALES["small"], SCALES["full"]
     assert (small.hidden, small.batch_size, small.steps, small.rates) == (32, 64, 1500, (1e-3, 3e-3))
+    for scale in SCALE_NAMES:
+        holes = [make_plan(row, scale, data=Path("photographs"), images=IMAGES) for row in ROWS if row.group == "hole"]
+        assert {plan.rates for plan in holes} == {(3e-4, 1e-3)}
     assert (full.hidden, full.batch_size, full.steps, full.rates) == (64, 128, 10_000, (3e-4, 1e-3))
     shapes = make_plan(pick_rows(["shapes-crop"])[0], "full", data=None, images=IMAGES)
     assert shapes.config.train.steps == 800 and len(shapes.rates) == 1

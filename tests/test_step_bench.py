@@ -30,9 +30,9 @@ TINY = ("--device", "cpu", "--quick", "--shapes", "tiny:16")
 SIDES = ["plain", "plain bf16", "plain compiled", "fastle eager", "fastle eager bf16"]
 
 
-def tiny(masked: bool = True, latent: int | None = 6, size: int = 16, batch_size: int = 4) -> RunConfig:
+def tiny(masked: bool = True, latent: int | None = 6, size: int = 16, batch_size: int = 4, **flags: Any) -> RunConfig:
     config = make_config(
-        "cifar10", masked=masked, latent=latent, size=size, slices=8, crop_ratio=0.4, batch_size=batch_size
+        "cifar10", masked=masked, latent=latent, size=size, slices=8, crop_ratio=0.4, batch_size=batch_size, **flags
     )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, hidden=8, map_channels=8))
 
@@ -42,6 +42,7 @@ CONFIGS = {
     "celeba-spatial": tiny(masked=False, latent=None, size=24),
     "cifar10": tiny(masked=False, latent=None),
     "pooled": tiny(masked=False),
+    "target-statistics": tiny(judge_statistics="target"),
 }
 
 
