@@ -375,7 +375,7 @@ def _figures_table(figures: dict[str, Figures]) -> Table:
     )
     for kind, values in figures.items():
         table.add_row(
-            kind, *(f"{value:.4f}" if "ssim" in name else f"{value:.2f} dB" for name, value in values.items())
+            kind, *(f"{value:.2f} dB" if "psnr" in name else f"{value:.4f}" for name, value in values.items())
         )
     return table
 

@@ -3,6 +3,9 @@
 PSNR is 10·log10(1 / mse) of each image on [0, 1], averaged over images; `psnr_of_mean_mse` puts the split's mean
 squared error in place of each image's, and is the lower of the two. SSIM is torchmetrics' (Gaussian window 11, σ 1.5).
 
+Contrast is the RMS contrast of the reconstructions, each image's standard deviation of luma, over that of the images:
+1 where none is lost.
+
 Of colour images also the PSNR of luma and that of chroma, the two planes together, in full-range BT.601 YCbCr:
 
     Y  =  0.299    R + 0.587    G + 0.114    B
@@ -26,6 +29,7 @@ HOLE_SEED = 0
 BATCH = 250
 # an exact reconstruction would have an infinite PSNR; 100 dB is far above 8 bits' own 59
 LEAST_MSE = 1e-10
+LEAST_CONTRAST = 1e-6  # of images that have none
 
 Figures = dict[str, float]
 
@@ -48,9 +52,9 @@ def evaluate(
         progress: told the number of images after each batch.
 
     Returns:
-        "clean": psnr, psnr_of_mean_mse and ssim on the images as they are, of colour images psnr_luma and psnr_chroma
-        too; with a hole also "masked": the same on images with a hole, against the whole image, and psnr and ssim
-        inside and outside of the hole.
+        "clean": psnr, psnr_of_mean_mse, ssim and contrast on the images as they are, of colour images psnr_luma and
+        psnr_chroma too; with a hole also "masked": the same on images with a hole, against the whole image, and psnr
+        and ssim inside and outside of the hole.
     """
     model.eval()
     holes = None if hole_ratio is None else fixed_holes(len(images), model.config.size, hole_ratio)
@@ -126,7 +130,14 @@ def _quality(xhat: Tensor, x: Tensor, inside: Tensor | None = None) -> dict[str,
     error = difference.square()
     _, similarity = ssim(xhat, x, data_range=1.0, reduction="none", return_full_image=True)
     mse = error.mean((1, 2, 3))
-    figures = {"mse": mse, "psnr": _psnr(mse), "ssim": similarity.mean((1, 2, 3))}
+    deviation, whole = (to_grey(images).std((1, 2, 3), correction=0) for images in (xhat, x))
+    figures = {
+        "mse": mse,
+        "psnr": _psnr(mse),
+        "ssim": similarity.mean((1, 2, 3)),
+        "contrast": deviation,
+        "whole_contrast": whole,
+    }
     if x.shape[1] == 3:
         luma, chroma = _luma_and_chroma(difference)
         figures["psnr_luma"] = _psnr(luma.square().mean((1, 2, 3)))
@@ -149,6 +160,7 @@ def _luma_and_chroma(difference: Tensor) -> tuple[Tensor, Tensor]:
 def _figures(parts: list[dict[str, Tensor]]) -> Figures:
     means = {name: float(torch.cat([part[name] for part in parts]).double().mean()) for name in parts[0]}
     mean_mse = torch.tensor(means.pop("mse"))
+    means["contrast"] /= max(means.pop("whole_contrast"), LEAST_CONTRAST)
     return {"psnr": means.pop("psnr"), "psnr_of_mean_mse": float(_psnr(mean_mse)), **means}
 
 

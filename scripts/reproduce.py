@@ -193,7 +193,7 @@ def summary(record: Record) -> str:
     if "failed" in record:
         return f"FAILED, {record['failed']} ({record['seconds']:.0f} s)"
     figures = (
-        f"{kind} {name} {value:.3f}" if "ssim" in name else f"{kind} {name} {value:.2f}"
+        f"{kind} {name} {value:.2f}" if "psnr" in name else f"{kind} {name} {value:.3f}"
         for kind, values in record["mean"].items()
         for name, value in values.items()
         if name != "psnr_of_mean_mse"

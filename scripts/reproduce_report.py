@@ -49,7 +49,8 @@ PHOTOGRAPHS = """\
 CIFAR-10 as JPEG files, 32×32. {train:,} training images, {test:,} test images, all of them measured; the {valid:,} that
 are held out of the training split choose the learning rate. Every line has the same model ({hidden} wide, a code of
 {latent}), {steps:,} steps of batch {batch}, and the same AdamW; {seeds}. The judge is the step-frozen one unless the
-line names another. PSNR in dB, each image's, averaged; Y is luma and CbCr chroma, of full-range BT.601."""
+line names another. PSNR in dB, each image's, averaged; Y is luma and CbCr chroma, of full-range BT.601.
+Contrast is the reconstructions' standard deviation of luma over the images'."""
 HOLE = """\
 The same photographs and protocol with a square hole, the same in every line, and a pooled code of {latent}. Clean is
 the model on images without a hole."""
@@ -70,6 +71,7 @@ def _photographs(rows: Record) -> dict[str, Cell]:
         "PSNR": _figure("clean", "psnr"),
         "behind `pixel`": gap,
         "SSIM": _figure("clean", "ssim"),
+        "contrast": _figure("clean", "contrast"),
         "PSNR of Y": _figure("clean", "psnr_luma"),
         "PSNR of CbCr": _figure("clean", "psnr_chroma"),
         "minutes": _minutes,
@@ -83,6 +85,7 @@ def _hole() -> dict[str, Cell]:
         "inside": _figure("masked", "psnr_inside"),
         "outside": _figure("masked", "psnr_outside"),
         "SSIM": _figure("masked", "ssim"),
+        "contrast": _figure("masked", "contrast"),
         "PSNR of Y": _figure("masked", "psnr_luma"),
         "PSNR of CbCr": _figure("masked", "psnr_chroma"),
         "clean PSNR": _figure("clean", "psnr"),
@@ -92,11 +95,12 @@ def _hole() -> dict[str, Cell]:
 
 
 def _shapes() -> dict[str, Cell]:
-    return {"PSNR": _figure("clean", "psnr"), "SSIM": _figure("clean", "ssim"), "minutes": _minutes}
+    figures = {"PSNR": "psnr", "SSIM": "ssim", "contrast": "contrast"}
+    return {title: _figure("clean", name) for title, name in figures.items()} | {"minutes": _minutes}
 
 
 def _figure(kind: str, name: str) -> Cell:
-    digits = 3 if name.startswith("ssim") else 2
+    digits = 2 if name.startswith("psnr") else 3
 
     def cell(_: str, record: Record) -> str:
         mean, (low, high) = record["mean"][kind][name], record["spread"][kind][name]

@@ -113,15 +113,29 @@ def test_a_wrong_grey_is_in_luma_alone_and_a_wrong_tint_in_chroma_alone() -> Non
 def test_grey_images_have_neither_luma_nor_chroma() -> None:
     x = pictures(1).batch([0])[:, :1]
     figures = evaluate(Repainted(x[0] / 255), ArrayImages(x), hole_ratio=0.35, device=CPU)  # type: ignore[arg-type]
-    assert figures["clean"].keys() == {"psnr", "psnr_of_mean_mse", "ssim"}
+    assert figures["clean"].keys() == {"psnr", "psnr_of_mean_mse", "ssim", "contrast"}
     assert not {"psnr_luma", "psnr_chroma"} & figures["masked"].keys()
+
+
+def test_contrast_is_that_of_luma_over_the_images() -> None:
+    luma = [0.299, 0.587, 0.114]
+    x = pictures(2)
+    whole = x.batch([0, 1]).double() / 255
+    paler = 0.5 + (whole[:1] - 0.5) * 0.25  # of both images the first one's, paler
+    figures = evaluate(Repainted(paler[0].float()), x, hole_ratio=None, device=CPU)["clean"]  # type: ignore[arg-type]
+    grey = (whole * torch.tensor(luma, dtype=torch.float64)[:, None, None]).sum(1)
+    deviations = grey.flatten(1).std(1, correction=0)
+    assert figures["contrast"] == pytest.approx(float(0.25 * deviations[0] / deviations.mean()), rel=1e-5)
+    flat = ArrayImages(torch.full((1, 3, SIZE, SIZE), 9, dtype=torch.uint8))
+    same = Repainted(flat.batch([0])[0] / 255)
+    assert evaluate(same, flat, hole_ratio=None, device=CPU)["clean"]["contrast"] < 1  # type: ignore[arg-type]
 
 
 def test_both_kinds_begin_with_the_same_figures() -> None:
     """The table of `fastle eval` puts them below one another."""
     figures = evaluate(Filler(), pictures(2), hole_ratio=0.35, device=CPU)  # type: ignore[arg-type]
     clean, masked = list(figures["clean"]), list(figures["masked"])
-    assert clean == ["psnr", "psnr_of_mean_mse", "ssim", "psnr_luma", "psnr_chroma"] == masked[: len(clean)]
+    assert clean == ["psnr", "psnr_of_mean_mse", "ssim", "contrast", "psnr_luma", "psnr_chroma"] == masked[: len(clean)]
 
 
 class Filler(nn.Module):
