@@ -7,7 +7,8 @@
 
 --data holds train/ and test/ with a folder of CIFAR-10's photographs for each class. The same command again goes on
 where it stopped: a row whose result is kept with the same settings is not done again. After a change of code that
-should change figures, --overwrite does the rows anew. What is written:
+should change figures, --overwrite does the rows anew. What is written (with --seeds and --steps, which say so in the
+names, beside the table):
 
     OUT/SCALE.json, OUT/SCALE.md      settings, figures, seconds, machine and command of each row; the tables
     OUT/SCALE.png                     shapes and their reconstructions
@@ -61,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--steps", type=int, metavar="N", help="another length, for a trial: its results are kept apart, and say so"
     )
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N - 1: its results are kept apart, too")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is")
     parser.add_argument("--overwrite", action="store_true", help="do these rows anew, results and runs")
     parser.add_argument("--list", action="store_true", help="print the rows with their settings, and stop")
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         rows = pick_rows(flags.rows)
         if flags.list:
-            print(listing(rows, flags.scale, flags.steps))
+            print(listing(rows, flags.scale, flags.steps, flags.seeds))
             return 0
         return Table(flags).fill(rows)
     except FastleError as error:
@@ -97,17 +99,23 @@ class Table:
     """
 
     def __init__(self, flags: argparse.Namespace) -> None:
-        if flags.steps is not None and flags.steps < 1:
-            raise ConfigError(f"--steps {flags.steps} cannot be: it must be at least 1")
+        for flag, value in (("--steps", flags.steps), ("--seeds", flags.seeds)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{flag} {value} cannot be: it must be at least 1")
         self._flags = flags
         self._device = pick_device(flags.device)
-        self._label = flags.scale if flags.steps is None else f"{flags.scale}-trial-{flags.steps}"
+        self._label = flags.scale
+        if flags.seeds is not None:
+            self._label += f"-seeds-{flags.seeds}"
+        if flags.steps is not None:
+            self._label += f"-trial-{flags.steps}"
         self._runs: Path = flags.runs / self._label
         self._file: Path = flags.out / f"{self._label}.json"
         self._report = self._read()
 
     def _read(self) -> Record:
-        said = f"--scale {self._flags.scale}" + ("" if self._flags.steps is None else f" --steps {self._flags.steps}")
+        given = {"scale": self._flags.scale, "seeds": self._flags.seeds, "steps": self._flags.steps}
+        said = " ".join(f"--{name} {value}" for name, value in given.items() if value is not None)
         report = {"flags": said, "trial": self._flags.steps, "rows": {}}
         if self._file.exists():
             try:
@@ -143,7 +151,8 @@ class Table:
         for row in rows:
             if row.group != "shapes" and self._flags.data is None:
                 raise ConfigError(f"--data is missing: row {row.name} is trained on photographs")
-            bare = make_plan(row, self._flags.scale, data=self._flags.data, images={}, steps=self._flags.steps)
+            flags = self._flags
+            bare = make_plan(row, flags.scale, data=flags.data, images={}, steps=flags.steps, seeds=flags.seeds)
             data = bare.config.data
             if data.dataset not in counts:
                 counts[data.dataset] = {split: len(open_images(data, split)) for split in SPLITS}
@@ -203,11 +212,11 @@ def summary(record: Record) -> str:
     return f"lr {record['lr']:g}, {', '.join([*figures, *accuracies])} ({record['seconds']:.0f} s)"
 
 
-def listing(rows: Sequence[Row], scale: ScaleName, steps: int | None) -> str:
+def listing(rows: Sequence[Row], scale: ScaleName, steps: int | None, seeds: int | None) -> str:
     """The rows with their settings, two lines each."""
     lines = []
     for row in rows:
-        plan = make_plan(row, scale, data=None, images={}, steps=steps)
+        plan = make_plan(row, scale, data=None, images={}, steps=steps, seeds=seeds)
         config = plan.config
         used = {name: value for name, value in config.to_dict()["objective"].items() if value is not None}
         model = {"hidden": config.model.hidden, "code": "x".join(map(str, config.model.latent_shape))}

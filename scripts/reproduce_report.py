@@ -14,7 +14,7 @@ from fastle.evaluate import reconstruction_rows, spread
 from fastle.model import Autoencoder
 from fastle.presets import HOLE_RATIO
 from fastle.report import save_grid
-from scripts.reproduce_measure import NEIGHBOURS, PROBE_C, Record
+from scripts.reproduce_measure import FADED, NEIGHBOURS, PROBE_C, Record
 from scripts.reproduce_rows import ROWS, Group, Row
 
 PICTURED = 8  # images in a row
@@ -164,14 +164,25 @@ def _representation(rows: Record) -> list[str]:
     if not probed:
         return []
     cells = [
-        [f"`{name}`", f"{of['training_images']:,}", f"{of['linear']:.1%}", f"{of['knn']:.1%}"]
+        [
+            f"`{name}`",
+            f"{of['training_images']:,}",
+            f"{of['linear']:.1%}",
+            f"{of['knn']:.1%}",
+            f"{of['faded_own']:.3f}",
+            f"{of['faded_target']:.3f}",
+        ]
         for name, of in probed.items()
     ]
     about = (
         "Accuracy on the test split, from the frozen code of the first seed: logistic regression on standardised codes "
     )
-    about += f"(C = {PROBE_C}), and the vote of the {NEIGHBOURS} nearest by cosine."
-    headings = ["row", "labelled images", "linear probe", "k-NN"]
+    about += (
+        f"(C = {PROBE_C}), and the vote of the {NEIGHBOURS} nearest by cosine. Faded: the distance that the encoder as a "
+        f"judge sees between images and the same at {FADED:.0%} of their contrast, mse(J(x), J(x')), with own and with "
+        "target statistics; of a constant picture it would be about 1."
+    )
+    headings = ["row", "labelled images", "linear probe", "k-NN", "faded, own", "faded, target"]
     return ["", "## Representation", "", about, "", *_table(headings, cells)]
 
 

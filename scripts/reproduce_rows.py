@@ -172,7 +172,13 @@ class Plan:
 
 
 def make_plan(
-    row: Row, scale: ScaleName, *, data: Path | None, images: Mapping[str, int], steps: int | None = None
+    row: Row,
+    scale: ScaleName,
+    *,
+    data: Path | None,
+    images: Mapping[str, int],
+    steps: int | None = None,
+    seeds: int | None = None,
 ) -> Plan:
     """The trainings of a row.
 
@@ -180,6 +186,7 @@ def make_plan(
         data: folder with the photographs, train/ and test/; not needed for shapes.
         images: of each split.
         steps: another length, for a trial.
+        seeds: another number of them, from 0.
 
     Raises:
         ConfigError: see `make_config`.
@@ -199,7 +206,7 @@ def make_plan(
         row=row,
         config=replace(config, train=replace(config.train, lr=rates[0], seed=shared.seeds[0])),
         rates=rates,
-        seeds=shared.seeds,
+        seeds=shared.seeds if seeds is None else tuple(range(seeds)),
         search_steps=max(1, length // SEARCH_SHARE),
         probe_images=shared.probe_images if row.probed else 0,
         images=images,

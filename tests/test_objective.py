@@ -489,3 +489,17 @@ def test_draws_hold_only_what_the_row_uses() -> None:
         assert (draws.slices is None) == (config.name == "pixel"), name
         assert (draws.hole is None) == (config.hole_ratio is None), name
         assert (draws.view is None) == (config.transform in (None, "identity", "detail")), name
+
+
+def test_own_statistics_hardly_see_contrast_and_the_targets_do() -> None:
+    """Why there are both: to a judge as it begins, pooled, images at half their contrast are nearly the same."""
+    torch.manual_seed(0)
+    encoder = Autoencoder(ModelConfig(size=32, channels=3, hidden=32, map_channels=64, latent=128)).double().encoder
+    coarse = torch.rand(64, 3, 5, 5, dtype=torch.float64)
+    x = torch.nn.functional.interpolate(coarse, (32, 32), mode="bicubic").clamp(0, 1)
+    mean = x.mean((0, 2, 3), keepdim=True)
+    whole, faded = encoder.features((x, mean + (x - mean) / 2))
+    wanted = encoder.normalize(whole)
+    own, target = encoder.normalize(faded), encoder.normalize(faded, like=whole)
+    assert (own - wanted).square().mean().item() < 0.05
+    assert (target - wanted).square().mean().item() > 0.2

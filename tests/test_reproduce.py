@@ -126,6 +126,7 @@ def test_two_rows_from_end_to_end(
     assert row["search"].keys() == {"0.001", "0.002"} and row["lr"] == float(max(row["search"], key=row["search"].get))
     assert row["mean"].keys() == {"clean", "masked"} and "psnr_inside" in row["mean"]["masked"]
     assert row["representation"]["training_images"] == 30
+    assert row["representation"].keys() == {"training_images", "linear", "knn", "faded_own", "faded_target"}
     # bright and dark are told apart by their mean
     assert report["rows"]["pixel"]["representation"]["linear"] == 1 and row["seconds"] > 0
     written = (tmp_path / "out" / "small-trial-4.md").read_text()
@@ -227,14 +228,18 @@ def test_a_row_that_fails_is_recorded_and_the_table_goes_on(
 def test_several_seeds_have_a_mean_and_a_spread(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(SCALES, "small", replace(TINY, seeds=(0, 1), rates=(1e-3,)))
-    assert command("identity") == 0
-    row = result(tmp_path)["rows"]["identity"]
+    monkeypatch.setitem(SCALES, "small", replace(TINY, rates=(1e-3,)))
+    assert command("identity") == 0 and command("identity", "--seeds", 2) == 0
+    # one seed's table stays what it was
+    alone = result(tmp_path)["rows"]["identity"]
+    row = json.loads((tmp_path / "out" / "small-seeds-2-trial-4.json").read_text())["rows"]["identity"]
+    assert len(alone["runs"]) == 1 and alone["runs"][0]["figures"] == row["runs"][0]["figures"]
+    assert row["command"].endswith("--scale small --seeds 2 --steps 4 --rows identity --overwrite")
     values = [run["figures"]["clean"]["psnr"] for run in row["runs"]]
     assert [run["seed"] for run in row["runs"]] == [0, 1] and values[0] != values[1]
     assert row["mean"]["clean"]["psnr"] == pytest.approx(sum(values) / 2)
     assert row["spread"]["clean"]["psnr"] == [min(values), max(values)]
-    written = (tmp_path / "out" / "small-trial-4.md").read_text()
+    written = (tmp_path / "out" / "small-seeds-2-trial-4.md").read_text()
     assert f"({min(values):.2f}–{max(values):.2f})" in written and "the mean of 2 seeds" in written
 
 
@@ -247,6 +252,7 @@ def test_listing_and_errors(command: Command, tmp_path: Path, capsys: pytest.Cap
         assert reproduce.main(["--out", str(tmp_path), "--runs", str(tmp_path), "--device", "cpu", *arguments]) == 1
         return capsys.readouterr().err
 
+    assert "--seeds 0 cannot be" in refused("--seeds", "0")
     assert "--rows nothing: there is no such row; there are pixel, " in refused("--rows", "nothing")
     assert "--data is missing: row pixel" in refused("--rows", "pixel")
     assert "--steps 0 cannot be" in refused("--steps", "0")
