@@ -178,9 +178,9 @@ def _representation(rows: Record) -> list[str]:
         "Accuracy on the test split, from the frozen code of the first seed: logistic regression on standardised codes "
     )
     about += (
-        f"(C = {PROBE_C}), and the vote of the {NEIGHBOURS} nearest by cosine. Faded: the distance that the encoder as a "
-        f"judge sees between images and the same at {FADED:.0%} of their contrast, mse(J(x), J(x')), with own and with "
-        "target statistics; of a constant picture it would be about 1."
+        f"(C = {PROBE_C}), and the vote of the {NEIGHBOURS} nearest by cosine. Faded: the distance that the encoder as "
+        f"a judge sees between images and the same at {FADED:.0%} of their contrast, mse(J(x), J(x')), with own and "
+        "with target statistics; of a constant picture it would be about 1."
     )
     headings = ["row", "labelled images", "linear probe", "k-NN", "faded, own", "faded, target"]
     return ["", "## Representation", "", about, "", *_table(headings, cells)]
