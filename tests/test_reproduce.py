@@ -127,6 +127,8 @@ def test_two_rows_from_end_to_end(
     assert row["mean"].keys() == {"clean", "masked"} and "psnr_inside" in row["mean"]["masked"]
     assert row["representation"]["training_images"] == 30
     assert row["representation"].keys() == {"training_images", "linear", "knn", "faded_own", "faded_target"}
+    # what is not faded would be at 0
+    assert row["representation"]["faded_target"] > 0.3 and row["representation"]["faded_own"] > 1e-3
     # bright and dark are told apart by their mean
     assert report["rows"]["pixel"]["representation"]["linear"] == 1 and row["seconds"] > 0
     written = (tmp_path / "out" / "small-trial-4.md").read_text()
