@@ -191,11 +191,11 @@ def _train_parser() -> argparse.ArgumentParser:
         default="self-teaching",
     )
     flag("--judge", JudgeName, "who compares (default: step-frozen)")
-    flag("--judge-statistics", JudgeStatistics, "whose mean and variance normalise reconstructions (default: own)")
+    flag("--judge-statistics", JudgeStatistics, "whose moments normalise reconstructions (default: the preset's)")
     flag("--transform", TransformName, "what the judge is shown (default: crop-resize)")
     flag("--crop-ratio", float, "side of the crop over the image's (default: the preset's)", "R")
     flag("--crop-ratio-max", float, "draw the side for each step, log-uniform from --crop-ratio to this", "R")
-    flag("--crops", int, "crops of each image, each with a box of its own (default: %(default)s)", default=1)
+    flag("--crops", int, "crops of each image, each with a box of its own (default: the preset's)")
     flag("--mask-ratio", float, "share of the hole (0.35), or of a mask transformation (0.7)", "R")
     flag("--noise-std", float, "of --transform noise, on images in [0, 1] (default: 0.1)", "S")
     flag("--sigreg-weight", float, "the weight λ of SIGReg (default: 0.03)", "W")

@@ -33,7 +33,11 @@ BATCH_SIZE = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """One dataset's row. `pooled_*` takes the place of its namesake when the latent is pooled."""
+    """One dataset's row. `pooled_*` takes the place of its namesake when the latent is pooled.
+
+    What concerns crops and who normalises them holds for crop-resize alone: the other transformations have one view
+    and own statistics unless they are told otherwise.
+    """
 
     size: int
     channels: int
@@ -43,6 +47,9 @@ class Preset:
     crop_ratio: float
     lr: float
     pooled_lr: float
+    crops: int = 1
+    pooled_crops: int = 1
+    pooled_judge_statistics: JudgeStatistics = "own"
     steps: int | None = None
     epochs: int | None = None
 
@@ -88,7 +95,7 @@ def make_config(
     transform: TransformName | None = None,
     crop_ratio: float | None = None,
     crop_ratio_max: float | None = None,
-    crops: int = 1,
+    crops: int | None = None,
     mask_ratio: float | None = None,
     noise_std: float | None = None,
     sigreg_weight: float | None = None,
@@ -146,6 +153,7 @@ def make_config(
             sigreg_weight,
             slices,
             preset,
+            pooled,
         ),
         data=DataConfig(
             dataset=dataset,
@@ -173,16 +181,21 @@ def _objective(
     transform: TransformName | None,
     crop_ratio: float | None,
     crop_ratio_max: float | None,
-    crops: int,
+    crops: int | None,
     mask_ratio: float | None,
     noise_std: float | None,
     sigreg_weight: float | None,
     slices: int | None,
     preset: Preset,
+    pooled: bool,
 ) -> ObjectiveConfig:
     teaching = name == "self-teaching"
     if teaching and transform is None:
         transform = "crop-resize"
+    if transform == "crop-resize":
+        crops = (preset.pooled_crops if pooled else preset.crops) if crops is None else crops
+        if judge_statistics is None and pooled:
+            judge_statistics = preset.pooled_judge_statistics
     hole_ratio = None
     if masked:
         if transform in MASKS:
@@ -202,7 +215,7 @@ def _objective(
         transform=transform,
         crop_ratio=default(crop_ratio, preset.crop_ratio, transform == "crop-resize"),
         crop_ratio_max=crop_ratio_max,
-        crops=crops,
+        crops=1 if crops is None else crops,
         mask_ratio=default(mask_ratio, MASK_RATIO, transform in MASKS),
         noise_std=default(noise_std, NOISE_STD, transform == "noise"),
         sigreg_weight=default(sigreg_weight, SIGREG_WEIGHT, teaching),

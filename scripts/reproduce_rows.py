@@ -15,7 +15,7 @@ Group = Literal["photographs", "hole", "shapes"]
 SIZE = 32
 SHAPES_STEPS = 800
 SEARCH_SHARE = 4  # the learning rate is chosen after this part of the steps
-TARGET = {"judge_statistics": "target"}
+TARGET: dict[str, Any] = {"judge_statistics": "target"}
 PROBED = (
     "pixel",
     "crop-0.3",
@@ -78,16 +78,20 @@ SCALES: dict[ScaleName, Scale] = {
 }  # fmt: skip
 
 
+# as in the post, whatever the presets are
+POST: dict[str, Any] = {"crops": 1, "judge_statistics": "own"}
+
+
 def _photographs(name: str, about: str, **options: Any) -> Row:
-    return Row(name=name, group="photographs", about=about, options=options)
+    return Row(name=name, group="photographs", about=about, options=POST | options)
 
 
 def _hole(name: str, about: str, **options: Any) -> Row:
-    return Row(name=name, group="hole", about=about, options=options | {"masked": True})
+    return Row(name=name, group="hole", about=about, options=POST | options | {"masked": True})
 
 
 def _shapes(name: str, about: str, **options: Any) -> Row:
-    return Row(name=name, group="shapes", about=about, options=options)
+    return Row(name=name, group="shapes", about=about, options=POST | options)
 
 
 ROWS: tuple[Row, ...] = (
@@ -116,6 +120,7 @@ ROWS: tuple[Row, ...] = (
     _photographs("crop-0.1-to-1", "crop-resize 0.1 to 1, a side each step", crop_ratio=0.1, crop_ratio_max=1.0),
     _photographs("crop-0.3-twice", "two crops, crop-resize 0.3", crop_ratio=0.3, crops=2),
     _photographs("crop-0.1-to-1-twice", "two crops, crop-resize 0.1 to 1", crop_ratio=0.1, crop_ratio_max=1.0, crops=2),
+    _photographs("crop-0.3-four-times", "four crops, crop-resize 0.3", crop_ratio=0.3, crops=4),
     _photographs("identity-target", "untransformed, target statistics", transform="identity", **TARGET),
     _photographs("noise-target", "Gaussian noise 0.1, target statistics", transform="noise", **TARGET),
     _photographs("crop-0.3-target", "crop-resize 0.3, target statistics", crop_ratio=0.3, **TARGET),
