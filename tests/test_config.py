@@ -1,6 +1,7 @@
 """Configurations: presets, flags over presets, and every value or combination that is refused."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -59,6 +60,22 @@ def test_crops_are_one_of_a_fixed_side_until_asked_for() -> None:
     objective = make_config("celeba", crop_ratio=0.1, crop_ratio_max=1.0, crops=4, masked=True).objective
     assert (objective.crop_ratio, objective.crop_ratio_max, objective.crops) == (0.1, 1.0, 4)
     assert make_config("celeba", crop_ratio_max=0.5).objective.crop_ratio == 0.15
+
+
+def test_who_normalises_is_the_presets_for_crops_and_a_flags_for_all() -> None:
+    def statistics(dataset: Any, **flags: Any) -> str:
+        return make_config(
+            dataset, data=None if dataset == "shapes" else "photographs", **flags
+        ).objective.judge_statistics
+
+    small = {"size": 32}
+    assert statistics("cifar10", masked=True) == statistics("folder", latent=64, **small) == "target"
+    assert statistics("cifar10") == statistics("folder", **small) == statistics("celeba", masked=True) == "own"
+    assert statistics("folder", masked=True) == statistics("shapes", masked=True) == "own"
+    assert statistics("cifar10", masked=True, transform="noise") == "own"
+    assert statistics("cifar10", masked=True, judge_statistics="own") == "own"
+    assert statistics("celeba", transform="noise", judge_statistics="target") == "target"
+    assert statistics("cifar10", masked=True, objective="pixel") == "own"
 
 
 def test_mask_ratio_is_the_holes_when_masked() -> None:
