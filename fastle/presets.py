@@ -35,8 +35,10 @@ BATCH_SIZE = 128
 class Preset:
     """One dataset's row. `pooled_*` takes the place of its namesake when the latent is pooled.
 
-    What concerns crops and who normalises them holds for crop-resize alone: the other transformations have one view
-    and own statistics unless they are told otherwise.
+    Attributes:
+        crops: of each image with a spatial latent.
+        pooled_judge_statistics: for crop-resize. A pooled judge hardly sees contrast with own ones, and at 32 px
+            training stalls (docs/results.md); CelebA's are the author's.
     """
 
     size: int
@@ -48,7 +50,6 @@ class Preset:
     lr: float
     pooled_lr: float
     crops: int = 1
-    pooled_crops: int = 1
     pooled_judge_statistics: JudgeStatistics = "own"
     steps: int | None = None
     epochs: int | None = None
@@ -58,9 +59,9 @@ PRESETS: dict[str, Preset] = {
     # the method's toy is 28 px, which the model's stride of 8 does not divide
     "shapes": Preset(
         size=32, channels=1, hidden=32, map_channels=16, pooled_map_channels=32,
-        crop_ratio=0.3, lr=1e-3, pooled_lr=1e-3, steps=400,
+        crop_ratio=0.3, lr=1e-3, pooled_lr=1e-3, pooled_judge_statistics="target", steps=400,
     ),
-    # a pooled judge of small images hardly sees contrast with own statistics, and training stalls: docs/results.md
+    # pooled, the rate of docs/results/small.md
     "cifar10": Preset(
         size=32, channels=3, hidden=64, map_channels=32, pooled_map_channels=64,
         crop_ratio=0.3, lr=1e-4, pooled_lr=3e-4, pooled_judge_statistics="target", epochs=50,
@@ -193,7 +194,7 @@ def _objective(
     if teaching and transform is None:
         transform = "crop-resize"
     if transform == "crop-resize":
-        crops = (preset.pooled_crops if pooled else preset.crops) if crops is None else crops
+        crops = (1 if pooled else preset.crops) if crops is None else crops
         if judge_statistics is None and pooled:
             judge_statistics = preset.pooled_judge_statistics
     hole_ratio = None

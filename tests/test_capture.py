@@ -27,7 +27,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "live": {"judge": "live", "masked": False},
     "method": {"masked": False},
     "ema": {"judge": "ema"},
-    "masked": {},
+    "masked": {"judge_statistics": "own"},
     "target-statistics": {"judge_statistics": "target"},
     "noise": {"transform": "noise", "masked": False},
     "pixel-mask": {"transform": "pixel-mask", "masked": False},
