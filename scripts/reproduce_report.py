@@ -180,7 +180,7 @@ def _representation(rows: Record) -> list[str]:
     about += (
         f"(C = {PROBE_C}), and the vote of the {NEIGHBOURS} nearest by cosine. Faded: the distance that the encoder as "
         f"a judge sees between images and the same at {FADED:.0%} of their contrast, mse(J(x), J(x')), with own and "
-        "with target statistics; of a constant picture it would be about 1."
+        "with target statistics; where SIGReg sets the scale a constant picture is at about 1."
     )
     headings = ["row", "labelled images", "linear probe", "k-NN", "faded, own", "faded, target"]
     return ["", "## Representation", "", about, "", *_table(headings, cells)]
