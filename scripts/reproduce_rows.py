@@ -16,6 +16,7 @@ SIZE = 32
 SHAPES_STEPS = 800
 SEARCH_SHARE = 4  # the learning rate is chosen after this part of the steps
 TARGET: dict[str, Any] = {"judge_statistics": "target"}
+# whose codes are classified, and decoded from noise
 PROBED = ("pixel", "crop-0.3", "crop-0.3-target", "masked-pixel", "masked", "masked-target")
 
 
