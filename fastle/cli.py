@@ -195,7 +195,7 @@ def _train_parser() -> argparse.ArgumentParser:
     flag("--transform", TransformName, "what the judge is shown (default: crop-resize)")
     flag("--crop-ratio", float, "side of the crop over the image's (default: the preset's)", "R")
     flag("--crop-ratio-max", float, "draw the side for each step, log-uniform from --crop-ratio to this", "R")
-    flag("--crops", int, "crops of each image, each with a box of its own (default: the preset's)")
+    flag("--crops", int, "crops of each image, each with a box of its own (default: %(default)s)", default=1)
     flag("--mask-ratio", float, "share of the hole (0.35), or of a mask transformation (0.7)", "R")
     flag("--noise-std", float, "of --transform noise, on images in [0, 1] (default: 0.1)", "S")
     flag("--sigreg-weight", float, "the weight λ of SIGReg (default: 0.03)", "W")
@@ -370,14 +370,17 @@ def _eval(run: Path, data: str | None, device: torch.device, console: Console) -
 
 
 def _figures_table(figures: dict[str, Figures]) -> Table:
-    table = Table(
-        "input", *(name.replace("_", " ") for name in figures[max(figures, key=lambda kind: len(figures[kind]))])
-    )
-    for kind, values in figures.items():
-        table.add_row(
-            kind, *(f"{value:.2f} dB" if "psnr" in name else f"{value:.4f}" for name, value in values.items())
-        )
+    # a line for each figure: side by side they would not fit into a narrow terminal
+    table = Table("input", *figures)
+    for name in max(figures.values(), key=len):
+        table.add_row(name.replace("_", " "), *(_figure(name, values.get(name)) for values in figures.values()))
     return table
+
+
+def _figure(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f} dB" if "psnr" in name else f"{value:.4f}"
 
 
 def _reconstruct(run: Path, images: list[str], output: Path, device: torch.device, console: Console) -> None:

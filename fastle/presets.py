@@ -36,7 +36,6 @@ class Preset:
     """One dataset's row. `pooled_*` takes the place of its namesake when the latent is pooled.
 
     Attributes:
-        crops: of each image with a spatial latent.
         pooled_judge_statistics: for crop-resize. A pooled judge hardly sees contrast with own ones, and at 32 px
             training stalls (docs/results.md); CelebA's are the author's.
     """
@@ -49,7 +48,6 @@ class Preset:
     crop_ratio: float
     lr: float
     pooled_lr: float
-    crops: int = 1
     pooled_judge_statistics: JudgeStatistics = "own"
     steps: int | None = None
     epochs: int | None = None
@@ -96,7 +94,7 @@ def make_config(
     transform: TransformName | None = None,
     crop_ratio: float | None = None,
     crop_ratio_max: float | None = None,
-    crops: int | None = None,
+    crops: int = 1,
     mask_ratio: float | None = None,
     noise_std: float | None = None,
     sigreg_weight: float | None = None,
@@ -182,7 +180,7 @@ def _objective(
     transform: TransformName | None,
     crop_ratio: float | None,
     crop_ratio_max: float | None,
-    crops: int | None,
+    crops: int,
     mask_ratio: float | None,
     noise_std: float | None,
     sigreg_weight: float | None,
@@ -193,10 +191,8 @@ def _objective(
     teaching = name == "self-teaching"
     if teaching and transform is None:
         transform = "crop-resize"
-    if transform == "crop-resize":
-        crops = (1 if pooled else preset.crops) if crops is None else crops
-        if judge_statistics is None and pooled:
-            judge_statistics = preset.pooled_judge_statistics
+    if judge_statistics is None:
+        judge_statistics = preset.pooled_judge_statistics if pooled and transform == "crop-resize" else "own"
     hole_ratio = None
     if masked:
         if transform in MASKS:
@@ -212,11 +208,11 @@ def _objective(
         name=name,
         hole_ratio=hole_ratio,
         judge="step-frozen" if teaching and judge is None else judge,
-        judge_statistics="own" if judge_statistics is None else judge_statistics,
+        judge_statistics=judge_statistics,
         transform=transform,
         crop_ratio=default(crop_ratio, preset.crop_ratio, transform == "crop-resize"),
         crop_ratio_max=crop_ratio_max,
-        crops=1 if crops is None else crops,
+        crops=crops,
         mask_ratio=default(mask_ratio, MASK_RATIO, transform in MASKS),
         noise_std=default(noise_std, NOISE_STD, transform == "noise"),
         sigreg_weight=default(sigreg_weight, SIGREG_WEIGHT, teaching),

@@ -74,7 +74,7 @@ SCALES: dict[ScaleName, Scale] = {
 
 
 # as in the post, whatever the presets are
-POST: dict[str, Any] = {"crops": 1, "judge_statistics": "own"}
+POST: dict[str, Any] = {"judge_statistics": "own"}
 
 
 def _photographs(name: str, about: str, **options: Any) -> Row:

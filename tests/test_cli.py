@@ -113,6 +113,8 @@ def test_train_eval_and_reconstruct_one_s_own_photographs(command: Command, phot
     assert figures["clean"].keys() == {"psnr", "psnr_of_mean_mse", "ssim", "contrast", "psnr_luma", "psnr_chroma"}
     assert figures["masked"].keys() >= {"psnr_inside", "psnr_outside", "ssim_inside", "ssim_outside"}
     assert f"{figures['clean']['psnr']:.2f} dB" in out and "eval-test.json" in out
+    # in a terminal of 80 columns nothing is cut off
+    assert f"{figures['masked']['ssim_outside']:.4f}" in out and "…" not in out
 
     assert command("main", "eval", "mine", "--data", photographs / "red", "--device", "cpu")[0] == 0
     assert json.loads((tmp_path / "mine" / "eval-data-red.json").read_text())["images"] == 10

@@ -131,13 +131,6 @@ def test_contrast_is_that_of_luma_over_the_images() -> None:
     assert evaluate(same, flat, hole_ratio=None, device=CPU)["clean"]["contrast"] < 1  # type: ignore[arg-type]
 
 
-def test_both_kinds_begin_with_the_same_figures() -> None:
-    """The table of `fastle eval` puts them below one another."""
-    figures = evaluate(Filler(), pictures(2), hole_ratio=0.35, device=CPU)  # type: ignore[arg-type]
-    clean, masked = list(figures["clean"]), list(figures["masked"])
-    assert clean == ["psnr", "psnr_of_mean_mse", "ssim", "contrast", "psnr_luma", "psnr_chroma"] == masked[: len(clean)]
-
-
 class Filler(nn.Module):
     """Returns what it is given: the error is then the hole's filling, and nothing outside."""
 
