@@ -101,6 +101,23 @@ def test_a_second_opening_reuses_it_whatever_decodes(cache: str, many: Path) -> 
     assert identity(the_file()) == before
 
 
+@pytest.mark.parametrize("cache", ["disk", "host"])
+def test_what_only_decoding_finds_is_left_out_of_every_block(cache: str, tmp_path: Path) -> None:
+    root = write_splits(tmp_path / "photographs", MANY)
+    paths, bad = sorted((root / "train").iterdir()), [3, 255, 256, 300, 599]
+    expected = pixels(root)[[i for i in range(MANY) if i not in bad]]
+    for position in bad:
+        paths[position].write_bytes(pictures.damaged_png(pictures.picture(position, 29, 36)))
+    for how in ("built", "reused"):
+        images, said = opened(root, cache, bad_images="skip")
+        assert torch.equal(everything(images), expected) and f"({how})" in said
+        # "5 left out", and the first of them by name
+        assert re.search(r"\b5\b", said) and paths[3].name in said, said
+    with pytest.raises(DataError) as error:
+        opened(root, cache)
+    assert all(paths[position].name in str(error.value) for position in bad)
+
+
 def test_the_decoder_is_a_part_of_a_cache_but_not_of_its_name(few: Path) -> None:
     pictures.dali_or_skip()
     opened(few, decoder="dali")
