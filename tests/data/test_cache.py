@@ -102,19 +102,36 @@ def test_a_second_opening_reuses_it_whatever_decodes(cache: str, many: Path) -> 
 
 
 @pytest.mark.parametrize("cache", ["disk", "host"])
-def test_what_only_decoding_finds_is_left_out_of_every_block(cache: str, tmp_path: Path) -> None:
+def test_bad_files_are_left_out_of_every_block(cache: str, tmp_path: Path) -> None:
+    """By their headers, by decoding those in doubt, and while the cache is built."""
     root = write_splits(tmp_path / "photographs", MANY)
-    paths, bad = sorted((root / "train").iterdir()), [3, 255, 256, 300, 599]
+    paths, bad = sorted((root / "train").iterdir()), [3, 255, 256, 300, 400, 500, 599]
     expected = pixels(root)[[i for i in range(MANY) if i not in bad]]
     for position in bad:
-        paths[position].write_bytes(pictures.damaged_png(pictures.picture(position, 29, 36)))
+        paths[position].write_bytes(pictures.damaged_png(picture(position, 29, 36)))
+    paths[400].write_bytes(b"<html>the network share is gone</html>")
+    paths[500].write_bytes(pictures.half(encoded(picture(500, 29, 36), "PNG")))
     for how in ("built", "reused"):
         images, said = opened(root, cache, bad_images="skip")
         assert torch.equal(everything(images), expected) and f"({how})" in said
-        # "5 left out", and the first of them by name
-        assert re.search(r"\b5\b", said) and paths[3].name in said, said
+        assert re.search(r"\b7\b", said), said
     with pytest.raises(DataError) as error:
         opened(root, cache)
+    assert all(paths[position].name in str(error.value) for position in bad)
+
+
+def test_without_a_cache_the_check_leaves_them_out_wherever_they_are(tmp_path: Path) -> None:
+    root = write_splits(tmp_path / "photographs", MANY)
+    paths, bad = sorted((root / "train").iterdir()), [3, 400, 500]
+    expected = pixels(root)[[i for i in range(MANY) if i not in bad]]
+    for position in bad:
+        paths[position].write_bytes(b"<html>the network share is gone</html>")
+    # in doubt until it is decoded
+    paths[500].write_bytes(pictures.half(encoded(picture(500, 29, 36), "PNG")))
+    images, said = opened(root, "none", bad_images="skip")
+    assert torch.equal(everything(images), expected) and re.search(r"\b3\b", said)
+    with pytest.raises(DataError) as error:
+        opened(root, "none")
     assert all(paths[position].name in str(error.value) for position in bad)
 
 
