@@ -135,6 +135,17 @@ def test_without_a_cache_the_check_leaves_them_out_wherever_they_are(tmp_path: P
     assert all(paths[position].name in str(error.value) for position in bad)
 
 
+@pytest.mark.parametrize("cache", ["disk", "none"])
+def test_a_header_that_ends_behind_what_the_check_reads_is_no_fault(cache: str, tmp_path: Path) -> None:
+    """Photographs with colour profiles and thumbnails of their own come with a hundred kilobytes before their size."""
+    root = write_splits(tmp_path / "photographs", 5)
+    data = encoded(picture(9, 29, 36), "JPEG", quality=95)
+    comment = b"\xff\xfe" + (60_002).to_bytes(2, "big") + bytes(60_000)
+    (root / "train" / "long.jpg").write_bytes(data[:2] + 2 * comment + data[2:])
+    images, _ = opened(root, cache)
+    assert len(images) == 6 and torch.equal(everything(images), pixels(root))
+
+
 def test_the_decoder_is_a_part_of_a_cache_but_not_of_its_name(few: Path) -> None:
     pictures.dali_or_skip()
     opened(few, decoder="dali")
