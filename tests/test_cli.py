@@ -99,13 +99,16 @@ def test_the_device_is_always_said(command: Command, monkeypatch: pytest.MonkeyP
     )
 
 
-def test_train_eval_and_reconstruct_one_s_own_photographs(command: Command, photographs: Path, tmp_path: Path) -> None:
+def test_train_eval_and_reconstruct_one_s_own_photographs(
+    command: Command, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     status, out, err = command(
         "train", "folder", "--data", photographs, "--size", "32", "--masked", "--run", "mine", *TINY
     )
     assert (status, err) == (0, "")
     assert "18 training images, 1 to validate, 2 steps" in out and "`fastle eval mine`" in out
 
+    monkeypatch.setenv("COLUMNS", "80")
     status, out, err = command("main", "eval", "mine", "--device", "cpu")
     assert (status, err) == (0, "")
     figures = json.loads((tmp_path / "mine" / "eval-test.json").read_text())
