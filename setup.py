@@ -57,8 +57,8 @@ setup(
     extras_require={"parquet": PARQUET, "dev": DEV, "test": DEV},
     entry_points={
         "console_scripts": [
-            "fastle = fastle.cli:main",
-            "fastle-train = fastle.cli:train",
+            "fastle = fastle.commands.main:main",
+            "fastle-train = fastle.commands.train:main",
         ]
     },
     classifiers=[

@@ -20,7 +20,7 @@ from fastle.config import RunConfig
 from fastle.data import Feed, Images
 from fastle.errors import FastleError
 from fastle.presets import make_config
-from fastle.step import StepMode, TrainStep
+from fastle.training.step import StepMode, TrainStep
 
 FIXED = "fixed batch"
 WARM_STEPS = 4  # untimed: the feed is ahead of the first ones

@@ -1,6 +1,6 @@
 """What the bench of the step compares, and what it is measured by: the exact result, operations, the device's peak.
 
-    plain                   bench/plain_step.py: eager, fp32, contiguous
+    plain                   fastle/training/plain_step.py: eager, fp32, contiguous
     plain bf16              the same under autocast, channels-last
     plain compiled          that, its loss as one graph of torch.compile
     fastle eager            TrainStep(mode="eager"), fp32
@@ -25,11 +25,11 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.measure import Stopwatch
-from bench.plain_step import PlainStep
 from fastle.config import Precision, RunConfig
-from fastle.model import Autoencoder
-from fastle.objective import Draws, SelfTeaching
-from fastle.step import StepMode, TrainStep
+from fastle.method.model import Autoencoder
+from fastle.method.objective import Draws, SelfTeaching
+from fastle.training.plain_step import PlainStep
+from fastle.training.step import StepMode, TrainStep
 
 Step: TypeAlias = PlainStep | TrainStep
 

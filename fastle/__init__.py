@@ -1,13 +1,14 @@
 """fastle: self-teaching autoencoders, and SIGReg, at the speed of the hardware."""
 
+from fastle.kernels.crop_resize import crop_resize
+from fastle.kernels.mask_fill import mask_fill
+from fastle.kernels.random_mask import mask_channels, mask_patches
+from fastle.method.model import Autoencoder
+from fastle.method.objective import Draws, Losses, PixelBaseline, SelfTeaching
+from fastle.method.sigreg import SIGReg, sigreg
+
 from .config import ModelConfig, ObjectiveConfig
 from .errors import FastleError
-from .kernels.crop_resize import crop_resize
-from .kernels.mask_fill import mask_fill
-from .kernels.random_mask import mask_channels, mask_patches
-from .model import Autoencoder
-from .objective import Draws, Losses, PixelBaseline, SelfTeaching
-from .sigreg import SIGReg, sigreg
 
 __all__ = [
     "Autoencoder", "Draws", "FastleError", "Losses", "ModelConfig", "ObjectiveConfig", "PixelBaseline", "SIGReg",

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fastle.config import ObjectiveConfig
-from fastle.transforms import Boxes, cut_hole, draw_boxes, hole_side, make_transform
+from fastle.method.transforms import Boxes, cut_hole, draw_boxes, hole_side, make_transform
 
 SIZE = 128
 CROP, HOLE, MASKED, NOISE = 0.15, 0.35, 0.7, 0.1  # the masked CelebA preset's, and the masks' and noise's usual ones

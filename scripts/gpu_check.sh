@@ -81,8 +81,8 @@ done
 # the run's checkpoints and grids are not results of the check
 run=$scratch/run
 part train 90 30 "$run/metrics.jsonl" \
-    python3 -c 'from fastle.cli import train; train()' shapes --steps "$STEPS" --run "$run" --device cuda
-part eval 30 0 "$run/eval-test.json" python3 -c 'from fastle.cli import main; main()' eval "$run"
+    python3 -c 'from fastle.commands.train import main; main()' shapes --steps "$STEPS" --run "$run" --device cuda
+part eval 30 0 "$run/eval-test.json" python3 -c 'from fastle.commands.main import main; main()' eval "$run"
 for file in "$run/metrics.jsonl" "$run/eval-test.json"; do
     if [[ -e $file ]]; then
         cp "$file" "$out/"

@@ -24,7 +24,7 @@ from rich.progress import track as show_progress
 # first, so that it prepares for the fastle of its own checkout, installed or not
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fastle.cli import Parser
+from fastle.commands.cli import Parser
 from fastle.config import ConfigError
 from fastle.data import Loading, open_images
 from fastle.data.celeba import TRAIN, open_celeba

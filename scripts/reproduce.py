@@ -35,16 +35,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.harness import environment
+from bench.reproduce.measure import Record, RowRunner, check_probes, summarize, trained
+from bench.reproduce.report import draw_reconstructions, draw_samples, markdown
+from bench.reproduce.rows import PROBED, ROWS, Group, Plan, Row, ScaleName, make_plan, pick_rows, same_settings
 from fastle.checkpoint import write_atomic
-from fastle.cli import Parser
+from fastle.commands.cli import Parser
 from fastle.config import ConfigError, DataConfig
 from fastle.data import Split, open_images
 from fastle.errors import FastleError
-from fastle.model import Autoencoder
-from fastle.train import Interrupted
-from scripts.reproduce_measure import Record, RowRunner, check_probes, summarize, trained
-from scripts.reproduce_report import draw_reconstructions, draw_samples, markdown
-from scripts.reproduce_rows import PROBED, ROWS, Group, Plan, Row, ScaleName, make_plan, pick_rows, same_settings
+from fastle.method.model import Autoencoder
+from fastle.training.loop import Interrupted
 
 PROGRAM = "reproduce.py"
 SPLITS: tuple[Split, ...] = get_args(Split)

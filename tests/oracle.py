@@ -17,8 +17,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from fastle.config import ObjectiveConfig
-    from fastle.objective import Draws
-    from fastle.transforms import Boxes, ViewDraw
+    from fastle.method.objective import Draws
+    from fastle.method.transforms import Boxes, ViewDraw
 
 State = dict[str, Tensor]
 

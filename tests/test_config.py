@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from fastle.config import ConfigError, ModelConfig, RunConfig
+from fastle.method.transforms import make_transform
 from fastle.presets import make_config
-from fastle.transforms import make_transform
 
 
 def test_presets_are_the_methods_table() -> None:

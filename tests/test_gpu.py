@@ -15,13 +15,13 @@ from torch import Generator, Tensor
 
 from fastle.checkpoint import latest_checkpoint, load_checkpoint
 from fastle.config import RunConfig
-from fastle.memory import OutOfMemory
-from fastle.objective import Draws
+from fastle.method.objective import Draws
+from fastle.method.transforms import Boxes, ViewDraw
 from fastle.presets import make_config
-from fastle.report import read_metrics
-from fastle.step import StepMode, TrainStep
-from fastle.train import train
-from fastle.transforms import Boxes, ViewDraw
+from fastle.training.loop import train
+from fastle.training.memory import OutOfMemory
+from fastle.training.report import read_metrics
+from fastle.training.step import StepMode, TrainStep
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")]
 CUDA = torch.device("cuda")

@@ -30,8 +30,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fastle.display import format_bytes
 from fastle.errors import DataError
+from fastle.machine import format_bytes
 
 from .decode import BadFiles, ImageFile, default_threads
 from .images import ArrayImages, EncodedImages, Images

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import fastle.cli
-import fastle.train
+import fastle.commands.train
+import fastle.training.loop
 from fastle.checkpoint import latest_checkpoint, load_checkpoint
 from fastle.config import ConfigError, DataConfig, RunConfig
 from fastle.data import Images, Loading, open_images, open_training
@@ -28,11 +28,11 @@ from fastle.data.decode import BadFiles
 from fastle.data.order import batch_indices
 from fastle.errors import DataError
 from fastle.presets import make_config
-from fastle.report import read_metrics
-from fastle.run import RunDirectory
+from fastle.training.report import read_metrics
+from fastle.training.run import RunDirectory
 from tests.data import pictures
 from tests.data.pictures import FOREIGN, NOT_AN_IMAGE, bomb, encoded, half, picture, write_bad, write_pictures
-from tests.killing import Killed, kill_after
+from tests.training.killing import Killed, kill_after
 
 ROOT = Path(__file__).parents[2]
 # of folders: 20x20 is too small for it, and what `write_pictures` writes is made smaller
@@ -267,7 +267,7 @@ def test_the_rule_for_bad_images_is_a_part_of_the_configuration() -> None:
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
     """command(argument…): fastle-train's exit status, stdout and stderr, of a tiny model without pictures."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fastle.train, "VALIDATION_IMAGES", 16)
+    monkeypatch.setattr(fastle.training.loop, "VALIDATION_IMAGES", 16)
     monkeypatch.setattr(RunDirectory, "draw", lambda *_: None)
     monkeypatch.setenv("COLUMNS", "300")
 
@@ -275,13 +275,13 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
         config = make_config(*arguments, **more)
         return replace(config, model=replace(config.model, hidden=8, map_channels=8))
 
-    monkeypatch.setattr(fastle.cli, "make_config", tiny)
+    monkeypatch.setattr(fastle.commands.train, "make_config", tiny)
 
     def call(*arguments: str | Path) -> tuple[int, str, str]:
         capsys.readouterr()
         status, more = 0, ""
         try:
-            fastle.cli.train([str(argument) for argument in (*arguments, *TINY)])
+            fastle.commands.train.main([str(argument) for argument in (*arguments, *TINY)])
         except SystemExit as left:
             status, more = (left.code, "") if isinstance(left.code, int) else (1, f"{left.code}\n")
         printed = capsys.readouterr()
@@ -399,7 +399,15 @@ def test_the_command_itself(tmp_path: Path, folder: tuple[Path, dict[str, str]])
     """In a process of its own, as a user starts it: a folder with bad files is refused in one message."""
     root, faults = folder
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "300"}
-    command = [sys.executable, "-c", "from fastle.cli import train; train()", "folder", "--data", str(root), *TINY]
+    command = [
+        sys.executable,
+        "-c",
+        "from fastle.commands.train import main; main()",
+        "folder",
+        "--data",
+        str(root),
+        *TINY,
+    ]
     more = ["--steps", "2", "--cache", "host", "--decoder", "auto", "--bad-images", "error", "--run", "run"]
     ran = subprocess.run(
         [*command, *more], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False

@@ -1,0 +1,247 @@
+"""How `scripts/reproduce.py` trains and measures one row: the rate's choice, the figures, the probes.
+
+A row's folder holds a run for each learning rate and seed, and progress.json: what is measured already, so that a row
+that was stopped goes on. The run that a rate was chosen after is a part of the whole one, since the rate is constant:
+it is not trained twice.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch.nn.functional import mse_loss
+
+from bench.reproduce.rows import Plan, same_settings
+from fastle.checkpoint import has_checkpoint, write_atomic
+from fastle.config import ConfigError, RunConfig
+from fastle.data import Images, open_images
+from fastle.data.folder import split_paths
+from fastle.errors import FastleError
+from fastle.method.model import Autoencoder, unit_range
+from fastle.training.evaluate import Figures, evaluate, spread, validation_psnr
+from fastle.training.loop import NonFiniteLoss, train
+from fastle.training.step import StepMode
+
+Record = dict[str, Any]
+NEIGHBOURS = 20
+# with scikit-learn's own 1 ten thousand codes of 512 numbers are fitted for minutes, and no better
+PROBE_C, PROBE_ITERATIONS = 0.01, 1000
+BATCH = 500
+FADED, FADED_IMAGES = 0.2, 1000
+# in long runs on a CPU compiled steps pay, but for a table of short ones they cost a compiler's run each
+STEPS: dict[str, StepMode] = {"cpu": "eager", "cuda": "compiled"}
+
+
+class RowRunner:
+    """Does one row, from wherever it was left.
+
+    Args:
+        folder: of the row's runs.
+        redo: forget what is there.
+        say: told what is going on, a line each.
+
+    Raises:
+        ConfigError: the folder holds something else.
+    """
+
+    def __init__(
+        self, plan: Plan, folder: Path, *, device: torch.device, redo: bool, say: Callable[[str], None]
+    ) -> None:
+        self.plan, self.folder, self._device, self._say = plan, folder, device, say
+        self._file = folder / "progress.json"
+        self._record = self._open(redo)
+        self._resumed = time.perf_counter()
+
+    def _open(self, redo: bool) -> Record:
+        settings = self.plan.settings()
+        if self._file.exists():
+            record = _read(self._file)
+            if not redo and same_settings(settings, record.get("settings", {})):
+                return record
+            shutil.rmtree(self.folder)
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise ConfigError(f"{self.folder} holds something else than runs of this script: give another --runs")
+        return {"settings": settings, "seconds": 0.0, "search": {}, "runs": []}
+
+    def finish(self) -> Record:
+        """Trains and measures what is left.
+
+        Returns:
+            settings, search (learning rate → dB on the held-out images, or why there is no figure), lr, runs (seed and
+            figures), representation of a probed row, and seconds of work, without what an interruption threw away. With
+            "failed", the reason, in the place of what is missing, if a loss was not finite.
+
+        Raises:
+            FastleError: the images or a checkpoint cannot be used.
+            Interrupted: see `fastle.training.loop`.
+        """
+        self._record.pop("failed", None)
+        self._save()
+        try:
+            rate = self._choose_rate()
+            self._record["lr"] = rate
+            for seed in self.plan.seeds[len(self._record["runs"]) :]:
+                config = self.plan.run(rate, seed)
+                model = self._train(config)
+                figures = self._evaluate(model, config, "test")
+                self._record["runs"].append({"seed": seed, "figures": figures})
+                self._save()
+            if self.plan.row.probed and "representation" not in self._record:
+                self._say("probes of its codes")
+                model = Autoencoder.from_pretrained(self.run_folder(rate, self.plan.seeds[0]), self._device)
+                self._record["representation"] = probe(model, self.plan)
+        except NonFiniteLoss as error:
+            # without the way out, which names a folder of this machine
+            self._record["failed"] = str(error).split(";")[0]
+        self._save()
+        return self._record
+
+    def run_folder(self, rate: float, seed: int) -> Path:
+        """Where one training is kept."""
+        return self.folder / f"lr-{rate:g}-seed-{seed}"
+
+    def _choose_rate(self) -> float:
+        """The learning rate whose reconstructions of the held-out images are best after a part of the steps."""
+        rates, search = self.plan.rates, self._record["search"]
+        if len(rates) == 1:
+            return rates[0]
+        for rate in rates:
+            if f"{rate:g}" not in search:
+                config = self.plan.run(rate, self.plan.seeds[0], self.plan.search_steps)
+                self._say(f"learning rate {rate:g}, {self.plan.search_steps} steps")
+                try:
+                    search[f"{rate:g}"] = self._held_out_psnr(self._train(config), config)
+                except NonFiniteLoss as error:
+                    search[f"{rate:g}"] = str(error).split(";")[0]
+                self._save()
+        found = {rate: search[f"{rate:g}"] for rate in rates if isinstance(search[f"{rate:g}"], float)}
+        if not found:
+            raise NonFiniteLoss(f"with no learning rate: {search[f'{rates[-1]:g}']}")
+        return max(found, key=lambda rate: found[rate])
+
+    def _held_out_psnr(self, model: Autoencoder, config: RunConfig) -> float:
+        """dB, of what the row is for: with a hole that of images with a hole."""
+        if config.objective.masked:
+            return self._evaluate(model, config, "valid")["masked"]["psnr"]
+        images = open_images(config.data, "valid")
+        return validation_psnr(model, images, limit=len(images), device=self._device)
+
+    def _train(self, config: RunConfig) -> Autoencoder:
+        path = self.run_folder(config.train.lr, config.train.seed)
+        mode = STEPS[self._device.type]
+        if mode != "eager":
+            # each run compiles for its own model, and torch counts them all against one limit
+            torch.compiler.reset()
+        train(config, path, device=self._device, console=Console(quiet=True), mode=mode)
+        return Autoencoder.from_pretrained(path, self._device)
+
+    def _evaluate(self, model: Autoencoder, config: RunConfig, split: Any) -> dict[str, Figures]:
+        images = open_images(config.data, split)
+        return evaluate(model, images, hole_ratio=config.objective.hole_ratio, device=self._device)
+
+    def _save(self) -> None:
+        now = time.perf_counter()
+        self._record["seconds"] = round(self._record["seconds"] + now - self._resumed, 1)
+        self._resumed = now
+        write_atomic(self._file, json.dumps(self._record, indent=1).encode() + b"\n")
+
+
+def trained(folder: Path, record: Record) -> Path | None:
+    """The run of a finished row's first seed, if it is still there."""
+    path = folder / f"lr-{record['lr']:g}-seed-{record['settings']['seeds'][0]}" if "lr" in record else None
+    return path if path is not None and has_checkpoint(path) else None
+
+
+def summarize(record: Record) -> Record:
+    """The means over a record's runs, and their least and greatest: as `evaluate` gives them, numbers and pairs."""
+    runs = [run["figures"] for run in record["runs"]]
+    if not runs:
+        return {"mean": {}, "spread": {}}
+    values = {kind: {name: [run[kind][name] for run in runs] for name in runs[0][kind]} for kind in runs[0]}
+    return {
+        "mean": {kind: {name: sum(v) / len(v) for name, v in of.items()} for kind, of in values.items()},
+        "spread": {kind: {name: [min(v), max(v)] for name, v in of.items()} for kind, of in values.items()},
+    }
+
+
+def probe(model: Autoencoder, plan: Plan) -> dict[str, float]:
+    """How well the codes tell the classes apart: accuracy on the test split, in [0, 1].
+
+    Returns:
+        linear: logistic regression on codes standardised with the training images' mean and deviation, C = 0.01.
+        knn: the vote of the 20 nearest training images by cosine.
+        faded_own, faded_target: mse(J(x), J(x at a fifth of its contrast)), with either judge statistics; about 1 is
+            what a constant image gets. Of 1,000 test images.
+    """
+    check_probes()
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    count = plan.images["train"] if plan.probe_images is None else plan.probe_images
+    chosen = spread(plan.images["train"], count)
+    codes, labels = _codes(model, plan, "train", chosen)
+    test_codes, test_labels = _codes(model, plan, "test", range(plan.images["test"]))
+    linear = make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_C, max_iter=PROBE_ITERATIONS))
+    nearest = KNeighborsClassifier(n_neighbors=min(NEIGHBOURS, len(codes)), metric="cosine")
+    return {
+        "training_images": len(codes),
+        "linear": float(linear.fit(codes, labels).score(test_codes, test_labels)),
+        "knn": float(nearest.fit(codes, labels).score(test_codes, test_labels)),
+        **_faded(model, plan),
+    }
+
+
+def check_probes() -> None:
+    """Raises FastleError if the probes cannot be made here."""
+    try:
+        import sklearn  # noqa: F401
+    except ImportError:
+        raise FastleError('the probes need scikit-learn: pip install ".[dev]"') from None
+
+
+@torch.no_grad()
+def _faded(model: Autoencoder, plan: Plan) -> dict[str, float]:
+    """What the judge has to say of images at a fifth of their contrast: see `probe`."""
+    images, encoder = open_images(plan.config.data, "test"), model.encoder
+    chosen = images.batch(spread(len(images), FADED_IMAGES)).to(next(model.parameters()).device)
+    x = unit_range(chosen)
+    mean = x.mean((0, 2, 3), keepdim=True)
+    whole, faded = encoder.features((x, mean + FADED * (x - mean)))
+    wanted = encoder.normalize(whole)
+    own, target = encoder.normalize(faded), encoder.normalize(faded, like=whole)
+    return {name: float(mse_loss(seen, wanted)) for name, seen in (("faded_own", own), ("faded_target", target))}
+
+
+def _codes(
+    model: Autoencoder, plan: Plan, split: Any, indices: Sequence[int]
+) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
+    """Codes, (N, D), and classes, the names of the folders, (N,)."""
+    data, device = plan.config.data, next(model.parameters()).device
+    images: Images = open_images(data, split)
+    model.eval()
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(indices), BATCH):
+            batch = images.batch(indices[start : start + BATCH]).to(device)
+            parts.append(model.encode(batch).flatten(1).float().cpu())
+    paths = split_paths(Path(str(data.root)), split)
+    return torch.cat(parts).numpy(), np.array([paths[index].parent.name for index in indices])
+
+
+def _read(path: Path) -> Record:
+    try:
+        record: Record = json.loads(path.read_bytes())
+    except ValueError:
+        raise ConfigError(f"{path} is damaged: remove its folder to do the row anew") from None
+    return record

@@ -1,0 +1,1 @@
+"""The commands, one file each: `fastle-train` and `fastle eval`, `fastle reconstruct`."""

@@ -1,0 +1,82 @@
+"""fastle eval: PSNR and SSIM over the whole test split, or over a folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from fastle.checkpoint import latest_checkpoint, load_checkpoint, read_run_config, write_atomic
+from fastle.data import IN_MEMORY, open_images, open_tree
+from fastle.machine import pick_device
+from fastle.method.model import Autoencoder
+from fastle.training.evaluate import Figures, evaluate
+from fastle.training.loop import make_loading
+
+from .cli import Parser, add_device
+
+
+def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Adds the command to those of `fastle`."""
+    parser = commands.add_parser("eval", help="PSNR and SSIM over the whole test split", allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument("--data", metavar="DIR", help="measure every image below this folder instead")
+    add_device(parser)
+    parser.set_defaults(
+        call=lambda flags, console: _eval(Path(flags.run), flags.data, pick_device(flags.device, console), console)
+    )
+
+
+def _eval(run: Path, data: str | None, device: torch.device, console: Console) -> None:
+    config = read_run_config(run)
+    model = Autoencoder.from_pretrained(run, device)
+    if data is not None:
+        images = open_tree(config.data, Path(data), make_loading("auto", "none", device, console))
+    elif config.data.dataset in IN_MEMORY:
+        images = open_images(config.data, "test")
+    else:
+        images = open_images(config.data, "test", make_loading("auto", "none", device, console))
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("evaluating", total=len(images))
+        figures = evaluate(
+            model,
+            images,
+            hole_ratio=config.objective.hole_ratio,
+            device=device,
+            progress=lambda seen: progress.update(task, completed=seen),
+        )
+    source = "test split" if data is None else str(Path(data).absolute())
+    checkpoint = latest_checkpoint(run)
+    step = load_checkpoint(checkpoint).metadata["step"]
+    result = {
+        "run": str(run),
+        "checkpoint": checkpoint.name,
+        "step": step,
+        "data": source,
+        "images": len(images),
+        **figures,
+    }
+    output = run / ("eval-test.json" if data is None else f"eval-data-{Path(data).absolute().name}.json")
+    write_atomic(output, json.dumps(result, indent=2).encode() + b"\n")
+    console.print(f"{len(images):,} images of {source}, step {step}", highlight=False, markup=False, soft_wrap=True)
+    console.print(_figures_table(figures))
+    console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _figures_table(figures: dict[str, Figures]) -> Table:
+    # a line for each figure: side by side they would not fit into a narrow terminal
+    table = Table("input", *figures)
+    for name in max(figures.values(), key=len):
+        table.add_row(name.replace("_", " "), *(_figure(name, values.get(name)) for values in figures.values()))
+    return table
+
+
+def _figure(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f} dB" if "psnr" in name else f"{value:.4f}"

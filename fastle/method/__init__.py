@@ -1,0 +1,1 @@
+"""The method, in plain torch: model, transformations, objectives and SIGReg."""

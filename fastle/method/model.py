@@ -1,0 +1,217 @@
+"""The autoencoder: convolutions and SiLU, no normalisation but the latent's BatchNorm (method section 4).
+
+encoder  stem  conv 4x4 /2, C→h · SiLU
+         down  h→2h, 2h→c: conv 3x3 /2 · SiLU · conv 3x3, plus pixel-unshuffle with channels averaged · SiLU
+         code  the (c, H/8, W/8) map, or Linear to `latent`; BatchNorm over the code's channels
+decoder  code  (pooled: Linear back to the map · SiLU)
+         up    c→2h, 2h→h: nearest x2 · conv 3x3 · SiLU · conv 3x3, plus nearest x2 · conv 1x1 · SiLU
+         head  nearest x2 · conv 3x3, h→C · sigmoid
+
+Two exact savings change the order of computation and nothing else, weights included: a 3x3 convolution that follows
+nearest x2 is computed on the small map (see upsample.py), and the 1x1 convolution comes before its nearest x2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastle.checkpoint import latest_checkpoint, load_checkpoint, read_run_config
+from fastle.config import ModelConfig
+
+from .upsample import UpsampledConv2d, nearest_x2
+
+
+class DownBlock(nn.Module):
+    """(B, C_in, H, W) → (B, C_out, H/2, W/2)."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1)
+        self.mix = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # neighbouring unshuffled channels (one input channel's four pixels first) are averaged to the output width
+        skip = F.pixel_unshuffle(x, 2).unflatten(1, (self.mix.out_channels, -1)).mean(2)
+        return F.silu(skip + self.mix(F.silu(self.reduce(x))))
+
+
+class UpBlock(nn.Module):
+    """(B, C_in, H, W) → (B, C_out, 2H, 2W)."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.expand = UpsampledConv2d(channels_in, channels_out)
+        self.mix = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.skip = nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # a 1x1 convolution sees one pixel: on the small map it gives the same with a quarter of the operations
+        return F.silu(nearest_x2(self.skip(x)) + self.mix(F.silu(self.expand(x))))
+
+
+class Encoder(nn.Module):
+    """Images to codes, and, as the judge, images to the representations that are compared."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden, map_channels = config.hidden, config.map_channels
+        self.stem = nn.Conv2d(config.channels, hidden, 4, stride=2, padding=1)
+        self.down = nn.Sequential(DownBlock(hidden, 2 * hidden), DownBlock(2 * hidden, map_channels))
+        self.pool = None if config.latent is None else nn.Linear(math.prod(config.map_shape), config.latent)
+        self.norm = nn.BatchNorm1d(config.latent_shape[0])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The code z = E(x).
+
+        In training mode the latent is normalised with the batch's statistics and the running ones are updated; in
+        evaluation mode the running statistics are used.
+
+        Args:
+            images: (B, C, size, size), uint8 or floating in [0, 1].
+
+        Returns:
+            (B, latent), or (B, c, size/8, size/8) for a spatial latent, in the weights' dtype.
+
+        Raises:
+            ValueError: images of another shape.
+        """
+        (code,) = self.each((images,))
+        return code
+
+    def each(self, batches: Sequence[Tensor]) -> list[Tensor]:
+        """E of several batches of one shape, in one pass: each is normalised, and moves the statistics, by itself."""
+        return [self.norm(_flat(code)).view_as(code) for code in self.features(batches)]
+
+    def features(self, batches: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What the latent's normalisation takes, of several batches of one shape, in one pass: shaped like codes."""
+        # nothing before the normalisation mixes samples
+        return (
+            [self._trunk(batches[0])]
+            if len(batches) == 1
+            else self._trunk(torch.cat(list(batches))).chunk(len(batches))
+        )
+
+    def normalize(self, features: Tensor, like: Tensor | None = None) -> Tensor:
+        """The judge's representations J, of a batch's features.
+
+        They leave no trace in the running statistics: views are off-distribution and would spoil them.
+
+        Args:
+            features: see `features`.
+            like: features of the same shape whose mean and variance normalise; None takes the batch's own.
+        """
+        norm = self.norm
+        if like is None:
+            flat = F.batch_norm(_flat(features), None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+            return flat.view_as(features)
+        channels = (1, -1) + (1,) * (features.ndim - 2)
+        variance, mean = torch.var_mean(like, [d for d in range(like.ndim) if d != 1], correction=0)
+        scale = norm.weight * torch.rsqrt(variance + norm.eps)
+        return (features - mean.view(channels)) * scale.view(channels) + norm.bias.view(channels)
+
+    def _trunk(self, images: Tensor) -> Tensor:
+        expected = (self.config.channels, self.config.size, self.config.size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(f"images must be (B, {', '.join(map(str, expected))}), not {tuple(images.shape)}")
+        x = self.down(F.silu(self.stem(unit_range(images))))
+        if self.pool is not None:
+            x = self.pool(x.flatten(1))
+        # under autocast the trunk is bf16; the latent and its statistics stay in the weights' precision
+        return x.to(self.norm.weight.dtype)
+
+
+class Decoder(nn.Module):
+    """Codes to images in [0, 1]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden, map_channels = config.hidden, config.map_channels
+        self.unpool = None if config.latent is None else nn.Linear(config.latent, math.prod(config.map_shape))
+        self.up = nn.Sequential(UpBlock(map_channels, 2 * hidden), UpBlock(2 * hidden, hidden))
+        self.head = UpsampledConv2d(hidden, config.channels)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """x̂ = D(z).
+
+        Args:
+            z: codes, shaped as `Encoder.forward` returns them.
+
+        Returns:
+            (B, C, size, size) in [0, 1], fp32 (float64 for a float64 model).
+
+        Raises:
+            ValueError: codes of another shape.
+        """
+        if tuple(z.shape[1:]) != self.config.latent_shape:
+            raise ValueError(
+                f"codes must be (B, {', '.join(map(str, self.config.latent_shape))}), not {tuple(z.shape)}"
+            )
+        if self.unpool is not None:
+            z = F.silu(self.unpool(z)).unflatten(1, self.config.map_shape)
+        return torch.sigmoid(self.head(self.up(z)).to(self.head.weight.dtype))
+
+
+class Autoencoder(nn.Module):
+    """An `Encoder` and a `Decoder` with one configuration.
+
+    Example:
+        >>> model = Autoencoder.from_pretrained("runs/shapes")
+        >>> z = model.encode(images)  # (B, C, size, size), uint8 or in [0, 1]
+        >>> reconstructions = model.decode(z)  # in [0, 1]
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """See `Encoder.forward`."""
+        return self.encoder(images)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """See `Decoder.forward`."""
+        return self.decoder(z)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Reconstructions, (B, C, size, size) in [0, 1]."""
+        return self.decoder(self.encoder(images))
+
+    def parameter_count(self) -> int:
+        """Trainable numbers."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @classmethod
+    def from_pretrained(cls, run: str | Path, device: str | torch.device = "cpu") -> Autoencoder:
+        """The model of a run directory, from its newest checkpoint, in evaluation mode.
+
+        Args:
+            run: a directory that `fastle-train` made.
+            device: where to put it.
+
+        Raises:
+            FastleError: no run there, or a checkpoint that cannot be read.
+        """
+        model = cls(read_run_config(Path(run)).model)
+        state = load_checkpoint(latest_checkpoint(Path(run))).section("model")
+        model.load_state_dict(state)
+        return model.to(device).eval()
+
+
+def _flat(code: Tensor) -> Tensor:
+    """(B, c, ...) with all positions on one axis, as the normalisation takes it."""
+    return code.flatten(2) if code.ndim == 4 else code
+
+
+def unit_range(images: Tensor) -> Tensor:
+    """uint8 images to fp32 in [0, 1]; floating images as they are."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images

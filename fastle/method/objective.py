@@ -1,0 +1,291 @@
+"""The objectives: every row of method section 1, as pure functions of a batch and its draws.
+
+    x   batch              E, D  encoder and decoder        T  transformation, the same draw for every view of a sample
+    z   E(x)               x̂     D(z)                       J  the judge, one of
+        step-frozen   E's weights at this step, as constants: gradients reach the image it judges, never its weights
+        live          E itself, gradients into it on both sides
+        ema           an exponential moving average of E, as constants
+
+The judge leaves the running statistics alone. With judge statistics "own", as the author has them, it normalises each
+batch of views by that batch's mean and variance; with "target" J(T x̂) is normalised by those of J(T x). Own ones take a
+common scale out of what is compared, so that to a judge which is nearly linear in contrast reconstructions with too
+little of it look right. The consistency term has no target: own ones, always.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from fastle.config import JudgeName, ObjectiveConfig
+from fastle.phases import phase
+
+from .model import Autoencoder, Encoder, unit_range
+from .sigreg import draw_slices, sigreg
+from .transforms import Boxes, Shape, ViewDraw, cut_hole, draw_boxes, hole_side, make_transform
+
+EMA_DECAY = 0.999
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draws:
+    """Everything random in one step.
+
+    Attributes:
+        slices: (D, M) of SIGReg.
+        view: of the transformation.
+        hole: the input hole's corners.
+    """
+
+    slices: Tensor | None = None
+    view: ViewDraw = None
+    hole: Boxes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """The loss, each term of it before weighting (None where the row has no such term), and the code, detached.
+
+    Attributes:
+        total: what is minimised.
+        pixel: mse(x̂, x).
+        agreement: mse(J(T x), J(T x̂)), the mean over the transformation's views.
+        full_view: mse(J(x), J(x̂)), beside the detail stack.
+        consistency: mse(J(x̂_c), J(x̂_m)).
+        clean, masked: agreement of x̂_c and of x̂_m with x.
+        sigreg: of z; in the masked setting the mean over z_c and z_m.
+        latent: z (z_c in the masked setting).
+    """
+
+    total: Tensor
+    latent: Tensor
+    pixel: Tensor | None = None
+    agreement: Tensor | None = None
+    full_view: Tensor | None = None
+    consistency: Tensor | None = None
+    clean: Tensor | None = None
+    masked: Tensor | None = None
+    sigreg: Tensor | None = None
+
+    def terms(self) -> dict[str, Tensor]:
+        """The scalars that this row has, `total` first, detached."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "latent"}
+        return {name: value.detach() for name, value in values.items() if value is not None}
+
+
+class PixelBaseline(nn.Module):
+    """Rows 0 and 7: mse(D(E(x)), x), or mse(D(E(y)), x) with y the image with a hole.
+
+    Args:
+        model: the autoencoder to train.
+        config: a row with name "pixel".
+    """
+
+    def __init__(self, model: Autoencoder, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+
+    def draw(self, shape: Shape, *, shared: Generator, local: Generator) -> Draws:
+        """The holes of a batch of `shape`, where there are any; see `SelfTeaching.draw`."""
+        return Draws(hole=_draw_hole(self.config, shape, local))
+
+    def forward(self, images: Tensor, draws: Draws) -> Losses:
+        """The losses of a batch (B, C, H, W), uint8 or in [0, 1]."""
+        x = unit_range(images)
+        source = x
+        if self.config.hole_ratio is not None:
+            assert draws.hole is not None
+            with phase("views"):
+                source = cut_hole(x, draws.hole, self.config.hole_ratio)
+        with phase("encode"):
+            z = self.model.encoder(source)
+        with phase("decode"):
+            xhat = self.model.decoder(z)
+        loss = F.mse_loss(xhat, x)
+        return Losses(total=loss, pixel=loss, latent=z.detach())
+
+    def update_judge(self) -> None:
+        """Nothing judges here but the pixels."""
+
+
+class SelfTeaching(nn.Module):
+    """Rows 1 to 6: agreement of representations, and SIGReg on the code.
+
+    Args:
+        model: the autoencoder to train, already on its device: the step-frozen judge shares its encoder's memory.
+        config: a row with name "self-teaching".
+
+    Attributes:
+        judge: the encoder that judges. Not a submodule: its weights are the encoder's own, or the EMA kept beside them.
+    """
+
+    def __init__(self, model: Autoencoder, config: ObjectiveConfig) -> None:
+        super().__init__()
+        assert config.judge is not None and config.sigreg_weight is not None
+        self.model, self.config = model, config
+        self.transform = make_transform(config)
+        self.sigreg_weight = config.sigreg_weight
+        self._judge = (make_judge(config.judge, model.encoder),)  # in a tuple, or it would be registered
+
+    @property
+    def judge(self) -> Encoder:
+        return self._judge[0]
+
+    def draw(self, shape: Shape, *, shared: Generator, local: Generator) -> Draws:
+        """Everything random for a batch of `shape`.
+
+        Args:
+            shape: (B, C, H, W).
+            shared: a generator in the same state on every rank (the slices).
+            local: this rank's own (boxes, masks, noise, holes).
+        """
+        assert self.config.slices is not None
+        return Draws(
+            slices=draw_slices(self.model.config.latent_shape[0], self.config.slices, shared),
+            view=self.transform.draw(shape, local),
+            hole=_draw_hole(self.config, shape, local),
+        )
+
+    def forward(self, images: Tensor, draws: Draws) -> Losses:
+        """The losses of a batch (B, C, H, W), uint8 or in [0, 1]."""
+        x = unit_range(images)
+        return self._plain(x, draws) if draws.hole is None else self._masked(x, draws, draws.hole)
+
+    def update_judge(self) -> None:
+        """After the optimizer's step: moves the EMA; the other judges follow the encoder by themselves."""
+        if self.config.judge == "ema":
+            update_ema(self.judge, self.model.encoder)
+
+    def _plain(self, x: Tensor, draws: Draws) -> Losses:
+        """agreement + λ·SIGReg(z); with the detail stack (agreement + full view) / 2 + λ·SIGReg(z)."""
+        with phase("encode"):
+            z = self.model.encoder(x)
+        with phase("decode"):
+            xhat = self.model.decoder(z)
+        with phase("views"):
+            targets, views = self.transform.views((x, xhat), draws.view)
+        if self.transform.full_view:
+            targets, views = (*targets, x), (*views, xhat)
+        wanted, seen = self._judged(targets, views)
+        ((agreement, full_view),) = self._agreements(wanted, seen)
+        regularizer = self._sigreg(z, draws)
+        total = _average(agreement, full_view) + self.sigreg_weight * regularizer
+        return Losses(total=total, agreement=agreement, full_view=full_view, sigreg=regularizer, latent=z.detach())
+
+    def _masked(self, x: Tensor, draws: Draws, hole: Boxes) -> Losses:
+        """(consistency + clean + masked) / 3 + λ/2 · (SIGReg(z_c) + SIGReg(z_m))."""
+        assert self.config.hole_ratio is not None
+        with phase("views"):
+            y = cut_hole(x, hole, self.config.hole_ratio)
+        with phase("encode"):
+            z_clean, z_masked = self.model.encoder.each((x, y))
+        with phase("decode"):
+            xhat_clean, xhat_masked = self.model.decoder(torch.cat((z_clean, z_masked))).chunk(2)
+        with phase("views"):
+            targets, views_clean, views_masked = self.transform.views((x, xhat_clean, xhat_masked), draws.view)
+        if self.transform.full_view:
+            targets = (*targets, x)
+        wanted, (clean_full, masked_full, *seen) = self._judged(
+            targets, (xhat_clean, xhat_masked, *views_clean, *views_masked)
+        )
+        seen_clean, seen_masked = seen[: len(views_clean)], seen[len(views_clean) :]
+        if self.transform.full_view:
+            seen_clean, seen_masked = [*seen_clean, clean_full], [*seen_masked, masked_full]
+        with phase("judge"):
+            consistency = F.mse_loss(self.judge.normalize(clean_full), self.judge.normalize(masked_full))
+        clean, masked = (_average(*terms) for terms in self._agreements(wanted, seen_clean, seen_masked))
+        regularizer = (self._sigreg(z_clean, draws) + self._sigreg(z_masked, draws)) / 2
+        total = (consistency + clean + masked) / 3 + self.sigreg_weight * regularizer
+        return Losses(
+            total=total,
+            consistency=consistency,
+            clean=clean,
+            masked=masked,
+            sigreg=regularizer,
+            latent=z_clean.detach(),
+        )
+
+    def _judged(self, targets: Sequence[Tensor], views: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The judge's features of the targets, constants unless it is live, and of the views."""
+        with phase("judge"):
+            if self.config.judge == "live":
+                both = self.judge.features((*targets, *views))
+                return both[: len(targets)], both[len(targets) :]
+            with torch.no_grad():
+                wanted = self.judge.features(targets)
+            return wanted, self.judge.features(views)
+
+    def _agreements(self, wanted: Sequence[Tensor], *seen: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
+        """Of each branch mse(J(T x), J(T x̂)), the mean over T's views, and mse(J(x), J(x̂)) where T asks for it.
+
+        Args:
+            wanted: features of the targets, the full view last.
+            seen: features of each branch's views, in that order.
+        """
+        normalize, shared = self.judge.normalize, self.config.judge_statistics == "target"
+        with phase("judge"):
+            targets = [normalize(target) for target in wanted]
+            branches = []
+            for views in seen:
+                matched = zip(wanted, targets, views, strict=True)
+                distances = [
+                    F.mse_loss(normalize(view, like if shared else None), want) for like, want, view in matched
+                ]
+                full_view = distances.pop() if self.transform.full_view else None
+                branches.append((torch.stack(distances).mean(), full_view))
+        return branches
+
+    def _sigreg(self, z: Tensor, draws: Draws) -> Tensor:
+        assert draws.slices is not None
+        with phase("SIGReg"):
+            # a spatial latent is tested position by position: (B, c, h, w) → (h·w, B, c)
+            return sigreg(z if z.ndim == 2 else z.flatten(2).permute(2, 0, 1), draws.slices)
+
+
+Objective = PixelBaseline | SelfTeaching
+
+
+def make_objective(model: Autoencoder, config: ObjectiveConfig) -> Objective:
+    """The row that `config` names, around a model that is already on its device."""
+    make: Callable[[Autoencoder, ObjectiveConfig], Objective] = (
+        PixelBaseline if config.name == "pixel" else SelfTeaching
+    )
+    return make(model, config)
+
+
+def make_judge(name: JudgeName, encoder: Encoder) -> Encoder:
+    """The judge of an encoder; see the module's legend.
+
+    The step-frozen judge's parameters are detached aliases: they share the encoder's memory, so an in-place optimizer
+    step refreshes the judge with no copy. What gives the encoder new memory (moving it to another device or dtype,
+    `load_state_dict(assign=True)`) must come before.
+    """
+    if name == "live":
+        return encoder
+    judge = copy.deepcopy(encoder).requires_grad_(False)
+    if name == "step-frozen":
+        for alias, parameter in zip(judge.parameters(), encoder.parameters(), strict=True):
+            alias.data = parameter.data
+    return judge
+
+
+@torch.no_grad()
+def update_ema(judge: Encoder, encoder: Encoder, decay: float = EMA_DECAY) -> None:
+    """judge ← decay · judge + (1 − decay) · encoder, for the parameters: a judge uses no running statistics."""
+    for average, parameter in zip(judge.parameters(), encoder.parameters(), strict=True):
+        average.lerp_(parameter, 1 - decay)
+
+
+def _draw_hole(config: ObjectiveConfig, shape: Shape, generator: Generator) -> Boxes | None:
+    if config.hole_ratio is None:
+        return None
+    return draw_boxes(shape, hole_side(config.hole_ratio, shape), generator)
+
+
+def _average(agreement: Tensor, full_view: Tensor | None) -> Tensor:
+    return agreement if full_view is None else (agreement + full_view) / 2

@@ -1,0 +1,304 @@
+"""The transformations T and the input hole (method section 3): drawn once for a sample, applied to every view of it.
+
+Each transformation has `draw`, which makes its random numbers from a generator, and `views`, a pure function of images
+and that draw. All images of a step are transformed in one call, which is one launch on a GPU (of several crops, one
+each). Most transformations make one view; crop-resize makes one for each crop; the detail stack makes five and is
+compared together with the full view.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from fastle.config import ObjectiveConfig
+from fastle.kernels.crop_resize import crop_resize
+from fastle.kernels.mask_fill import mask_fill, rectangle
+from fastle.kernels.random_mask import WORD, check_tiling, mask_channels, mask_patches
+
+PATCH = 4
+# guards square roots and divisions whose argument can be exactly zero, as on the shapes' black ground
+EPS = 1e-6
+LOCAL_CONTRAST_EPS = 1e-4
+# of the integers that a corner is the remainder of: one position is more likely than another by less than 1e-13
+MANY = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """One box corner for each image: top and left, (B,) int64, in pixels.
+
+    Where the boxes' side is drawn too: side, () int64, in pixels, the same for all images.
+    """
+
+    top: Tensor
+    left: Tensor
+    side: Tensor | None = None
+
+
+# what a transformation draws: boxes of one view or of several, seeds of masks, noise, or nothing
+ViewDraw = Boxes | tuple[Boxes, ...] | Tensor | None
+Shape = tuple[int, ...]  # (B, C, H, W)
+
+
+class Transform(Protocol):
+    """What every transformation offers; `full_view` says whether the untransformed view is compared as well."""
+
+    full_view: bool
+
+    def draw(self, shape: Shape, generator: Generator) -> ViewDraw:
+        """The random numbers for images of `shape`, on the generator's device."""
+
+    def views(self, images: Sequence[Tensor], drawn: ViewDraw) -> list[tuple[Tensor, ...]]:
+        """The views of each of several (B, C, H, W) images, all of the same shape: T x, T x̂, ..."""
+
+
+def make_transform(config: ObjectiveConfig) -> Transform:
+    """The transformation that a self-teaching row names."""
+    match config:
+        case ObjectiveConfig(transform="crop-resize", crop_ratio=ratio) if ratio is not None:
+            return CropResize(ratio, config.crop_ratio_max, config.crops)
+        case ObjectiveConfig(transform="pixel-mask", mask_ratio=ratio) if ratio is not None:
+            return PatchMask(ratio, patch=1)
+        case ObjectiveConfig(transform="patch-mask", mask_ratio=ratio) if ratio is not None:
+            return PatchMask(ratio, patch=PATCH)
+        case ObjectiveConfig(transform="channel-mask", mask_ratio=ratio) if ratio is not None:
+            return ChannelMask(ratio)
+        case ObjectiveConfig(transform="noise", noise_std=std) if std is not None:
+            return Noise(std)
+        case ObjectiveConfig(transform="detail"):
+            return Detail()
+        case ObjectiveConfig(transform="identity"):
+            return Identity()
+    raise ValueError(f"no transformation in {config}")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """T x = x."""
+
+    full_view = False
+
+    def draw(self, shape: Shape, generator: Generator) -> None:
+        return None
+
+    def views(self, images: Sequence[Tensor], drawn: ViewDraw) -> list[tuple[Tensor, ...]]:
+        return [(image,) for image in images]
+
+
+@dataclass(frozen=True, slots=True)
+class CropResize:
+    """`crops` square boxes of side int(ratio · min(H, W)), their corners uniform, each resized back to (H, W).
+
+    With a `ratio_max` each of them has a side of its own, drawn once for all images: a whole number of pixels s from
+    a = int(ratio · min(H, W)) to b = int(ratio_max · min(H, W)), both ends included, log-uniform:
+    P(s) = log((s + 1) / s) / log((b + 1) / a).
+    """
+
+    ratio: float
+    ratio_max: float | None = None
+    crops: int = 1
+    full_view = False
+
+    def side(self, shape: Shape) -> int:
+        """Side of the box for images of `shape`, pixels; the least of them with a `ratio_max`."""
+        return int(self.ratio * min(shape[-2:]))
+
+    def draw(self, shape: Shape, generator: Generator) -> Boxes | tuple[Boxes, ...]:
+        """The boxes of one crop, or a tuple of several crops' boxes."""
+        boxes = tuple(draw_boxes(shape, self._draw_side(shape, generator), generator) for _ in range(self.crops))
+        return boxes if self.crops > 1 else boxes[0]
+
+    def views(self, images: Sequence[Tensor], drawn: ViewDraw) -> list[tuple[Tensor, ...]]:
+        crops = drawn if isinstance(drawn, tuple) else (drawn,)
+        return list(zip(*[self._crop(images, boxes) for boxes in crops], strict=True))
+
+    def _draw_side(self, shape: Shape, generator: Generator) -> int | Tensor:
+        least = self.side(shape)
+        if self.ratio_max is None:
+            return least
+        most = int(self.ratio_max * min(shape[-2:]))
+        # s stands for all of [s, s + 1), or the greatest side would hardly ever be drawn
+        low, high = math.log(least), math.log(most + 1)
+        share = torch.rand((), generator=generator, device=generator.device)
+        # rounding can leave the range
+        return (low + (high - low) * share).exp().long().clamp(least, most)
+
+    def _crop(self, images: Sequence[Tensor], boxes: Boxes | Tensor | None) -> tuple[Tensor, ...]:
+        assert isinstance(boxes, Boxes)
+        side = self.side(images[0].shape) if boxes.side is None else boxes.side.expand(len(boxes.top))
+        return crop_resize(images, boxes.top, boxes.left, side)
+
+
+@dataclass(frozen=True, slots=True)
+class PatchMask:
+    """Exactly int(ratio · number of patches) patches set to zero in all channels; a patch of 1 is the pixel mask."""
+
+    ratio: float
+    patch: int
+    full_view = False
+
+    def draw(self, shape: Shape, generator: Generator) -> Tensor:
+        """(B,) seeds of masks."""
+        check_tiling(shape[-2:], self.patch)
+        return _draw_seeds(shape, generator)
+
+    def views(self, images: Sequence[Tensor], drawn: ViewDraw) -> list[tuple[Tensor, ...]]:
+        assert isinstance(drawn, Tensor)
+        return [(view,) for view in mask_patches(images, drawn, ratio=self.ratio, patch=self.patch)]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelMask:
+    """Each channel of each image set to zero with probability `ratio`, independently."""
+
+    ratio: float
+    full_view = False
+
+    def draw(self, shape: Shape, generator: Generator) -> Tensor:
+        """(B,) seeds of masks."""
+        return _draw_seeds(shape, generator)
+
+    def views(self, images: Sequence[Tensor], drawn: ViewDraw) -> list[tuple[Tensor, ...]]:
+        assert isinstance(drawn, Tensor)
+        return [(view,) for view in mask_channels(images, drawn, ratio=self.ratio)]
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Gaussian noise of standard deviation `std`, the same on both sides, not clamped."""
+
+    std: float
+    full_view = False
+
+    def draw(self, shape: Shape, generator: Generator) -> Tensor:
+        """(B, C, H, W)."""
+        return self.std * torch.randn(shape, generator=generator, device=generator.device)
+
+    def views(self, images: Sequence[Tensor], drawn: ViewDraw) -> list[tuple[Tensor, ...]]:
+        assert isinstance(drawn, Tensor)
+        return [(image + drawn.to(image.dtype),) for image in images]
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """The five-view detail stack, all in [0, 1]; nothing is random.
+
+    blur:       box 11
+    colour:     saturation 1.8 about the grey image, then contrast 1.4 about the mean over pixels and channels
+    edges:      Sobel magnitude of the grey image over its maximum
+    texture:    |x − box 5 of x| over its maximum
+    contrast:   (g − box 5 of g) / sqrt(box 5 of (g − box 5 of g)² + 1e-4) for grey g, stretched to [0, 1]
+
+    Grey is Rec. 601 luma for three channels and the mean otherwise; grey views fill all channels. Boxes average the
+    pixels inside the image only; Sobel repeats the border. Maxima are taken for each image.
+    """
+
+    full_view = True
+
+    def draw(self, shape: Shape, generator: Generator) -> None:
+        return None
+
+    def views(self, images: Sequence[Tensor], drawn: ViewDraw) -> list[tuple[Tensor, ...]]:
+        return [self._stack(image) for image in images]
+
+    def _stack(self, images: Tensor) -> tuple[Tensor, ...]:
+        grey = to_grey(images)
+        vivid = grey + 1.8 * (images - grey)
+        mean = vivid.mean(dim=(1, 2, 3), keepdim=True)
+        views = (
+            box_blur(images, 11),
+            mean + 1.4 * (vivid - mean),
+            _over_maximum(sobel_magnitude(grey)),
+            _over_maximum((images - box_blur(images, 5)).abs()),
+            _stretch(local_contrast(grey)),
+        )
+        return tuple(view.clamp(0, 1).expand_as(images) for view in views)
+
+
+def draw_boxes(shape: Shape, side: int | Tensor, generator: Generator) -> Boxes:
+    """Corners of square boxes of `side`, uniform over all positions inside images of `shape`.
+
+    Args:
+        shape: (B, C, H, W).
+        side: pixels, from 1 to min(H, W). A tensor, () int64 on the generator's device, goes into the boxes.
+        generator: of the corners, which are on its device.
+    """
+    batch, _, height, width = shape
+
+    def integers(below: int) -> Tensor:
+        return torch.randint(below, (batch,), generator=generator, device=generator.device)
+
+    if isinstance(side, Tensor):
+        # a bound of `randint` would have to be read from the device
+        top, left = (integers(MANY) % (extent - side + 1) for extent in (height, width))
+        return Boxes(top, left, side)
+    top, left = (integers(extent - side + 1) for extent in (height, width))
+    return Boxes(top, left)
+
+
+def _draw_seeds(shape: Shape, generator: Generator) -> Tensor:
+    return torch.randint(WORD, shape[:1], generator=generator, device=generator.device)
+
+
+def hole_side(ratio: float, shape: Shape) -> int:
+    """Side of the square input hole: round(√ratio · min(H, W)), pixels."""
+    return round(math.sqrt(ratio) * min(shape[-2:]))
+
+
+def cut_hole(images: Tensor, boxes: Boxes, ratio: float) -> Tensor:
+    """y: the images with their hole filled by each image's own per-channel mean."""
+    side = hole_side(ratio, images.shape)
+    return mask_fill(images, boxes.top, boxes.left, side, side)
+
+
+def hole_mask(shape: Shape, boxes: Boxes, ratio: float) -> Tensor:
+    """(B, 1, H, W) bool: True inside each image's hole."""
+    side = hole_side(ratio, shape)
+    return rectangle(boxes.top, boxes.left, side, side, shape[-2:])
+
+
+def to_grey(images: Tensor) -> Tensor:
+    """(B, 1, H, W): Rec. 601 luma of three channels, the mean of any other number."""
+    if images.shape[1] != 3:
+        return images.mean(1, keepdim=True)
+    red, green, blue = images.split(1, dim=1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+def box_blur(images: Tensor, size: int) -> Tensor:
+    """The mean over a size x size square around each pixel, of the pixels inside the image."""
+    return F.avg_pool2d(images, size, stride=1, padding=size // 2, count_include_pad=False)
+
+
+def sobel_magnitude(grey: Tensor) -> Tensor:
+    """(B, 1, H, W) → √(gx² + gy² + ε²) − ε, the border repeated; ε = 1e-6 gives flat regions a gradient."""
+    # slices rather than F.pad, whose replicating backward is not deterministic on CUDA
+    x = torch.cat((grey[..., :1], grey, grey[..., -1:]), dim=-1)
+    x = torch.cat((x[..., :1, :], x, x[..., -1:, :]), dim=-2)
+    smooth_rows = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]
+    smooth_columns = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
+    gx = smooth_rows[..., 2:] - smooth_rows[..., :-2]
+    gy = smooth_columns[..., 2:, :] - smooth_columns[..., :-2, :]
+    return (gx.square() + gy.square() + EPS**2).sqrt() - EPS
+
+
+def local_contrast(grey: Tensor) -> Tensor:
+    """Deviation from the local mean over the local standard deviation (box 5)."""
+    deviation = grey - box_blur(grey, 5)
+    return deviation / (box_blur(deviation.square(), 5) + LOCAL_CONTRAST_EPS).sqrt()
+
+
+def _over_maximum(images: Tensor) -> Tensor:
+    return images / images.amax(dim=(1, 2, 3), keepdim=True).clamp_min(EPS)
+
+
+def _stretch(images: Tensor) -> Tensor:
+    low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
+    return (images - low) / (high - low).clamp_min(EPS)

@@ -1,0 +1,151 @@
+"""What a run shows while it goes: a live table on a terminal, plain lines elsewhere, nothing on ranks other than 0."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+WARM_UP = 5  # steps that no rate is taken from: allocators, thread pools and file caches fill in them
+PLAIN_SECONDS = 10.0  # a plain line no more often than this
+
+
+class Clock:
+    """Time spent in steps, with validation and saving left out, and the rate since the warm-up.
+
+    Args:
+        images_per_step: of all ranks.
+        now: seconds; tests give their own.
+    """
+
+    def __init__(self, images_per_step: int, now: Callable[[], float] = time.perf_counter) -> None:
+        self._images, self._now = images_per_step, now
+        self._steps = 0
+        self._spent, self._resumed_at = 0.0, now()
+        self._warm_up = 0.0
+
+    def step(self) -> None:
+        """A step has ended."""
+        self._steps += 1
+        if self._steps == WARM_UP:
+            self._warm_up = self.elapsed()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens meanwhile is not a step."""
+        self._spent = self.elapsed()
+        try:
+            yield
+        finally:
+            self._resumed_at = self._now()
+
+    def elapsed(self) -> float:
+        """Seconds in steps. Not meaningful while paused."""
+        return self._spent + self._now() - self._resumed_at
+
+    def seconds_per_step(self) -> float | None:
+        """The mean since the warm-up; None while it lasts."""
+        steps = self._steps - WARM_UP
+        return None if steps < 1 else (self.elapsed() - self._warm_up) / steps
+
+    def images_per_second(self) -> float | None:
+        """Of all ranks; None during the warm-up."""
+        seconds = self.seconds_per_step()
+        return self._images / seconds if seconds else None
+
+
+class Display:
+    """Shows rows of metrics as they come. Use it in a `with` statement.
+
+    Args:
+        console: where to.
+        total: steps of the run.
+        shown: False shows nothing at all.
+    """
+
+    def __init__(self, console: Console, total: int, *, shown: bool = True) -> None:
+        self._console, self._total, self._shown = console, total, shown
+        self._progress = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(None), expand=True
+        )
+        self._task: TaskID = self._progress.add_task("train", total=total)
+        live = shown and console.is_terminal
+        self._live = Live(console=console, auto_refresh=False, transient=False) if live else None
+        self._last_line = -PLAIN_SECONDS
+        self._newest: dict[str, Any] = {}
+
+    def __enter__(self) -> Display:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self._shown:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def update(self, row: dict[str, Any], eta: float | None, *, force: bool = False) -> None:
+        """The newest metrics. Without a terminal a line every `PLAIN_SECONDS`, or at once with `force`.
+
+        Args:
+            row: as in metrics.jsonl.
+            eta: seconds to the end, None if not known yet.
+        """
+        if not self._shown:
+            return
+        remaining = "warming up" if eta is None else format_seconds(eta)
+        if self._live is not None:
+            # what only some rows have keeps its place in the table
+            self._newest |= row
+            self._progress.update(self._task, completed=row["step"])
+            self._live.update(Group(self._progress, _table(_figures(self._newest, remaining))), refresh=True)
+        elif force or time.monotonic() - self._last_line >= PLAIN_SECONDS:
+            self._last_line = time.monotonic()
+            figures = "  ".join(f"{name} {figure}" for name, figure in _figures(row, remaining).items())
+            self.say(f"step {row['step']}/{self._total}  {figures}")
+
+
+def _figures(row: dict[str, Any], remaining: str) -> dict[str, str]:
+    shown = {name.replace("_", " "): format_figure(name, value) for name, value in row.items() if name != "step"}
+    return {"ETA": remaining} | shown
+
+
+def _table(figures: dict[str, str]) -> Table:
+    """Names above figures, eight to a line."""
+    grid = Table.grid(padding=(0, 3))
+    names, values = list(figures), list(figures.values())
+    for start in range(0, len(names), 8):
+        grid.add_row(*(f"[dim]{name}[/dim]" for name in names[start : start + 8]))
+        grid.add_row(*values[start : start + 8])
+    return grid
+
+
+def format_figure(name: str, value: Any) -> str:
+    """A metric as people read it."""
+    if value is None:
+        return "–"
+    if name == "data_wait":
+        return f"{value:.1%}"
+    if name in ("epoch", "images_per_second"):
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if name in ("valid_psnr", "effective_rank") else f"{value:.4g}"
+
+
+def format_seconds(seconds: float) -> str:
+    """12 s, 3 min 05 s, 2 h 07 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,132 @@
+"""What a run leaves for people: metrics.jsonl, image grids, curves; and the figures that tell a healthy latent."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from fastle.checkpoint import write_atomic
+from fastle.method.model import unit_range
+
+TILE = 96  # small images are enlarged, by whole factors, to about this many pixels
+GAP = 4
+LABEL = 15  # font size of a row's name
+TERMS = ("pixel", "agreement", "full_view", "consistency", "clean", "masked", "sigreg")
+
+
+@torch.no_grad()
+def latent_spread(z: Tensor) -> Tensor:
+    """The root of the mean variance over the features of a latent (B, D) or (B, c, h, w): 0 when all codes are one."""
+    return _samples(z).var(0, correction=0).mean().sqrt()
+
+
+@torch.no_grad()
+def effective_rank(z: Tensor) -> Tensor:
+    """exp of the entropy of the covariance's normalised eigenvalues, in [1, D] (Roy & Vetterli, 2007).
+
+    Args:
+        z: (B, D), or (B, c, h, w), whose positions count as samples of c features.
+    """
+    samples = _samples(z)
+    centred = samples - samples.mean(0)
+    eigenvalues = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0)
+    share = eigenvalues / eigenvalues.sum().clamp_min(torch.finfo(eigenvalues.dtype).tiny)
+    return torch.special.entr(share).sum().exp()
+
+
+def _samples(z: Tensor) -> Tensor:
+    return (z if z.ndim == 2 else z.permute(0, 2, 3, 1).flatten(0, 2)).float()
+
+
+def append_metrics(path: Path, row: dict[str, Any]) -> None:
+    """Adds a line to a metrics.jsonl: one JSON object a line, in the order of the steps."""
+    with path.open("ab") as file:
+        file.write(_line(row))
+
+
+def rewind_metrics(path: Path, step: int) -> None:
+    """Drops the rows of later steps than `step`, which a killed run may have left, from a metrics.jsonl."""
+    write_atomic(path, b"".join(_line(row) for row in read_metrics(path) if row["step"] <= step))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, without a last line that was cut off; none if there is no file."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row).encode() + b"\n"
+
+
+def save_grid(path: Path, rows: Sequence[tuple[str, Tensor]]) -> None:
+    """Writes a PNG with a labelled row of images for each entry.
+
+    Args:
+        rows: name and images, (B, C, H, W) with C 1 or 3, uint8 or in [0, 1]; all of one shape.
+    """
+    batch, _, height, width = rows[0][1].shape
+    zoom = max(1, round(TILE / height))
+    height, width = height * zoom, width * zoom
+    font = ImageFont.load_default(LABEL)
+    margin = 2 * GAP + max(int(font.getlength(name)) for name, _ in rows)
+    canvas = Image.new("RGB", (margin + batch * (width + GAP), GAP + len(rows) * (height + GAP)), "white")
+    draw = ImageDraw.Draw(canvas)
+    for r, (name, images) in enumerate(rows):
+        y = GAP + r * (height + GAP)
+        draw.text((GAP, y + height // 2), name, fill="black", font=font, anchor="lm")
+        for b, image in enumerate(images):
+            tile = Image.fromarray(_to_rgb(image)).resize((width, height), Image.Resampling.NEAREST)
+            canvas.paste(tile, (margin + b * (width + GAP), y))
+    encoded = io.BytesIO()
+    canvas.save(encoded, "PNG")
+    write_atomic(path, encoded.getvalue())
+
+
+def _to_rgb(image: Tensor) -> Any:
+    pixels = (unit_range(image).detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    # what has neither one channel nor three shows its first
+    return (pixels if len(pixels) == 3 else pixels[:1].expand(3, -1, -1)).permute(1, 2, 0).numpy()
+
+
+def save_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes a PNG of the loss and its terms, the validation PSNR, and the latent's spread and rank."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    (losses, quality), (spread, rank) = figure.subplots(2, 2)
+    for name in ("total", *TERMS):
+        _curve(losses, rows, name, linewidth=2 if name == "total" else 1)
+    losses.set(title="loss (terms before weighting)", yscale="log")
+    losses.legend(fontsize=8)
+    _curve(quality, rows, "valid_psnr", marker="o", markersize=3)
+    quality.set(title="validation PSNR, dB")
+    _curve(spread, rows, "latent_spread")
+    spread.set(title="latent spread (0 is collapse)", ylim=(0, None))
+    _curve(rank, rows, "effective_rank")
+    rank.set(title="effective rank of the latent (1 is collapse)", ylim=(0, None))
+    for axes in figure.axes:
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+    encoded = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(encoded)
+    write_atomic(path, encoded.getvalue())
+
+
+def _curve(axes: Any, rows: Sequence[dict[str, Any]], name: str, **style: Any) -> None:
+    points = [(row["step"], row[name]) for row in rows if name in row]
+    if points:
+        axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), **style)

@@ -1,0 +1,281 @@
+"""The commands as a user meets them: what they print, write and refuse."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import fastle.commands.main
+import fastle.commands.train
+import fastle.training.loop
+from fastle.checkpoint import latest_checkpoint
+from fastle.training.run import RunDirectory
+
+Command = Callable[..., tuple[int, str, str]]
+TINY = ("--steps", "2", "--batch-size", "4", "--slices", "8", "--device", "cpu")
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """command("train" or "main", argument…): exit status, stdout and stderr, run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fastle.training.loop, "VALIDATION_IMAGES", 16)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(name: str, *arguments: str | Path) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = 0
+        try:
+            entry = fastle.commands.train if name == "train" else fastle.commands.main
+            entry.main([str(argument) for argument in arguments])
+        except SystemExit as left:
+            # sys.exit with a text prints it on stderr and leaves with 1
+            status = left.code if isinstance(left.code, int) else 1
+            if isinstance(left.code, str):
+                printed = capsys.readouterr()
+                return status, printed.out, printed.err + left.code + "\n"
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Twenty small pictures in two folders, of several sizes, none with a side below 32."""
+    root = tmp_path / "photographs"
+    for i in range(20):
+        path = root / ("red" if i % 2 else "blue") / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32 + i, 40), ((200, 10 * i, 9) if i % 2 else (9, 10 * i, 200))).save(path)
+    return root
+
+
+def test_dry_run_reads_nothing_and_makes_nothing(command: Command, tmp_path: Path) -> None:
+    status, out, _ = command("train", "celeba", "--latent", "512", "--masked", "--data", "/nowhere", "--dry-run")
+    assert status == 0
+    assert "parameters 36.32 M  compression 96x  latent 512" in out
+    assert "63,550 (50 epochs of 1,271)" in out
+    for setting in (
+        "hole_ratio 0.35",
+        "judge step-frozen",
+        "crop_ratio 0.15",
+        "lr 0.001",
+        "batch_size 128",
+        "root /nowhere",
+    ):
+        assert setting in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_shows_the_crops(command: Command) -> None:
+    _, out, _ = command("train", "celeba", "--crop-ratio", "0.1", "--crop-ratio-max", "1", "--crops", "2", "--dry-run")
+    assert "crop_ratio 0.1  crop_ratio_max 1.0  crops 2" in out
+
+
+@pytest.mark.parametrize("arguments", [("folder",), ("folder", "--data", "/nowhere"), ("cifar10",)])
+def test_dry_run_needs_no_images(command: Command, arguments: tuple[str, ...]) -> None:
+    status, out, _ = command("train", *arguments, "--dry-run")
+    assert status == 0 and "50 epochs" in out
+
+
+def test_dry_run_of_a_folder_counts_its_steps(command: Command, photographs: Path) -> None:
+    status, out, _ = command("train", "folder", "--data", photographs, "--size", "32", "--batch-size", "4", "--dry-run")
+    assert status == 0 and "200 (50 epochs of 4)" in out
+
+
+def test_the_device_is_always_said(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "device: cpu, " in command("train", "shapes", *TINY)[1]
+    automatic = command("train", "shapes", *TINY[:-1], "auto")[1]
+    assert re.search(r"device: cpu, \d+ threads \(no GPU: .+; training is many times slower than on one\)", automatic)
+    status, _, err = command("train", "shapes", *TINY[:-1], "cuda")
+    assert status == 1 and re.fullmatch(
+        r"fastle-train: error: --device cuda cannot be had: .+; use --device cpu\n", err
+    )
+
+
+def test_train_eval_and_reconstruct_one_s_own_photographs(
+    command: Command, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, out, err = command(
+        "train", "folder", "--data", photographs, "--size", "32", "--masked", "--run", "mine", *TINY
+    )
+    assert (status, err) == (0, "")
+    assert "18 training images, 1 to validate, 2 steps" in out and "`fastle eval mine`" in out
+
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, err = command("main", "eval", "mine", "--device", "cpu")
+    assert (status, err) == (0, "")
+    figures = json.loads((tmp_path / "mine" / "eval-test.json").read_text())
+    assert figures["images"] == 1 and figures["step"] == 2 and figures["data"] == "test split"
+    assert figures["clean"].keys() == {"psnr", "psnr_of_mean_mse", "ssim", "contrast", "psnr_luma", "psnr_chroma"}
+    assert figures["masked"].keys() >= {"psnr_inside", "psnr_outside", "ssim_inside", "ssim_outside"}
+    assert f"{figures['clean']['psnr']:.2f} dB" in out and "eval-test.json" in out
+    # in a terminal of 80 columns nothing is cut off
+    assert f"{figures['masked']['ssim_outside']:.4f}" in out and "…" not in out
+
+    assert command("main", "eval", "mine", "--data", photographs / "red", "--device", "cpu")[0] == 0
+    assert json.loads((tmp_path / "mine" / "eval-data-red.json").read_text())["images"] == 10
+
+    files = sorted((photographs / "red").iterdir())[:3]
+    assert command("main", "reconstruct", "mine", *files, "-o", "out/picture.png", "--device", "cpu")[0] == 0
+    picture = Image.open(tmp_path / "out" / "picture.png")
+    # four rows of three tiles, 32 px thrice enlarged
+    assert picture.height == 4 + 4 * (96 + 4) and picture.width > 3 * 96
+
+
+def test_a_default_run_directory_for_each_setting(command: Command, tmp_path: Path) -> None:
+    for flags, name in [
+        ((), "shapes"),
+        (("--latent", "16"), "shapes-16"),
+        (("--masked",), "shapes-masked-128"),
+        (("--masked", "--objective", "pixel"), "shapes-masked-128-pixel"),
+    ]:
+        _, out, _ = command("train", "shapes", *flags, "--dry-run")
+        assert f"run        runs/{name}\n" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("shapes", "--latent", "0"), "--latent 0 cannot be: it must be at least 1"),
+        (("shapes", "--crops", "0"), "--crops 0 cannot be: it must be at least 1"),
+        (("shapes", "--crop-ratio-max", "0.2"), "--crop-ratio-max 0.2 cannot be: it must be above --crop-ratio 0.3"),
+        (("shapes", "--transform", "noise", "--crops", "2"), "--crops has no effect with --transform noise"),
+        (("shapes", "--profile", "1", "--against", "eager", "--crops", "2"), "one crop of a fixed side only, not"),
+        (("shapes", "--profile", "1", "--against", "eager", "--crop-ratio-max", "1"), "not --crop-ratio-max 1.0"),
+        (("shapes", "--transform", "crop"), "invalid choice: 'crop'"),
+        (("shapes", "--size", "30"), "--size 30 cannot be"),
+        (("shapes", "--size", "big"), "invalid int value: 'big'"),
+        (("shapes", "--objective", "pixel", "--judge", "ema"), "--judge has no effect with --objective pixel"),
+        (("shapes", "--steps", "5", "--epochs", "5"), "not allowed with argument --steps"),
+        (("shapes", "--data", "here"), "--data has no effect with shapes"),
+        (("shapes", "--download"), "--download fetches CIFAR-10 only"),
+        (("shapes", "--batch-size", "20000"), "use --batch-size 12000 or less"),
+        (("mnist",), "invalid choice: 'mnist'"),
+        (("folder",), "folder needs --data"),
+        (("folder", "--data", "missing"), "no such folder"),
+        (("folder", "--data", "empty"), "no images"),
+        (("celeba", "--data", "empty"), "empty"),
+        (("cifar10", "--data", "empty"), "--download"),
+        (("shapes", "--lr", "1e30", "--batch-size", "4", "--steps", "3"), "is not finite"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_an_error_is_one_line_and_no_traceback(
+    command: Command, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    status, _, err = command("train", *arguments, "--device", "cpu", "--run", "run")
+    assert status in (1, 2)
+    assert err.startswith("fastle-train: error: ") and err.count("\n") == 1
+    assert message in err
+
+
+def test_bad_images_are_all_listed_below_the_error(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    for i in range(8):
+        Image.new("RGB", (40, 40)).save(tmp_path / "bad" / f"{i}.png")
+        (tmp_path / "bad" / f"{i}-text.jpg").write_text("not a picture")
+    small = tmp_path / "small" / "img_align_celeba"
+    small.mkdir(parents=True)
+    names = [f"{i:06d}.jpg" for i in range(1, 9)]
+    for name in names:
+        Image.new("RGB", (20, 24)).save(small / name)
+    (tmp_path / "small" / "list_eval_partition.txt").write_text("".join(f"{n} {i // 4}\n" for i, n in enumerate(names)))
+    for arguments, fault in (
+        (("folder", "--data", "bad", "--size", "32"), "text.jpg is not a JPEG, PNG or WebP image"),
+        (("folder", "--data", "small", "--size", "32"), "20x24, smaller than the 32x32 asked for"),
+        (("celeba", "--data", "small"), "20x24, smaller than the 128x128 asked for"),
+    ):
+        status, _, err = command("train", *arguments, "--batch-size", "2", "--device", "cpu", "--run", "run")
+        first, *listed, last = err.splitlines()
+        assert status == 1 and first == f"fastle-train: error: {len(listed)} images cannot be used:"
+        assert len(listed) >= 7 and all(line.endswith(fault) for line in listed)
+        assert last.endswith("--bad-images skip")
+
+
+def test_errors_of_eval_and_reconstruct(command: Command, tmp_path: Path, photographs: Path) -> None:
+    def refused(*arguments: str | Path) -> str:
+        status, _, err = command("main", *arguments, "--device", "cpu")
+        assert status == 1 and err.startswith("fastle: error: ") and err.count("\n") == 1
+        return err
+
+    assert "missing is not a run" in refused("eval", "missing")
+    command("train", "shapes", "--run", "run", *TINY)
+    assert "missing.png" in refused("reconstruct", "run", "missing.png", "-o", "out.png")
+    assert "no such folder" in refused("eval", "run", "--data", "missing")
+    (tmp_path / "small").mkdir()
+    Image.new("RGB", (20, 24)).save(tmp_path / "small" / "small.png")
+    fault = "small.png is 20x24, smaller than the 32x32 asked for"
+    assert fault in refused("reconstruct", "run", "small/small.png", "-o", "out.png")
+    assert fault in refused("eval", "run", "--data", "small")
+    checkpoint = latest_checkpoint(tmp_path / "run")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    assert str(checkpoint.name) in refused("eval", "run")
+
+
+def test_a_truncated_checkpoint_is_not_trained_over(command: Command, tmp_path: Path) -> None:
+    command("train", "shapes", "--run", "run", *TINY)
+    checkpoint = latest_checkpoint(tmp_path / "run")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    status, _, err = command("train", "shapes", "--run", "run", *TINY)
+    assert status == 1 and "move it away to go on from step-00000001.safetensors" in err and err.count("\n") == 1
+    checkpoint.rename(tmp_path / "away")
+    assert command("train", "shapes", "--run", "run", *TINY)[0] == 0
+
+
+def test_a_run_that_came_to_nothing_is_in_nobody_s_way(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    for i in range(20):
+        (tmp_path / "bad" / f"{i}.jpg").write_text("not a picture")
+    assert command("train", "folder", "--data", "bad", "--size", "32", "--run", "run", *TINY)[0] == 1
+    assert command("train", "shapes", "--run", "run", *TINY)[0] == 0
+
+
+def test_another_configuration_is_one_line(command: Command) -> None:
+    command("train", "shapes", "--run", "run", *TINY)
+    status, _, err = command("train", "shapes", "--run", "run", *TINY, "--seed", "5")
+    assert status == 1 and "train.seed 0 → 5" in err and "--overwrite" in err and err.count("\n") == 1
+    assert command("train", "shapes", "--run", "run", *TINY, "--seed", "5", "--overwrite")[0] == 0
+
+
+def test_a_disk_that_fills_up_while_logging(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: RunDirectory, row: object) -> None:
+        raise OSError(28, "No space left on device", "run/metrics.jsonl")
+
+    monkeypatch.setattr(RunDirectory, "log", full)
+    status, _, err = command("train", "shapes", "--run", "run", *TINY)
+    assert (status, err) == (1, "fastle-train: error: run/metrics.jsonl: No space left on device\n")
+
+
+def test_every_objective_row_trains_from_the_command_line(command: Command) -> None:
+    rows: list[tuple[str, ...]] = [
+        ("--objective", "pixel"),
+        ("--transform", "identity", "--judge", "live"),
+        ("--judge", "live"),
+        (),
+        ("--judge", "ema"),
+        ("--transform", "detail"),
+        ("--masked", "--mask-ratio", "0.4"),
+        ("--crop-ratio", "0.1", "--crop-ratio-max", "1", "--crops", "2"),
+        ("--masked", "--crop-ratio-max", "0.9", "--crops", "2"),
+        ("--judge-statistics", "target"),
+        ("--masked", "--objective", "pixel"),
+        ("--transform", "pixel-mask", "--mask-ratio", "0.9"),
+        ("--transform", "patch-mask"),
+        ("--transform", "channel-mask"),
+        ("--transform", "noise", "--noise-std", "0.2"),
+        ("--precision", "bf16"),
+    ]
+    for number, row in enumerate(rows):
+        tiny = [flag for flag in TINY if "pixel" not in row or flag not in ("--slices", "8")]
+        status, _, err = command("train", "shapes", "--run", f"run{number}", *row, *tiny)
+        assert (status, err) == (0, ""), row

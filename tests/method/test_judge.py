@@ -1,0 +1,184 @@
+"""The judge: who learns, what it follows, what it sees, and what its statistics hide."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastle.config import JudgeName, ModelConfig, ObjectiveConfig
+from fastle.method.model import Autoencoder, Encoder
+from fastle.method.objective import make_objective
+from tests import oracle
+from tests.method.test_objective import (
+    CASES,
+    assert_same,
+    build,
+    drawn,
+    encoder_of,
+    images_of,
+    judge_of,
+    model_gradients,
+    oracle_gradients,
+    state_of,
+    teaching,
+)
+
+FROZEN = [
+    pytest.param(teaching(judge, "crop-resize", hole), id=f"{judge}-{'masked' if hole else 'plain'}")
+    for judge in ("step-frozen", "ema")
+    for hole in (None, 0.35)
+]
+
+
+@pytest.mark.parametrize("config", FROZEN)
+def test_judge_weights_get_no_gradient(config: ObjectiveConfig) -> None:
+    case = CASES["pooled-rgb-16"]
+    model = build(case)
+    objective = make_objective(model, config)
+    images = images_of(case, 1)
+    objective(images, drawn(objective, images, 1)).total.backward()
+    judges = list(judge_of(objective).parameters())
+    assert len(judges) == len(list(model.encoder.parameters()))
+    assert all(not p.requires_grad and p.grad is None for p in judges)
+    trained = {id(p) for p in objective.parameters()}
+    assert trained == {id(p) for p in model.parameters()}, "the judge's weights must not reach the optimizer"
+
+
+@pytest.mark.parametrize("config", FROZEN)
+def test_encoder_learns_through_the_reconstruction(config: ObjectiveConfig) -> None:
+    # without SIGReg the judged reconstruction is the only way into the encoder
+    config = dataclasses.replace(config, sigreg_weight=0.0)
+    case = CASES["spatial-rgb-8"]
+    model = build(case)
+    objective = make_objective(model, config)
+    images = images_of(case, 1)
+    draws = drawn(objective, images, 1)
+    state = state_of(model)
+    expected = oracle_gradients(oracle.objective(config, state, encoder_of(state), images, draws), state)
+    objective(images, draws).total.backward()
+    gradients = model_gradients(model)
+
+    assert_same(gradients, expected, rel=1e-9)
+    assert all(float(gradients[f"encoder.{layer}.weight"].abs().max()) > 1e-6 for layer in ("stem", "down.0.reduce"))
+    # cut at D's output, nothing is left but the SIGReg of weight 0
+    severed_state = state_of(model)
+    severed = oracle.objective(config, severed_state, encoder_of(state), images, draws, cut_path=True)
+    assert all(not g.any() for g in oracle_gradients(severed, severed_state).values())
+    model.zero_grad()
+    model.decoder.register_forward_hook(lambda module, inputs, output: output.detach())
+    objective(images, draws).total.backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW], ids=["sgd", "adamw"])
+def test_step_frozen_judge_follows_without_a_copy(optimizer: type[torch.optim.Optimizer]) -> None:
+    case = CASES["spatial-grey-16"]
+    model = build(case)
+    objective = make_objective(model, teaching("step-frozen", "crop-resize"))
+    before = [p.detach().clone() for p in model.encoder.parameters()]
+    images = images_of(case, 1)
+    stepper = optimizer(model.parameters(), lr=0.1)  # type: ignore[call-arg]
+    objective(images, drawn(objective, images, 1)).total.backward()
+    stepper.step()
+    for judged, own in zip(judge_of(objective).parameters(), model.encoder.parameters(), strict=True):
+        assert judged.data_ptr() == own.data_ptr()
+        assert torch.equal(judged, own)
+    assert any(not torch.equal(p, old) for p, old in zip(model.encoder.parameters(), before, strict=True))
+    # a checkpoint loaded into the model is judged by at once, too
+    model.load_state_dict({name: torch.rand_like(t.float()).to(t) for name, t in model.state_dict().items()})
+    assert all(
+        torch.equal(a, b) for a, b in zip(judge_of(objective).parameters(), model.encoder.parameters(), strict=True)
+    )
+
+
+def test_ema_judge_by_hand() -> None:
+    model = build(CASES["spatial-rgb-8"])
+    objective = make_objective(model, teaching("ema", "crop-resize"))
+    weight = model.encoder.stem.weight
+    first = weight.detach().clone()
+    assert torch.equal(judge_of(objective).stem.weight, first)
+    assert judge_of(objective).stem.weight.data_ptr() != weight.data_ptr()
+    expected = first
+    for change in (1.0, -3.0):
+        with torch.no_grad():
+            weight += change
+        objective.update_judge()
+        expected = 0.999 * expected + 0.001 * weight.detach()
+    torch.testing.assert_close(judge_of(objective).stem.weight, expected, rtol=1e-14, atol=0)
+    torch.testing.assert_close(expected, first + 0.001 * 0.999 - 0.002, rtol=1e-12, atol=1e-12)
+
+
+@dataclass
+class Judged:
+    """What an encoder saw and the features it found."""
+
+    encoder: Encoder
+    view: Tensor
+    features: Tensor
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[Judged]:
+    """Everything that encoders saw, in order: the encoder itself too, which is no judge but the live one."""
+    calls: list[Judged] = []
+    find = Encoder.features
+
+    def recorded(encoder: Encoder, batches: Sequence[Tensor]) -> Sequence[Tensor]:
+        features = find(encoder, batches)
+        calls.extend(Judged(encoder, view, found) for view, found in zip(batches, features, strict=True))
+        return features
+
+    monkeypatch.setattr(Encoder, "features", recorded)
+    return calls
+
+
+def test_masked_row_judges_the_same_boxes_of_all_three(judged: list[Judged]) -> None:
+    config = teaching("step-frozen", "crop-resize", 0.35)
+    case = CASES["pooled-rgb-16"]
+    model = build(case)
+    objective = make_objective(model, config)
+    images = images_of(case, 3)
+    draws = drawn(objective, images, 3)
+    objective(images, draws)
+    state = oracle.detached(state_of(model))
+    assert draws.hole is not None
+    clean = oracle.decode(state, oracle.encode(state, images))
+    masked = oracle.decode(state, oracle.encode(state, oracle.cut_hole(images, draws.hole, 0.35)))
+    for image in (images, clean, masked):
+        view = oracle.views(config, image, draws.view)[0]
+        assert any(torch.allclose(call.view, view, rtol=1e-9, atol=1e-11) for call in judged)
+    for image in (clean, masked):
+        assert any(torch.allclose(call.view, image, rtol=1e-9, atol=1e-11) for call in judged)
+
+
+@pytest.mark.parametrize("hole", [None, 0.35], ids=["plain", "masked"])
+@pytest.mark.parametrize("judge", ["step-frozen", "ema", "live"])
+def test_clean_target_carries_no_graph(judge: JudgeName, hole: float | None, judged: list[Judged]) -> None:
+    case = CASES["spatial-rgb-8"]
+    objective = make_objective(build(case), teaching(judge, "crop-resize", hole))
+    images = images_of(case, 2)
+    objective(images, drawn(objective, images, 2))
+    judged = [call for call in judged if call.encoder is judge_of(objective)]
+    targets = [call for call in judged if not call.view.requires_grad]
+    assert targets and len(targets) < len(judged)
+    assert all(call.features.requires_grad == (judge == "live") for call in targets)
+    assert all(call.features.requires_grad for call in judged if call.view.requires_grad)
+
+
+def test_own_statistics_hardly_see_contrast_and_the_targets_do() -> None:
+    """Why there are both: to a judge as it begins, pooled, images at half their contrast are nearly the same."""
+    torch.manual_seed(0)
+    encoder = Autoencoder(ModelConfig(size=32, channels=3, hidden=32, map_channels=64, latent=128)).double().encoder
+    coarse = torch.rand(64, 3, 5, 5, dtype=torch.float64)
+    x = torch.nn.functional.interpolate(coarse, (32, 32), mode="bicubic").clamp(0, 1)
+    mean = x.mean((0, 2, 3), keepdim=True)
+    whole, faded = encoder.features((x, mean + (x - mean) / 2))
+    wanted = encoder.normalize(whole)
+    own, target = encoder.normalize(faded), encoder.normalize(faded, like=whole)
+    assert (own - wanted).square().mean().item() < 0.05
+    assert (target - wanted).square().mean().item() > 0.2

@@ -1,0 +1,343 @@
+"""The autoencoder: shapes, sizes, counts, its BatchNorm, and its exact savings against the author's plain form."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastle.config import ConfigError, ModelConfig
+from fastle.method.model import Autoencoder, Decoder, UpBlock
+from fastle.presets import PRESETS
+from fastle.training.plain_step import PlainDecoder, PlainUp
+from tests import oracle
+
+
+def preset(dataset: str, latent: int | None) -> ModelConfig:
+    values = PRESETS[dataset]
+    width = values.map_channels if latent is None else values.pooled_map_channels
+    return ModelConfig(
+        size=values.size, channels=values.channels, hidden=values.hidden, map_channels=width, latent=latent
+    )
+
+
+def tiny(size: int = 16, channels: int = 3, latent: int | None = None) -> ModelConfig:
+    return ModelConfig(size=size, channels=channels, hidden=3, map_channels=4, latent=latent)
+
+
+def image_batch(config: ModelConfig, batch: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    shape = (batch, config.channels, config.size, config.size)
+    return torch.rand(shape, generator=Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+
+
+def settled(config: ModelConfig, dtype: torch.dtype = torch.float64) -> Autoencoder:
+    """A model with running statistics that are not the initial ones."""
+    torch.manual_seed(0)
+    model = Autoencoder(config).to(dtype).train()
+    for _ in range(2):
+        model(image_batch(config, 4, dtype))
+    return model
+
+
+def count(config: ModelConfig) -> int:
+    """Weights and biases of method section 4, layer by layer."""
+    h, c, image = config.hidden, config.map_channels, config.channels
+
+    def conv(inputs: int, outputs: int, k: int) -> int:
+        return inputs * outputs * k * k + outputs
+
+    total = conv(image, h, 4) + 2 * math.prod(config.latent_shape[:1])
+    total += conv(h, 2 * h, 3) + conv(2 * h, 2 * h, 3) + conv(2 * h, c, 3) + conv(c, c, 3)
+    total += conv(c, 2 * h, 3) + conv(2 * h, 2 * h, 3) + conv(c, 2 * h, 1)
+    total += conv(2 * h, h, 3) + conv(h, h, 3) + conv(2 * h, h, 1) + conv(h, image, 3)
+    if config.latent is not None:
+        flat = c * (config.size // 8) ** 2
+        total += conv(flat, config.latent, 1) + conv(config.latent, flat, 1)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters", "shape", "compression"),
+    [
+        pytest.param(preset("celeba", None), 2_126_083, (32, 16, 16), 6, id="celeba-spatial"),
+        pytest.param(preset("celeba", 128), 11_153_155, (128,), 384, id="celeba-masked-128"),
+        pytest.param(preset("celeba", 512), 36_320_131, (512,), 96, id="celeba-masked-512"),
+        pytest.param(preset("cifar10", None), 580_291, (32, 4, 4), 6, id="cifar10-spatial"),
+        pytest.param(preset("shapes", None), 144_929, (16, 4, 4), 4, id="shapes-spatial"),
+    ],
+)
+def test_presets(config: ModelConfig, parameters: int, shape: tuple[int, ...], compression: float) -> None:
+    with torch.device("meta"):
+        model = Autoencoder(config)
+    assert model.parameter_count() == parameters == count(config)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert config.latent_shape == shape
+    assert config.compression == compression
+
+
+def test_method_table_of_parameter_counts() -> None:
+    # as the method prints them, in millions
+    counted = [count(preset("celeba", latent)) for latent in (None, 128, 512)]
+    assert [f"{n / 1e6:.2f}" for n in counted] == ["2.13", "11.15", "36.32"]
+
+
+@pytest.mark.parametrize("size", range(8, 137, 8))
+@pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
+def test_sizes_divisible_by_eight_work(size: int, latent: int | None) -> None:
+    config = ModelConfig(size=size, channels=1, hidden=1, map_channels=2, latent=latent)
+    model = Autoencoder(config)
+    images = image_batch(config, 2, torch.float32)
+    z = model.encode(images)
+    assert z.shape == (2, *config.latent_shape)
+    assert config.latent_shape == ((2, size // 8, size // 8) if latent is None else (5,))
+    assert model.decode(z).shape == images.shape
+
+
+@pytest.mark.parametrize("size", [-8, 0, 1, 4, 7, 9, 12, 28, 100, 130])
+def test_other_sizes_are_refused_in_one_line(size: int) -> None:
+    with pytest.raises(ConfigError) as error:
+        tiny(size=size)
+    message = str(error.value)
+    assert "size" in message and str(size) in message and "\n" not in message
+
+
+@pytest.mark.parametrize("field", ["channels", "hidden", "map_channels", "latent"])
+def test_nothing_is_zero_wide(field: str) -> None:
+    values = {"size": 16, "channels": 3, "hidden": 3, "map_channels": 4, "latent": 5, field: 0}
+    with pytest.raises(ConfigError):
+        ModelConfig(**values)
+
+
+def test_map_channels_must_divide_the_unshuffled_skip() -> None:
+    with pytest.raises(ConfigError, match="map_channels 5"):
+        ModelConfig(size=16, channels=3, hidden=3, map_channels=5, latent=None)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
+def test_any_number_of_channels(channels: int, latent: int | None) -> None:
+    config = tiny(channels=channels, latent=latent)
+    model = settled(config)
+    images = image_batch(config, 3)
+    reconstructions = model(images).detach()
+    assert reconstructions.shape == images.shape
+    assert float(reconstructions.min()) > 0 and float(reconstructions.max()) < 1
+
+
+WRONG = [(2, 3, 16, 8), (2, 3, 8, 16), (2, 1, 16, 16), (2, 3, 24, 24), (3, 16, 16), (2, 2, 3, 16, 16)]
+
+
+@pytest.mark.parametrize("shape", WRONG, ids=lambda shape: "x".join(map(str, shape)))
+def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    model = Autoencoder(tiny())
+    for call in (model.encode, lambda x: model.encoder.features([x])[0], model):
+        with pytest.raises(ValueError, match="images must be"):
+            call(torch.rand(shape))
+
+
+@pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
+def test_codes_of_another_shape_are_refused(latent: int | None) -> None:
+    model = Autoencoder(tiny(latent=latent))
+    for shape in ((2, 4), (2, 4, 2, 3), (2, 5, 2, 2), (2, 6), (4, 2, 2)):
+        with pytest.raises(ValueError, match="codes must be"):
+            model.decode(torch.rand(shape))
+
+
+@pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
+def test_evaluation_uses_the_running_statistics(latent: int | None) -> None:
+    config = tiny(latent=latent)
+    model = settled(config).eval()
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    images = image_batch(config, 5)
+    state = {name: t.detach() for name, t in model.state_dict().items()}
+    z = model.encode(images)
+    torch.testing.assert_close(z, oracle.encode_eval(state, images), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(model(images), oracle.decode(state, z), rtol=1e-10, atol=1e-12)
+    for i in range(5):
+        torch.testing.assert_close(model.encode(images[i : i + 1])[0], z[i], rtol=1e-11, atol=1e-12)
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
+def test_judge_uses_a_batch_and_leaves_no_trace(latent: int | None, training: bool) -> None:
+    config = tiny(latent=latent)
+    model = settled(config).train(training)
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    images = image_batch(config, 5)
+    state = {name: t.detach() for name, t in model.state_dict().items()}
+    others = image_batch(config, 5).square()
+    mine, theirs = model.encoder.features([images, others])
+    judged, judged_like = model.encoder.normalize(mine), model.encoder.normalize(mine, like=theirs)
+    torch.testing.assert_close(judged, oracle.judge(state, images), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(judged_like, oracle.judge(state, images, others), rtol=1e-9, atol=1e-10)
+    assert not torch.allclose(judged, judged_like, atol=0.1)
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
+    # training itself does leave one
+    model.train().encode(images)
+    assert all(not torch.equal(b, before[name]) for name, b in model.named_buffers())
+
+
+def test_pixel_unshuffle_skip_averages_neighbouring_channels() -> None:
+    # with zero convolutions the block is its skip
+    block = Autoencoder(ModelConfig(size=8, channels=1, hidden=1, map_channels=2, latent=None)).encoder.down[0]
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.zero_()
+    x = torch.tensor([[[[1.0, 2.0], [30.0, 40.0]]]])
+    expected = torch.nn.functional.silu(torch.tensor([[[[1.5]], [[35.0]]]]))
+    torch.testing.assert_close(block(x), expected)
+
+
+@pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
+def test_bf16_autocast_keeps_code_and_reconstruction_in_fp32(latent: int | None) -> None:
+    config = tiny(latent=latent)
+    model = settled(config, torch.float32)
+    images = image_batch(config, 4, torch.float32)
+    exact = model(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        z = model.encode(images)
+        reconstructions = model.decode(z)
+        (features,) = model.encoder.features([images])
+        assert features.dtype == model.encoder.normalize(features, like=features).dtype == torch.float32
+    assert z.dtype == reconstructions.dtype == torch.float32
+    assert all(b.dtype == torch.float32 for n, b in model.named_buffers() if n.startswith("running"))
+    torch.testing.assert_close(reconstructions, exact, rtol=0, atol=0.02)
+
+
+def test_uint8_images() -> None:
+    config = tiny()
+    model = settled(config, torch.float32).eval()
+    raw = torch.arange(2 * 3 * 16 * 16).remainder(256).to(torch.uint8).view(2, 3, 16, 16)
+    for call in (model.encode, lambda x: model.encoder.features([x])[0], model):
+        assert torch.equal(call(raw), call(raw.float() / 255))
+
+
+# the exact savings
+
+
+def plain_form(config: ModelConfig) -> Autoencoder:
+    """An autoencoder whose decoder is the plain form, with seed 0's weights."""
+    torch.manual_seed(0)
+    model = Autoencoder(config)
+    torch.manual_seed(1)
+    model.decoder = PlainDecoder(config)  # type: ignore[assignment]
+    return model
+
+
+def backward_of(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """The value, and the gradients of x and of every parameter for one random gradient of the value."""
+    x = x.detach().clone().requires_grad_()
+    out = module(x)
+    out.backward(torch.randn(out.shape, generator=Generator().manual_seed(3), dtype=out.dtype))
+    gradients = {name: parameter.grad for name, parameter in module.named_parameters()} | {"x": x.grad}
+    assert all(gradient is not None for gradient in gradients.values())
+    return {"value": out.detach()} | {f"d {name}": g.clone() for name, g in gradients.items() if g is not None}
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4), (3, 2), (5, 7), (8, 8)], ids=str)
+def test_up_block_equals_its_plain_form(height: int, width: int) -> None:
+    torch.manual_seed(0)
+    plain, block = PlainUp(4, 3).double(), UpBlock(4, 3).double()
+    block.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 4, height, width, dtype=torch.float64)
+    torch.testing.assert_close(backward_of(block, x), backward_of(plain, x), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("size", [8, 24, 40])  # maps of 1, 3 and 5 pixels
+@pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
+def test_autoencoder_equals_its_plain_form(latent: int | None, size: int, memory_format: torch.memory_format) -> None:
+    config = tiny(size=size, latent=latent)
+    plain = plain_form(config).double()
+    model = Autoencoder(config).double()
+    model.load_state_dict(plain.state_dict())
+    model, plain = (m.to(memory_format=memory_format) for m in (model, plain))
+    images = image_batch(config, 4).to(memory_format=memory_format)
+    got, wanted = backward_of(model, images), backward_of(plain, images)
+    assert len(wanted) == 2 + len(list(model.parameters()))
+    # BatchNorm over a few values amplifies rounding
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(dict(model.named_buffers()), dict(plain.named_buffers()), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [8, 24])
+@pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
+def test_decoder_gradients_against_the_oracle(latent: int | None, size: int) -> None:
+    config = tiny(size=size, latent=latent)
+    decoder = settled(config).decoder
+    z = torch.randn((3, *config.latent_shape), generator=Generator().manual_seed(2), dtype=torch.float64)
+    state = {f"decoder.{name}": t.detach().clone().requires_grad_() for name, t in decoder.state_dict().items()}
+    leaf = z.clone().requires_grad_()
+    wanted = oracle.decode(state, leaf)
+    upstream = torch.randn(wanted.shape, generator=Generator().manual_seed(3), dtype=torch.float64)
+    gradients = torch.autograd.grad(wanted, [leaf, *state.values()], upstream)
+    got = backward_of(decoder, z)
+    expected = dict(zip(["x", *decoder.state_dict()], gradients, strict=True))
+    torch.testing.assert_close(got["value"], wanted.detach(), rtol=1e-11, atol=1e-12)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[f"d {name}"], gradient, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
+def test_weights_stay_in_the_plain_form(latent: int | None) -> None:
+    config = tiny(latent=latent)
+    torch.manual_seed(7)
+    decoder = Decoder(config)
+    torch.manual_seed(7)
+    plain = PlainDecoder(config)
+    # names, order, shapes, and the initial values of a seed
+    assert list(decoder.state_dict()) == list(plain.state_dict())
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(decoder.state_dict()[name], tensor), name
+    assert [name for name, _ in decoder.named_parameters()] == list(plain.state_dict())
+    # a checkpoint goes both ways
+    trained = {name: tensor + 1 for name, tensor in plain.state_dict().items()}
+    decoder.load_state_dict(trained)
+    plain.load_state_dict(decoder.state_dict())
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in plain.state_dict().items())
+
+
+@pytest.mark.parametrize("latent", [None, 512], ids=["spatial", "pooled"])
+def test_operations_of_the_celeba_decoder(latent: int | None) -> None:
+    # 2 operations for each tap, counted by hand: a convolution on the small map costs 4 taps an output pixel, not 9
+    config = preset("celeba", latent)
+    h, c, side = config.hidden, config.map_channels, config.size // 4
+
+    def flops(decoder: nn.Module) -> int:
+        with FlopCounterMode(display=False) as counter:
+            decoder(torch.empty(1, *config.latent_shape))
+        return counter.get_total_flops()
+
+    linear = 0 if latent is None else latent * math.prod(config.map_shape)
+
+    def expected(taps: int, skip: float) -> float:
+        blocks = [(side, c, 2 * h), (2 * side, 2 * h, h)]
+        maps = sum(n**2 * o * (taps * i + 9 * o + skip * i) for n, i, o in blocks)
+        return 2 * (linear + maps + (4 * side) ** 2 * taps * h * config.channels)
+
+    with torch.device("meta"):
+        plain, decoder = PlainDecoder(config), Decoder(config)
+        assert flops(plain) == expected(9, 1)
+        assert flops(decoder) == expected(4, 1 / 4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
+def test_decoder_compiles_whole_and_keeps_channels_last(latent: int | None, precision: str) -> None:
+    config = tiny(latent=latent)
+    decoder = settled(config, torch.float32).decoder.to(memory_format=torch.channels_last)
+    z = torch.randn((3, *config.latent_shape), generator=Generator().manual_seed(2))
+    z = z if z.ndim == 2 else z.to(memory_format=torch.channels_last)
+    seen: list[Tensor] = []
+    for block in decoder.up:
+        block.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    torch.compiler.reset()
+    compiled = torch.compile(decoder, fullgraph=True, dynamic=False, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        eager = decoder(z)
+        assert len(seen) == 2 and all(t.is_contiguous(memory_format=torch.channels_last) for t in [*seen, eager])
+        torch.testing.assert_close(compiled(z), eager)

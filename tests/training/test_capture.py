@@ -1,0 +1,225 @@
+"""The captured step, on a CPU with graphs that are not CUDA's: what is recorded, put back, copied in and copied out."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Generator, Tensor, nn
+
+from fastle.method.objective import Losses
+from fastle.training import step as step_module
+from fastle.training.capture import StepGraph
+from fastle.training.loop import train
+from fastle.training.memory import OutOfMemory
+from fastle.training.step import TrainStep
+from tests.training import fake_graph
+from tests.training.test_step import config
+
+CPU = torch.device("cpu")
+UNPATCHED = step_module._no_capture
+ROWS: dict[str, dict[str, Any]] = {
+    "pixel": {"objective": "pixel", "slices": None},
+    "live": {"judge": "live", "masked": False},
+    "method": {"masked": False},
+    "ema": {"judge": "ema"},
+    "masked": {"judge_statistics": "own"},
+    "target-statistics": {"judge_statistics": "target"},
+    "noise": {"transform": "noise", "masked": False},
+    "pixel-mask": {"transform": "pixel-mask", "masked": False},
+}
+
+
+@pytest.fixture(autouse=True)
+def _graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_graph.install(monkeypatch)
+    monkeypatch.setattr(step_module, "_no_capture", lambda device, world_size: None)
+    # compiled code cannot be recorded operator by operator
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: None)
+
+
+def batch(number: int, count: int = 4) -> Tensor:
+    generator = Generator().manual_seed(number)
+    images = torch.randint(0, 256, (count, 1, 16, 16), dtype=torch.uint8, generator=generator)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def everything(step: TrainStep) -> dict[str, Tensor]:
+    return {f"{section}.{name}": value for section, part in step.state().items() for name, value in part.items()}
+
+
+def assert_same(left: TrainStep, right: TrainStep) -> None:
+    ours, theirs = everything(left), everything(right)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_captured_steps_are_the_eager_ones(row: str) -> None:
+    eager, captured = TrainStep(config(**ROWS[row]), CPU), TrainStep(config(**ROWS[row]), CPU, mode="captured")
+    for number in range(6):
+        wanted, losses = eager(batch(number)), captured(batch(number))
+        assert captured.mode == "captured" and captured.graph_memory == 123
+        assert torch.equal(losses.latent, wanted.latent)
+        for name, value in wanted.terms().items():
+            assert torch.equal(losses.terms()[name], value), name
+        assert_same(captured, eager)
+
+
+def test_losses_are_not_overwritten_by_later_steps() -> None:
+    step = TrainStep(config(), CPU, mode="captured")
+    first = step(batch(0))
+    kept = {name: value.clone() for name, value in first.terms().items()} | {"latent": first.latent.clone()}
+    step(batch(1))
+    for name, value in kept.items():
+        assert torch.equal(value, first.latent if name == "latent" else first.terms()[name]), name
+
+
+def test_step_is_recorded_once() -> None:
+    step, count = TrainStep(config(), CPU, mode="captured"), 0
+    update = step._update
+
+    def counted(images: Tensor) -> Losses:
+        nonlocal count
+        count += 1
+        return update(images)
+
+    step._update = counted  # type: ignore[method-assign]
+    for number in range(8):
+        step(batch(number))
+    # three to warm up, one to record
+    assert count == 4 and step.done == 8
+
+
+def test_rate_that_is_a_tensor_may_change_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tensor_rate(model: nn.Module, lr: float, device: torch.device) -> torch.optim.AdamW:
+        return torch.optim.AdamW(model.parameters(), lr=torch.tensor(lr), fused=True)
+
+    monkeypatch.setattr(step_module, "make_optimizer", tensor_rate)
+    eager, captured = TrainStep(config(), CPU), TrainStep(config(), CPU, mode="captured")
+    for number, rate in enumerate((1e-3, 5e-4, 2e-4)):
+        for step in (eager, captured):
+            step.optimizer.param_groups[0]["lr"].fill_(rate)
+            step(batch(number))
+    assert_same(captured, eager)
+
+
+def test_captured_run_resumes_exactly(tmp_path: Path) -> None:
+    for name, lengths in (("whole", (9,)), ("parts", (4, 9))):
+        for steps in lengths:
+            train(
+                config(steps=steps, judge="ema"), tmp_path / name, device=CPU, mode="captured",
+                console=Console(quiet=True),
+            )  # fmt: skip
+    rows = [(tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1] for name in ("whole", "parts")]
+    # all but the rates
+    assert rows[0].split('"images_per_second"')[0] == rows[1].split('"images_per_second"')[0]
+
+
+def test_loading_forgets_the_graph() -> None:
+    source = TrainStep(config(), CPU)
+    source(batch(0))
+    step = TrainStep(config(), CPU, mode="captured")
+    step(batch(5))
+    state = source.state()
+
+    class Kept:
+        def section(self, name: str) -> dict[str, Tensor]:
+            return {key: value.clone() for key, value in state.get(name, {}).items()}
+
+    step.load(Kept(), 1)  # type: ignore[arg-type]
+    for number in (1, 2):
+        source(batch(number))
+        step(batch(number))
+    assert_same(step, source)
+
+
+def test_batch_of_another_shape_is_refused() -> None:
+    step = TrainStep(config(), CPU, mode="captured")
+    step(batch(0))
+    with pytest.raises(ValueError, match=r"\(3, 1, 16, 16\), not \(4, 1, 16, 16\)"):
+        step(batch(1, count=3))
+    assert step.done == 1
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, error: Exception, *, after: int) -> None:
+    """Graphs that break off after so many operators."""
+    dispatch = fake_graph.FakeGraph.__torch_dispatch__
+
+    def broken(self: fake_graph.FakeGraph, *arguments: Any, **keywords: Any) -> Any:
+        if len(self.calls) == after:
+            raise error
+        return dispatch(self, *arguments, **keywords)
+
+    monkeypatch.setattr(fake_graph.FakeGraph, "__torch_dispatch__", broken)
+
+
+@pytest.mark.parametrize("after", [0, 40, 400])
+def test_refused_capture_leaves_no_trace_and_goes_on_compiled(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    refusing(monkeypatch, RuntimeError("operation not permitted\nwhen stream is capturing"), after=after)
+    eager, captured = TrainStep(config(judge="ema"), CPU), TrainStep(config(judge="ema"), CPU, mode="captured")
+    for number in range(3):
+        eager(batch(number))
+        captured(batch(number))
+    assert captured.mode == "compiled"
+    assert captured.refused == "steps cannot be captured (operation not permitted): they are compiled"
+    assert_same(captured, eager)
+
+
+def test_replay_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    replay = fake_graph.FakeGraph.replay
+
+    def astray(self: fake_graph.FakeGraph) -> None:
+        # what it drew is not what the step would draw
+        self.calls = [call for call in self.calls if "rand" not in str(call[0])]
+        replay(self)
+
+    monkeypatch.setattr(fake_graph.FakeGraph, "replay", astray)
+    eager, captured = TrainStep(config(), CPU), TrainStep(config(), CPU, mode="captured")
+    for number in range(2):
+        eager(batch(number))
+        captured(batch(number))
+    assert captured.mode == "compiled" and captured.refused is not None
+    assert "a replay computes a loss of " in captured.refused
+    assert_same(captured, eager)
+
+
+def test_refusal_is_said_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    refusing(monkeypatch, RuntimeError("old driver"), after=7)
+    output = io.StringIO()
+    train(config(steps=3), tmp_path, device=CPU, mode="captured", console=Console(file=output, width=200))
+    assert output.getvalue().count("steps cannot be captured (old driver): they are compiled") == 1
+    assert "compiled and captured" not in output.getvalue()
+
+
+def test_recording_that_does_not_fit_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"), after=30)
+    step = TrainStep(config(), CPU, mode="captured")
+    with pytest.raises(OutOfMemory, match="a step of 4 images"):
+        step(batch(0))
+    assert step.mode == "captured" and step.done == 0
+
+
+def test_generator_of_another_hand_refuses() -> None:
+    # as CUDA does: a draw from a generator that the graph does not know would repeat itself
+    weights, other = torch.zeros(()), Generator().manual_seed(0)
+
+    def draw(images: Tensor) -> Losses:
+        return Losses(total=weights + torch.rand((), generator=other), latent=images)
+
+    with pytest.raises(Exception, match="not registered"):
+        StepGraph(draw, batch(0), seed=lambda: None, generators=(Generator(),), changed=lambda: [weights])
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "reason"), [("cpu", 1, "a cpu has no CUDA graphs"), ("cuda", 2, "one process, not of 2")]
+)
+def test_what_cannot_be_captured_is_known_before(device: str, processes: int, reason: str) -> None:
+    refused = UNPATCHED(torch.device(device), processes)
+    assert refused is not None and reason in refused
+    assert UNPATCHED(torch.device("cuda"), 1) is None

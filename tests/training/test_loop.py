@@ -1,0 +1,370 @@
+"""Runs end to end on the CPU: what they leave, that a killed run resumes to the same weights, and how they end."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+import fastle.training.loop
+from fastle.checkpoint import latest_checkpoint, load_checkpoint
+from fastle.config import ConfigError, RunConfig
+from fastle.errors import DataError, FastleError
+from fastle.method.model import Autoencoder
+from fastle.presets import make_config
+from fastle.training.loop import Interrupted, NonFiniteLoss, train
+from fastle.training.report import read_metrics
+from fastle.training.run import RunDirectory
+from fastle.training.step import TrainStep
+from tests.training.killing import Killed, kill_after
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+CPU = torch.device("cpu")
+STEPS = 12
+
+
+def config(**flags: Any) -> RunConfig:
+    slices = {} if flags.get("objective") == "pixel" else {"slices": 8}
+    whole = make_config("shapes", **{"steps": STEPS, "batch_size": 4} | slices | flags)
+    model = replace(whole.model, size=16, hidden=8, map_channels=8)
+    return replace(whole, model=model, data=replace(whole.data, size=16))
+
+
+def go(run: Path, run_config: RunConfig | None = None, **more: Any) -> str:
+    output = io.StringIO()
+    console = Console(file=output, width=200)
+    train(config() if run_config is None else run_config, run, device=CPU, console=console, **more)
+    return output.getvalue()
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    return load_checkpoint(latest_checkpoint(run)).tensors
+
+
+def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of a tiny run's time would go into its plots and its validation."""
+    monkeypatch.setattr(RunDirectory, "draw", lambda *_: None)
+    monkeypatch.setattr(fastle.training.loop, "VALIDATION_IMAGES", 16)
+
+
+def test_what_a_run_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # with its pictures
+    output = go(tmp_path / "run", config(steps=45))
+    run = tmp_path / "run"
+    assert RunConfig.from_dict(json.loads((run / "config.json").read_text())) == config(steps=45)
+    rows = read_metrics(run / "metrics.jsonl")
+    # every twentieth step, every tenth of the run, and the last
+    assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30, 35, 40, 45]
+    assert rows[-1].keys() >= {
+        "total",
+        "agreement",
+        "sigreg",
+        "latent_spread",
+        "effective_rank",
+        "data_wait",
+        "valid_psnr",
+    }
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [
+        "step-00000040.safetensors",
+        "step-00000045.safetensors",
+    ]
+    assert len(list((run / "grids").iterdir())) == 9
+    assert Image.open(run / "grids" / "step-00000045.png").height > 2 * 96
+    assert (run / "curves.png").exists()
+    assert {path.name for path in run.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "grids",
+        "curves.png",
+    }
+    assert "12,000 training images" in output and "step 45/45" in output
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    go(tmp_path, config(steps=60, batch_size=16, lr=3e-3))
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert rows[-1]["total"] < 0.6 * rows[0]["total"]
+    assert rows[-1]["valid_psnr"] > rows[0]["valid_psnr"] + 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"judge": "ema"},
+        {"masked": True, "latent": 8},
+        {"objective": "pixel"},
+        {"transform": "noise", "precision": "bf16"},
+    ],
+    ids=["method", "ema", "masked", "pixel", "noise-bf16"],
+)
+def test_killed_and_resumed_is_never_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any]
+) -> None:
+    go(tmp_path / "whole", config(**flags))
+    for steps in (1, 3, 5, 2):  # ends anew at 1, 3 (after 0), 5 + ..., between and at checkpoints
+        kill_after(steps, monkeypatch)
+        with pytest.raises(Killed):
+            go(tmp_path / "killed", config(**flags))
+    go(tmp_path / "killed", config(**flags))
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    whole, killed = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed"))
+    assert [row["step"] for row in whole] == [row["step"] for row in killed]
+    assert [row["total"] for row in whole] == [row["total"] for row in killed]
+
+
+@pytest.mark.parametrize("at", range(1, STEPS + 1))
+def test_killed_at_any_step(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    whole = tmp_path_factory.getbasetemp() / "whole"
+    if not whole.exists():
+        go(whole)
+    kill_after(at, monkeypatch)
+    with pytest.raises(Killed):
+        go(tmp_path)
+    go(tmp_path)
+    assert_same(weights(whole), weights(tmp_path))
+
+
+COMMAND = [
+    sys.executable,
+    "-c",
+    "from fastle.commands.train import main; main()",
+    "shapes",
+    "--batch-size",
+    "4",
+    "--slices",
+    "8",
+]
+
+
+def test_sigkill_of_the_process(tmp_path: Path) -> None:
+    command = [*COMMAND, "--steps", "20", "--device", "cpu", "--run"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, env=environment, stdout=subprocess.DEVNULL)
+    for target in (4, 14):
+        process = subprocess.Popen([*command, str(tmp_path / "killed")], env=environment, stdout=subprocess.DEVNULL)
+        while process.poll() is None and not list(
+            (tmp_path / "killed" / "checkpoints").glob(f"step-*{target}.safetensors")
+        ):
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+    subprocess.run([*command, str(tmp_path / "killed")], check=True, env=environment, stdout=subprocess.DEVNULL)
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_before_leaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals) -> None:
+    original = TrainStep.__call__
+
+    def call(self: TrainStep, images: Tensor) -> Any:
+        losses = original(self, images)
+        if self.done == 5:
+            signal.raise_signal(signum)
+        return losses
+
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStep, "__call__", call)
+        with pytest.raises(Interrupted) as stopped:
+            go(tmp_path / "run")
+    assert stopped.value.signum == signum
+    assert latest_checkpoint(tmp_path / "run").name == "step-00000005.safetensors"
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert "resumed from" in go(tmp_path / "run")
+    go(tmp_path / "whole")
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def test_a_loss_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = TrainStep.__call__
+
+    def call(self: TrainStep, images: Tensor) -> Any:
+        losses = original(self, images)
+        return replace(losses, total=losses.total * float("nan")) if self.done == 8 else losses
+
+    monkeypatch.setattr(TrainStep, "__call__", call)
+    with pytest.raises(NonFiniteLoss) as error:
+        go(tmp_path)
+    message = str(error.value)
+    assert "step 8 " in message and re.search(r"total nan, agreement [\d.]+, sigreg [\d.]+", message)
+    # the last good checkpoint is named, and nothing later was saved
+    assert str(latest_checkpoint(tmp_path)) in message
+    assert load_checkpoint(latest_checkpoint(tmp_path)).metadata["step"] == 6
+
+
+def test_a_diverging_run_says_so_before_the_first_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteLoss, match="no earlier checkpoint"):
+        go(tmp_path, config(lr=1e30))
+
+
+def test_an_image_that_goes_bad_costs_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastle.data.images import ArrayImages
+
+    original, calls = ArrayImages.batch, [0]
+
+    def batch(self: ArrayImages, indices: Any) -> Tensor:
+        if len(indices) == 4:  # a training batch, not a validation one
+            calls[0] += 1
+            if calls[0] == 6:
+                raise DataError("photo.jpg: does not decode")
+        return original(self, indices)
+
+    monkeypatch.setattr(ArrayImages, "batch", batch)
+    with pytest.raises(DataError, match=r"photo\.jpg"):
+        go(tmp_path / "run")
+    assert latest_checkpoint(tmp_path / "run").name == "step-00000005.safetensors"
+    go(tmp_path / "run")
+    go(tmp_path / "whole")
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def test_a_validation_image_that_goes_bad_costs_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bad(*_: Any, **__: Any) -> float:
+        raise DataError("photo.jpg: does not decode")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fastle.training.loop, "validation_psnr", bad)
+        with pytest.raises(DataError, match=r"photo\.jpg"):
+            go(tmp_path)
+    assert latest_checkpoint(tmp_path).name == "step-00000002.safetensors"
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = TrainStep.__call__
+
+    def call(self: TrainStep, images: Tensor) -> Any:
+        losses = original(self, images)
+        if self.done == 8:
+            with torch.no_grad():
+                self.model.decoder.head.bias[0] = float("inf")
+        return losses
+
+    monkeypatch.setattr(TrainStep, "__call__", call)
+    with pytest.raises(NonFiniteLoss, match="after step 8 the weights are not finite") as error:
+        go(tmp_path)
+    assert str(latest_checkpoint(tmp_path)) in str(error.value)
+    assert latest_checkpoint(tmp_path).name == "step-00000006.safetensors"
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
+    go(tmp_path)
+    before = weights(tmp_path)
+    assert "nothing left to do" in go(tmp_path)
+    assert_same(before, weights(tmp_path))
+
+
+def test_a_finished_run_goes_on_with_more_steps(tmp_path: Path) -> None:
+    go(tmp_path / "long", config(steps=20))
+    go(tmp_path / "run", config(steps=12))
+    go(tmp_path / "run", config(steps=20))
+    assert_same(weights(tmp_path / "long"), weights(tmp_path / "run"))
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    with pytest.raises(ConfigError, match="is at step 20 already, past the 12"):
+        go(tmp_path / "run", config(steps=12))
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_another_configuration_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    go(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError) as refused:
+        go(tmp_path, config(lr=0.5, seed=3))
+    assert "train.lr 0.001 → 0.5" in str(refused.value) and "train.seed 0 → 3" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_overwrite_starts_anew_and_deletes_only_its_own(tmp_path: Path) -> None:
+    go(tmp_path, config(steps=20))
+    (tmp_path / "notes.txt").write_text("mine")
+    go(tmp_path, config(seed=3), overwrite=True)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [2, 4, 6, 8, 10, 12]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert latest_checkpoint(tmp_path).name == f"step-{STEPS:08d}.safetensors"
+
+
+def test_overwrite_with_images_that_are_not_there_loses_nothing(tmp_path: Path) -> None:
+    go(tmp_path / "run")
+    before = weights(tmp_path / "run")
+    missing = make_config("folder", data=tmp_path / "missing", size=32, steps=3)
+    with pytest.raises(DataError, match="no such folder"):
+        go(tmp_path / "run", missing, overwrite=True)
+    assert_same(before, weights(tmp_path / "run"))
+
+
+def test_images_that_were_added_are_noticed(tmp_path: Path) -> None:
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for i in range(30):
+        Image.new("RGB", (20, 24), (8 * i, 255 - 8 * i, 90)).save(photographs / f"{i:02d}.png")
+    small = make_config("folder", data=photographs, size=16, steps=4, batch_size=4, slices=8)
+    small = replace(small, model=replace(small.model, hidden=8, map_channels=8))
+    go(tmp_path / "run", small)
+    for i in range(30, 60):
+        Image.new("RGB", (20, 24)).save(photographs / f"{i:02d}.png")
+    with pytest.raises(FastleError, match="was trained on 26 images and there are 54 now"):
+        go(tmp_path / "run", small)
+
+
+def test_a_model_comes_back_in_three_lines(tmp_path: Path) -> None:
+    go(tmp_path, config(masked=True, latent=8))
+    model = Autoencoder.from_pretrained(tmp_path)
+    images = torch.randint(0, 256, (5, 1, 16, 16), dtype=torch.uint8)
+    z = model.encode(images)
+    assert z.shape == (5, 8) and not model.training
+    xhat = model.decode(z)
+    assert xhat.shape == images.shape and 0 <= xhat.min() and xhat.max() <= 1
+    # evaluation mode: an image's code does not depend on its neighbours
+    torch.testing.assert_close(model.encode(images[:1]), z[:1])
+    assert_same(
+        {f"model.{k}": v for k, v in model.state_dict().items()},
+        {k: v for k, v in weights(tmp_path).items() if k.startswith("model.")},
+    )
+
+
+def test_the_seed_decides_everything(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    go(tmp_path / "a")
+    torch.manual_seed(2)
+    go(tmp_path / "b")
+    assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    go(tmp_path / "c", config(seed=1))
+    assert any(
+        not torch.equal(x, y)
+        for x, y in zip(weights(tmp_path / "a").values(), weights(tmp_path / "c").values(), strict=True)
+    )
+
+
+def test_draws_differ_from_step_to_step_and_between_ranks() -> None:
+    step, other = TrainStep(config(), CPU), TrainStep(config(), CPU, rank=1)
+    images = torch.zeros(64, 1, 16, 16, dtype=torch.uint8)
+    first, elsewhere = step.draw(images), other.draw(images)
+    step.done = 1
+    second = step.draw(images)
+    assert torch.equal(first.slices, elsewhere.slices) and not torch.equal(first.slices, second.slices)  # type: ignore[arg-type]
+    assert not torch.equal(first.view.top, elsewhere.view.top)  # type: ignore[union-attr]
+    assert not torch.equal(first.view.top, second.view.top)  # type: ignore[union-attr]

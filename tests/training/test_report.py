@@ -1,0 +1,82 @@
+"""What a run leaves for people."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fastle.training.report import (
+    append_metrics,
+    effective_rank,
+    latent_spread,
+    read_metrics,
+    rewind_metrics,
+    save_curves,
+    save_grid,
+)
+
+
+def test_spread_and_rank_of_known_latents() -> None:
+    torch.manual_seed(0)
+    white = torch.randn(20_000, 6)
+    assert float(latent_spread(white)) == pytest.approx(1, rel=0.02)
+    assert float(effective_rank(white)) == pytest.approx(6, rel=0.01)
+    # two directions of equal variance among six features
+    plane = torch.randn(20_000, 2) @ torch.linalg.qr(torch.randn(6, 6)).Q[:2]
+    assert float(effective_rank(plane)) == pytest.approx(2, rel=0.01)
+
+
+def test_collapse_is_visible() -> None:
+    same = torch.ones(10, 6)
+    assert float(latent_spread(same)) == 0
+    line = torch.randn(100, 1) * torch.ones(1, 6)
+    assert float(effective_rank(line)) == pytest.approx(1, abs=1e-3)
+    assert torch.isfinite(effective_rank(same))
+
+
+def test_positions_of_a_spatial_latent_are_samples() -> None:
+    z = torch.randn(5, 6, 2, 3)
+    flat = z.permute(0, 2, 3, 1).reshape(-1, 6)
+    assert torch.equal(effective_rank(z), effective_rank(flat))
+    assert torch.equal(latent_spread(z), latent_spread(flat))
+
+
+def test_metrics_after_the_step_resumed_from_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rewind_metrics(path, 0)
+    for step in (10, 20, 30):
+        append_metrics(path, {"step": step, "total": 1.0 / step})
+    # a killed process may leave half a line
+    path.write_bytes(path.read_bytes() + b'{"step": 4')
+    rewind_metrics(path, 20)
+    assert [row["step"] for row in read_metrics(path)] == [10, 20]
+    append_metrics(path, {"step": 30, "total": 0.5})
+    assert [row["step"] for row in read_metrics(path)] == [10, 20, 30]
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 32), (3, 32), (3, 128), (2, 8)])
+def test_a_grid_shows_every_image_in_its_place(tmp_path: Path, channels: int, size: int) -> None:
+    torch.manual_seed(0)
+    values = (torch.tensor([0.0, 1.0]), torch.tensor([0.2, 0.6]))
+    rows = [
+        (name, v.view(2, 1, 1, 1).expand(2, channels, size, size)) for name, v in zip(("a", "b"), values, strict=True)
+    ]
+    save_grid(tmp_path / "grid.png", rows)
+    picture = Image.open(tmp_path / "grid.png").convert("L")
+    zoom = max(1, round(96 / size))
+    tile = size * zoom
+    for r, row in enumerate(values):
+        for b, value in enumerate(row):
+            # tiles are laid from the right and bottom edges: the margin on the left depends on the font
+            x = picture.width - (2 - b) * (tile + 4) + tile // 2
+            y = picture.height - (2 - r) * (tile + 4) + tile // 2
+            assert picture.getpixel((x, y)) == round(float(value) * 255)
+
+
+def test_curves_of_any_run(tmp_path: Path) -> None:
+    rows = [
+        {"step": step, "total": 1 / step, "sigreg": 2.0, "latent_spread": 1.0, "effective_rank": 3.0} for step in (1, 2)
+    ]
+    save_curves(tmp_path / "curves.png", [*rows, {**rows[0], "step": 3, "valid_psnr": 20.0}])
+    assert Image.open(tmp_path / "curves.png").size[0] > 500

@@ -1,0 +1,134 @@
+"""The modes of a step: equal but for rounding, and each resumes exactly."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from fastle.checkpoint import latest_checkpoint, load_checkpoint
+from fastle.config import RunConfig
+from fastle.method.model import DownBlock
+from fastle.presets import make_config
+from fastle.training.loop import train
+from fastle.training.step import StepMode, TrainStep, compile_options
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
+CPU = torch.device("cpu")
+STEPS = 20
+
+
+def config(**flags: Any) -> RunConfig:
+    whole = make_config("shapes", **{"steps": STEPS, "batch_size": 4, "slices": 8, "masked": True} | flags)
+    # spatial: a pooled code's bias has no gradient but rounding, before BatchNorm, which AdamW turns into steps
+    model = replace(whole.model, size=16, hidden=8, map_channels=8, latent=None)
+    return replace(whole, model=model, data=replace(whole.data, size=16))
+
+
+def go(run: Path, mode: StepMode, **flags: Any) -> str:
+    output = io.StringIO()
+    train(config(**flags), run, device=CPU, mode=mode, console=Console(file=output, width=200))
+    return output.getvalue()
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    return load_checkpoint(latest_checkpoint(run)).tensors
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[StepMode, tuple[Path, str]]:
+    """A run of each mode, and what it said."""
+    found: dict[StepMode, tuple[Path, str]] = {}
+    for mode in ("eager", "compiled"):
+        path = tmp_path_factory.mktemp(mode)
+        found[mode] = path, go(path, mode)
+    return found
+
+
+def test_modes_agree_over_twenty_steps(runs: dict[StepMode, tuple[Path, str]]) -> None:
+    eager, compiled = weights(runs["eager"][0]), weights(runs["compiled"][0])
+    assert list(eager) == list(compiled)
+    start = TrainStep(config(), CPU).model.state_dict()
+    for name, wanted in start.items():
+        ours, theirs = compiled[f"model.{name}"].double(), eager[f"model.{name}"].double()
+        scale = theirs.abs().max()
+        assert float((ours - theirs).abs().max()) <= 1e-4 * float(scale), name
+        # and they have moved much further than they differ
+        if name.endswith("weight"):
+            assert float((theirs - wanted).abs().max()) > 1e-3 * float(scale), name
+
+
+def test_modes_have_the_same_loss_curve_in_bf16() -> None:
+    steps = [TrainStep(config(precision="bf16"), CPU, mode=mode) for mode in ("eager", "compiled")]
+    curves: list[list[float]] = [[], []]
+    for number in range(STEPS):
+        generator = torch.Generator().manual_seed(number)
+        images = torch.randint(0, 256, (4, 1, 16, 16), dtype=torch.uint8, generator=generator)
+        for step, curve in zip(steps, curves, strict=True):
+            curve.append(float(step(images).total.detach()))
+    assert curves[1] == pytest.approx(curves[0], rel=0.02)
+    # and that is less than they move
+    assert max(curves[0]) > 1.1 * min(curves[0])
+
+
+def test_compiling_is_said_with_its_time(runs: dict[StepMode, tuple[Path, str]]) -> None:
+    assert "compil" not in runs["eager"][1]
+    said = runs["compiled"][1]
+    assert said.index("compiling the step") < said.index("compiled in ") < said.index("step 2/20")
+
+
+def test_resumed_run_is_bit_equal(runs: dict[StepMode, tuple[Path, str]], tmp_path: Path) -> None:
+    go(tmp_path, "compiled", steps=7)
+    go(tmp_path, "compiled")
+    for name, value in weights(runs["compiled"][0]).items():
+        assert torch.equal(value, weights(tmp_path)[name]), name
+
+
+def test_run_resumes_in_another_mode(runs: dict[StepMode, tuple[Path, str]], tmp_path: Path) -> None:
+    go(tmp_path, "compiled", steps=7)
+    go(tmp_path, "eager")
+    for name, value in weights(runs["eager"][0]).items():
+        torch.testing.assert_close(weights(tmp_path)[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_compiled_bf16_is_finite_and_right() -> None:
+    # CelebA's first layers, where AVX-512 code of torch 2.15 gives NaN
+    torch.manual_seed(0)
+    stem = nn.Conv2d(3, 128, 4, stride=2, padding=1)
+    layers = nn.Sequential(stem, nn.SiLU(), DownBlock(128, 256)).to(memory_format=torch.channels_last)
+    images = torch.rand(2, 3, 128, 128).contiguous(memory_format=torch.channels_last)
+    compiled = torch.compile(layers, fullgraph=True, dynamic=False, options=compile_options(CPU, bf16=True))
+    found = []
+    for call in (layers, compiled):
+        layers.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            value = call(images).float()
+        value.square().mean().backward()
+        assert stem.weight.grad is not None
+        found.append((value.detach(), stem.weight.grad.clone()))
+    for wanted, got in zip(*found, strict=True):
+        assert float((got - wanted).abs().max()) <= 0.03 * float(wanted.abs().max())
+
+
+def test_machine_that_cannot_compile_is_told_what_to_do(tmp_path: Path) -> None:
+    # a cache of its own: what an earlier run compiled would be found
+    environment = os.environ | {"CXX": "/nonexistent/c++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    command = ["shapes", "--steps", "2", "--batch-size", "4", "--step", "compiled", "--run", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-c", "from fastle.commands.train import main; main()", *command],
+        env=environment, capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 1
+    error = [line for line in done.stderr.splitlines() if line.startswith("fastle-train: error")]
+    assert len(error) == 1 and error[0].endswith("use --step eager")
+    assert "Traceback" not in done.stderr
