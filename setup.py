@@ -23,6 +23,7 @@ DEV = [
     "hypothesis",
     "mypy",
     "pytest>=8",
+    "pytest-xdist",
     # a minor release may change rules and layout: a new one is taken on purpose, not by whoever installs next
     "ruff>=0.17,<0.18",
     # the probes of scripts/reproduce.py

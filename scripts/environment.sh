@@ -30,18 +30,28 @@ find_python() {
 }
 
 # use_environment EXTRA: .venv holds fastle, editable, with its dependencies and those of EXTRA ("" for no extra).
-# Installs only when the stamp is stale: setup.py has changed or the checkout has moved.
+# FASTLE_VERSIONS chooses their versions: "tested" (constraints/tested.txt, the default), "oldest"
+# (constraints/oldest.txt), or "newest" (whatever pip finds).
+# Installs only when the stamp is stale: setup.py, the constraints or the choice has changed, or the checkout has moved.
 use_environment() {
-    local extra=$1 python stamp state
+    local extra=$1 versions=${FASTLE_VERSIONS:-tested} choice python stamp state
+    case $versions in
+        tested | oldest) choice=(--constraint "constraints/$versions.txt") ;;
+        newest) choice=(--upgrade --upgrade-strategy eager) ;;
+        *)
+            echo "error: FASTLE_VERSIONS=$versions is none of tested, oldest and newest" >&2
+            return 1
+            ;;
+    esac
     stamp=.venv/fastle-installed${extra:+-$extra}
-    state="$(cksum setup.py) $PWD"
+    state="$(cat setup.py constraints/*.txt | cksum) $versions $PWD"
     [[ -f $stamp && $(<"$stamp") == "$state" ]] && return
     if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
         python=$(find_python)
         echo "making .venv with $python" >&2
         "$python" -m venv .venv
     fi
-    echo "installing fastle${extra:+[$extra]} into .venv (several GB the first time)" >&2
-    .venv/bin/python -m pip install --disable-pip-version-check --editable ".${extra:+[$extra]}"
+    echo "installing fastle${extra:+[$extra]} into .venv, $versions versions (several GB the first time)" >&2
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check "${choice[@]}" --editable ".${extra:+[$extra]}"
     echo "$state" >"$stamp"
 }

@@ -8,4 +8,5 @@ use_environment dev
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-exec .venv/bin/python -m pytest "$@"
+# tests of one file share what they prepare, so a file stays with one process
+exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --durations 20 "$@"
