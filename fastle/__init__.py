@@ -1,4 +1,4 @@
-"""fastle: self-teaching autoencoders, and SIGReg, at the speed of the hardware."""
+"""fastle: fast self-teaching autoencoders and SIGReg for PyTorch."""
 
 from fastle.kernels.crop_resize import crop_resize
 from fastle.kernels.mask_fill import mask_fill

@@ -170,7 +170,7 @@ def sigreg_statistics(z: Tensor, slices: Tensor, *, t_max: float = 3.0, knots: i
 
 
 def sigreg_gradient(z: Tensor, slices: Tensor, *, t_max: float = 3.0, knots: int = 17) -> Tensor:
-    """∂SIGReg/∂z (N, D) by the formula of method section 2."""
+    """∂SIGReg/∂z (N, D) by the formula of docs/method.md, section 2."""
     step = t_max / (knots - 1)
     projected_NM = z @ slices
     gradient_NM = torch.zeros_like(projected_NM)
@@ -462,7 +462,7 @@ def cut_hole(x: Tensor, hole: Boxes, ratio: float) -> Tensor:
 def objective(
     config: ObjectiveConfig, state: State, ema: State | None, images: Tensor, draws: Draws, *, cut_path: bool = False
 ) -> Step:
-    """Any row of method section 1. The running statistics in `state` are updated in place.
+    """Any row of docs/method.md, section 1. The running statistics in `state` are updated in place.
 
     Args:
         state: the model's state dict, its parameters leaves that require a gradient.

@@ -219,7 +219,7 @@ def _faded(model: Autoencoder, plan: Plan) -> dict[str, float]:
     mean = x.mean((0, 2, 3), keepdim=True)
     whole, faded = encoder.features((x, mean + FADED * (x - mean)))
     wanted = encoder.normalize(whole)
-    own, target = encoder.normalize(faded), encoder.normalize(faded, like=whole)
+    own, target = encoder.normalize(faded), encoder.normalize(faded, statistics_of=whole)
     return {name: float(mse_loss(seen, wanted)) for name, seen in (("faded_own", own), ("faded_target", target))}
 
 

@@ -1,4 +1,4 @@
-"""The autoencoder: convolutions and SiLU, no normalisation but the latent's BatchNorm (method section 4).
+"""The autoencoder of docs/method.md, section 4: convolutions, SiLU, and one BatchNorm, on the latent.
 
 encoder  stem  conv 4x4 /2, C→h · SiLU
          down  h→2h, 2h→c: conv 3x3 /2 · SiLU · conv 3x3, plus pixel-unshuffle with channels averaged · SiLU
@@ -7,8 +7,8 @@ decoder  code  (pooled: Linear back to the map · SiLU)
          up    c→2h, 2h→h: nearest x2 · conv 3x3 · SiLU · conv 3x3, plus nearest x2 · conv 1x1 · SiLU
          head  nearest x2 · conv 3x3, h→C · sigmoid
 
-Two exact savings change the order of computation and nothing else, weights included: a 3x3 convolution that follows
-nearest x2 is computed on the small map (see upsample.py), and the 1x1 convolution comes before its nearest x2.
+Two savings change the order of the computation but neither its result nor its weights: a 3x3 convolution that follows
+nearest x2 is computed on the small map (see upsample.py), and a 1x1 convolution comes before its nearest x2.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class DownBlock(nn.Module):
         self.mix = nn.Conv2d(channels_out, channels_out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # neighbouring unshuffled channels (one input channel's four pixels first) are averaged to the output width
+        # groups of neighbouring channels are averaged to the output width; unshuffling puts the four pixels of one
+        # input channel next to each other
         skip = F.pixel_unshuffle(x, 2).unflatten(1, (self.mix.out_channels, -1)).mean(2)
         return F.silu(skip + self.mix(F.silu(self.reduce(x))))
 
@@ -51,12 +52,12 @@ class UpBlock(nn.Module):
         self.skip = nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # a 1x1 convolution sees one pixel: on the small map it gives the same with a quarter of the operations
+        # a 1x1 convolution reads one pixel, so running it on the small map gives the same for a quarter of the cost
         return F.silu(nearest_x2(self.skip(x)) + self.mix(F.silu(self.expand(x))))
 
 
 class Encoder(nn.Module):
-    """Images to codes, and, as the judge, images to the representations that are compared."""
+    """Maps images to codes. As the judge, it maps images to the representations that the loss compares."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -70,49 +71,65 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """The code z = E(x).
 
-        In training mode the latent is normalised with the batch's statistics and the running ones are updated; in
-        evaluation mode the running statistics are used.
+        In training mode BatchNorm uses the statistics of the batch and updates the running ones. In evaluation mode it
+        uses the running ones.
 
         Args:
-            images: (B, C, size, size), uint8 or floating in [0, 1].
+            images: (B, C, size, size), uint8 or floats in [0, 1].
 
         Returns:
-            (B, latent), or (B, c, size/8, size/8) for a spatial latent, in the weights' dtype.
+            (B, latent), or (B, c, size/8, size/8) for a spatial latent, in the dtype of the weights.
 
         Raises:
-            ValueError: images of another shape.
+            ValueError: the images have another shape.
         """
-        (code,) = self.each((images,))
+        (code,) = self.encode_batches((images,))
         return code
 
-    def each(self, batches: Sequence[Tensor]) -> list[Tensor]:
-        """E of several batches of one shape, in one pass: each is normalised, and moves the statistics, by itself."""
-        return [self.norm(_flat(code)).view_as(code) for code in self.features(batches)]
+    def encode_batches(self, batches: Sequence[Tensor]) -> list[Tensor]:
+        """The codes of several batches of one shape, computed in one pass.
+
+        BatchNorm treats the batches separately and in order, as if `forward` were called on each of them in turn.
+
+        Args:
+            batches: images as in `forward`, all of one shape.
+
+        Returns:
+            One tensor of codes for each batch, shaped as in `forward`.
+
+        Raises:
+            ValueError: the images have another shape than the model's.
+        """
+        return [self.norm(_flat(features)).view_as(features) for features in self.features(batches)]
 
     def features(self, batches: Sequence[Tensor]) -> Sequence[Tensor]:
-        """What the latent's normalisation takes, of several batches of one shape, in one pass: shaped like codes."""
-        # nothing before the normalisation mixes samples
+        """What the latent's BatchNorm takes, shaped like codes. Arguments and errors are those of `encode_batches`."""
+        # no layer before the BatchNorm mixes samples, so one pass over all batches changes nothing
         return (
             [self._trunk(batches[0])]
             if len(batches) == 1
             else self._trunk(torch.cat(list(batches))).chunk(len(batches))
         )
 
-    def normalize(self, features: Tensor, like: Tensor | None = None) -> Tensor:
-        """The judge's representations J, of a batch's features.
+    def normalize(self, features: Tensor, statistics_of: Tensor | None = None) -> Tensor:
+        """The judge's representations J of a batch, from its features.
 
-        They leave no trace in the running statistics: views are off-distribution and would spoil them.
+        The running statistics stay as they are: views are off-distribution and would spoil them.
 
         Args:
-            features: see `features`.
-            like: features of the same shape whose mean and variance normalise; None takes the batch's own.
+            features: of one batch, from `features`.
+            statistics_of: features of the same shape, whose mean and variance normalise; None for the batch's own.
+
+        Returns:
+            A tensor of the same shape.
         """
         norm = self.norm
-        if like is None:
+        if statistics_of is None:
             flat = F.batch_norm(_flat(features), None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
             return flat.view_as(features)
         channels = (1, -1) + (1,) * (features.ndim - 2)
-        variance, mean = torch.var_mean(like, [d for d in range(like.ndim) if d != 1], correction=0)
+        dims = [d for d in range(features.ndim) if d != 1]
+        variance, mean = torch.var_mean(statistics_of, dims, correction=0)
         scale = norm.weight * torch.rsqrt(variance + norm.eps)
         return (features - mean.view(channels)) * scale.view(channels) + norm.bias.view(channels)
 
@@ -123,12 +140,12 @@ class Encoder(nn.Module):
         x = self.down(F.silu(self.stem(unit_range(images))))
         if self.pool is not None:
             x = self.pool(x.flatten(1))
-        # under autocast the trunk is bf16; the latent and its statistics stay in the weights' precision
+        # under autocast the trunk runs in bf16; the latent and its statistics keep the precision of the weights
         return x.to(self.norm.weight.dtype)
 
 
 class Decoder(nn.Module):
-    """Codes to images in [0, 1]."""
+    """Maps codes to images in [0, 1]."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -142,13 +159,13 @@ class Decoder(nn.Module):
         """x̂ = D(z).
 
         Args:
-            z: codes, shaped as `Encoder.forward` returns them.
+            z: codes, shaped as `Encoder.forward` returns them: (B, latent) or (B, c, size/8, size/8).
 
         Returns:
             (B, C, size, size) in [0, 1], fp32 (float64 for a float64 model).
 
         Raises:
-            ValueError: codes of another shape.
+            ValueError: the codes have another shape.
         """
         if tuple(z.shape[1:]) != self.config.latent_shape:
             raise ValueError(
@@ -160,7 +177,7 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """An `Encoder` and a `Decoder` with one configuration.
+    """An `Encoder` and a `Decoder` that share one configuration.
 
     Example:
         >>> model = Autoencoder.from_pretrained("runs/shapes")
@@ -175,31 +192,31 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(config)
 
     def encode(self, images: Tensor) -> Tensor:
-        """See `Encoder.forward`."""
+        """The codes of images; see `Encoder.forward`."""
         return self.encoder(images)
 
     def decode(self, z: Tensor) -> Tensor:
-        """See `Decoder.forward`."""
+        """The images of codes; see `Decoder.forward`."""
         return self.decoder(z)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Reconstructions, (B, C, size, size) in [0, 1]."""
+        """The reconstructions of images, (B, C, size, size) in [0, 1]."""
         return self.decoder(self.encoder(images))
 
     def parameter_count(self) -> int:
-        """Trainable numbers."""
+        """The number of trainable parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @classmethod
     def from_pretrained(cls, run: str | Path, device: str | torch.device = "cpu") -> Autoencoder:
-        """The model of a run directory, from its newest checkpoint, in evaluation mode.
+        """Loads the newest checkpoint of a run directory, in evaluation mode.
 
         Args:
             run: a directory that `fastle-train` made.
-            device: where to put it.
+            device: the device to put the model on.
 
         Raises:
-            FastleError: no run there, or a checkpoint that cannot be read.
+            FastleError: there is no run in the directory, or its checkpoint cannot be read.
         """
         model = cls(read_run_config(Path(run)).model)
         state = load_checkpoint(latest_checkpoint(Path(run))).section("model")
@@ -208,10 +225,10 @@ class Autoencoder(nn.Module):
 
 
 def _flat(code: Tensor) -> Tensor:
-    """(B, c, ...) with all positions on one axis, as the normalisation takes it."""
+    """Puts all positions of a (B, c, ...) tensor on one axis, as BatchNorm1d expects."""
     return code.flatten(2) if code.ndim == 4 else code
 
 
 def unit_range(images: Tensor) -> Tensor:
-    """uint8 images to fp32 in [0, 1]; floating images as they are."""
+    """Scales uint8 images to fp32 in [0, 1]; returns floating images as they are."""
     return images.float() / 255 if images.dtype == torch.uint8 else images

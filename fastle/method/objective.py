@@ -1,4 +1,4 @@
-"""The objectives: every row of method section 1, as pure functions of a batch and its draws.
+"""The objectives: every row of docs/method.md, section 1, as pure functions of a batch and its draws.
 
     x   batch              E, D  encoder and decoder        T  transformation, the same draw for every view of a sample
     z   E(x)               x̂     D(z)                       J  the judge, one of
@@ -183,7 +183,7 @@ class SelfTeaching(nn.Module):
         with phase("views"):
             y = cut_hole(x, hole, self.config.hole_ratio)
         with phase("encode"):
-            z_clean, z_masked = self.model.encoder.each((x, y))
+            z_clean, z_masked = self.model.encoder.encode_batches((x, y))
         with phase("decode"):
             xhat_clean, xhat_masked = self.model.decoder(torch.cat((z_clean, z_masked))).chunk(2)
         with phase("views"):

@@ -179,6 +179,6 @@ def test_own_statistics_hardly_see_contrast_and_the_targets_do() -> None:
     mean = x.mean((0, 2, 3), keepdim=True)
     whole, faded = encoder.features((x, mean + (x - mean) / 2))
     wanted = encoder.normalize(whole)
-    own, target = encoder.normalize(faded), encoder.normalize(faded, like=whole)
+    own, target = encoder.normalize(faded), encoder.normalize(faded, statistics_of=whole)
     assert (own - wanted).square().mean().item() < 0.05
     assert (target - wanted).square().mean().item() > 0.2

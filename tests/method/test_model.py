@@ -43,7 +43,7 @@ def settled(config: ModelConfig, dtype: torch.dtype = torch.float64) -> Autoenco
 
 
 def count(config: ModelConfig) -> int:
-    """Weights and biases of method section 4, layer by layer."""
+    """Weights and biases of docs/method.md, section 4, layer by layer."""
     h, c, image = config.hidden, config.map_channels, config.channels
 
     def conv(inputs: int, outputs: int, k: int) -> int:
@@ -171,7 +171,7 @@ def test_judge_uses_a_batch_and_leaves_no_trace(latent: int | None, training: bo
     state = {name: t.detach() for name, t in model.state_dict().items()}
     others = image_batch(config, 5).square()
     mine, theirs = model.encoder.features([images, others])
-    judged, judged_like = model.encoder.normalize(mine), model.encoder.normalize(mine, like=theirs)
+    judged, judged_like = model.encoder.normalize(mine), model.encoder.normalize(mine, statistics_of=theirs)
     torch.testing.assert_close(judged, oracle.judge(state, images), rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(judged_like, oracle.judge(state, images, others), rtol=1e-9, atol=1e-10)
     assert not torch.allclose(judged, judged_like, atol=0.1)
@@ -202,7 +202,7 @@ def test_bf16_autocast_keeps_code_and_reconstruction_in_fp32(latent: int | None)
         z = model.encode(images)
         reconstructions = model.decode(z)
         (features,) = model.encoder.features([images])
-        assert features.dtype == model.encoder.normalize(features, like=features).dtype == torch.float32
+        assert features.dtype == model.encoder.normalize(features, statistics_of=features).dtype == torch.float32
     assert z.dtype == reconstructions.dtype == torch.float32
     assert all(b.dtype == torch.float32 for n, b in model.named_buffers() if n.startswith("running"))
     torch.testing.assert_close(reconstructions, exact, rtol=0, atol=0.02)
