@@ -1,22 +1,22 @@
-"""Trains and measures the rows of the method, and ours, and writes the table of them.
+"""Trains and measures every row of the method, and writes the tables of results.
 
     python scripts/reproduce.py --list
     python scripts/reproduce.py --data cifar10-jpeg --scale small                    # two CPU cores
     python scripts/reproduce.py --data cifar10-jpeg --scale full                     # one GPU, three seeds
-    python scripts/reproduce.py --data cifar10-jpeg --scale small --rows crop-0.3 --overwrite    # one line anew
+    python scripts/reproduce.py --data cifar10-jpeg --scale small --rows crop-0.3 --overwrite    # one row again
 
---data holds train/ and test/ with a folder of CIFAR-10's photographs for each class. The same command again goes on
-where it stopped: a row whose result is kept with the same settings is not done again. After a change of code that
-should change figures, --overwrite does the rows anew. What is written (with --seeds and --steps, which say so in the
-names, beside the table):
+--data holds train/ and test/, each with one folder of CIFAR-10's photographs for each class. The same command run again
+continues where it stopped, and skips rows whose results are stored with the same settings. After a change that should
+change the figures, give --overwrite. The script writes
 
     OUT/SCALE.json, OUT/SCALE.md      settings, figures, seconds, machine and command of each row; the tables
     OUT/SCALE.png                     shapes and their reconstructions
     OUT/SCALE-samples-ROW.png         what a decoder makes of noise
     RUNS/SCALE/ROW/                   the runs
-    RUNS/SCALE/*.png                  pictures, those of photographs too, which are not ours to publish
+    RUNS/SCALE/*.png                  all pictures, also those of photographs, which are not ours to publish
 
-Rows that other machines or other days did stay in the tables; each keeps its own environment.
+--seeds and --steps become part of these names, so that their results stay apart. Rows from other machines or other days
+stay in the tables, and each row names its own environment.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from typing import get_args
 
 import torch
 
-# first, so that what is measured is the code whose commit the results name
+# this checkout comes first, so that the results name the commit of what they measure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.harness import environment
 from bench.reproduce.measure import Record, RowRunner, check_probes, summarize, trained
-from bench.reproduce.report import draw_reconstructions, draw_samples, markdown
+from bench.reproduce.report import markdown, save_reconstructions, save_samples
 from bench.reproduce.rows import PROBED, ROWS, Group, Plan, Row, ScaleName, make_plan, pick_rows, same_settings
 from fastle.checkpoint import write_atomic
 from fastle.commands.cli import Parser
@@ -54,23 +54,27 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="the photographs; not needed for the shapes' rows")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the photographs; the rows on shapes need none")
     parser.add_argument("--scale", choices=get_args(ScaleName), default="small", help="default: %(default)s")
-    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these; without, all of them")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows (default: all)")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"), metavar="DIR", help="default: %(default)s")
     parser.add_argument(
-        "--steps", type=int, metavar="N", help="another length, for a trial: its results are kept apart, and say so"
+        "--steps", type=int, metavar="N", help="another length, for a trial, whose results are kept apart"
     )
-    parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N - 1: its results are kept apart, too")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is")
-    parser.add_argument("--overwrite", action="store_true", help="do these rows anew, results and runs")
-    parser.add_argument("--list", action="store_true", help="print the rows with their settings, and stop")
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N - 1; their results are kept apart")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="discard the results and runs of these rows, and start anew"
+    )
+    parser.add_argument("--list", action="store_true", help="print the rows with their settings and stop")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Does what the flags say; returns the exit status, 1 if a row failed."""
+    """Runs the command and returns its exit status, which is 1 if a row failed."""
     flags = make_parser().parse_args(argv)
     try:
         rows = pick_rows(flags.rows)
@@ -89,19 +93,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Table:
-    """The results of a scale on disk, and the doing of what is missing.
+    """The stored results of a scale, and what adds the missing ones.
 
     Args:
-        flags: of the command line.
+        flags: the parsed command line.
 
     Raises:
-        FastleError: a flag cannot be; an earlier report cannot be read.
+        FastleError: a flag is out of range, or an earlier report cannot be read.
     """
 
     def __init__(self, flags: argparse.Namespace) -> None:
         for flag, value in (("--steps", flags.steps), ("--seeds", flags.seeds)):
             if value is not None and value < 1:
-                raise ConfigError(f"{flag} {value} cannot be: it must be at least 1")
+                raise ConfigError(f"{flag} must be at least 1, not {value}")
         self._flags = flags
         self._device = pick_device(flags.device)
         self._label = flags.scale
@@ -115,8 +119,8 @@ class Table:
 
     def _read(self) -> Record:
         given = {"scale": self._flags.scale, "seeds": self._flags.seeds, "steps": self._flags.steps}
-        said = " ".join(f"--{name} {value}" for name, value in given.items() if value is not None)
-        report = {"flags": said, "trial": self._flags.steps, "rows": {}}
+        words = " ".join(f"--{name} {value}" for name, value in given.items() if value is not None)
+        report = {"flags": words, "trial": self._flags.steps, "rows": {}}
         if self._file.exists():
             try:
                 report["rows"] = json.loads(self._file.read_bytes())["rows"]
@@ -125,7 +129,7 @@ class Table:
         return report
 
     def fill(self, rows: Sequence[Row]) -> int:
-        """Does the rows that are not done, and writes everything after each; returns the exit status."""
+        """Trains the missing rows, and writes everything after each; returns the exit status."""
         if any(row.probed for row in rows):
             check_probes()
         plans = self._plans(rows)
@@ -141,7 +145,7 @@ class Table:
             self._write()
             print(f"{name}: {summary(record)}", flush=True)
         self._write()
-        self._draw(plans)
+        self._save_pictures(plans)
         print(f"written to {self._file.with_suffix('.md')}; pictures of photographs are in {self._runs}")
         return int(any("failed" in self._report["rows"][plan.row.name] for plan in plans))
 
@@ -182,23 +186,23 @@ class Table:
         write_atomic(self._file, json.dumps(self._report, indent=1).encode() + b"\n")
         write_atomic(self._file.with_suffix(".md"), markdown(self._report).encode())
 
-    def _draw(self, plans: Sequence[Plan]) -> None:
-        found = {name: trained(self._runs / name, record) for name, record in self._report["rows"].items()}
-        runs = {name: run for name, run in found.items() if run is not None}
+    def _save_pictures(self, plans: Sequence[Plan]) -> None:
+        folders = {name: trained(self._runs / name, record) for name, record in self._report["rows"].items()}
+        runs = {name: folder for name, folder in folders.items() if folder is not None}
         sources: dict[Group, DataConfig] = {plan.row.group: plan.config.data for plan in plans}
         for group, data in sources.items():
-            # photographs are not ours to publish
+            # photographs are not ours to publish, so their pictures stay beside the runs
             path = self._file.with_suffix(".png") if group == "shapes" else self._runs / f"{group}.png"
-            draw_reconstructions(path, group, runs, data, self._device)
+            save_reconstructions(path, group, runs, data, self._device)
         for name in PROBED:
             if name in runs and name in {plan.row.name for plan in plans}:
                 model = Autoencoder.from_pretrained(runs[name], self._device)
                 for folder, start in ((self._runs, ""), (self._flags.out, f"{self._label}-")):
-                    draw_samples(folder / f"{start}samples-{name}.png", model, self._device)
+                    save_samples(folder / f"{start}samples-{name}.png", model, self._device)
 
 
 def summary(record: Record) -> str:
-    """A row in a line."""
+    """The result of a row, in one line."""
     if "failed" in record:
         return f"FAILED, {record['failed']} ({record['seconds']:.0f} s)"
     figures = (
@@ -213,13 +217,13 @@ def summary(record: Record) -> str:
 
 
 def listing(rows: Sequence[Row], scale: ScaleName, steps: int | None, seeds: int | None) -> str:
-    """The rows with their settings, two lines each."""
+    """The rows and their settings, two lines each."""
     lines = []
     for row in rows:
         plan = make_plan(row, scale, data=None, images={}, steps=steps, seeds=seeds)
         config = plan.config
         used = {name: value for name, value in config.to_dict()["objective"].items() if value is not None}
-        model = {"hidden": config.model.hidden, "code": "x".join(map(str, config.model.latent_shape))}
+        model = {"hidden": config.model.hidden, "latent": "x".join(map(str, config.model.latent_shape))}
         length = {"steps": config.train.steps, "batch": config.train.batch_size}
         rates = {"lr": " or ".join(f"{rate:g}" for rate in plan.rates), "seeds": " ".join(map(str, plan.seeds))}
         lines.append(f"{row.name}: {row.group}, {row.about}")
@@ -228,10 +232,10 @@ def listing(rows: Sequence[Row], scale: ScaleName, steps: int | None, seeds: int
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of --device.
+    """The device that --device names.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: it asks for a GPU and there is none.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch finds no GPU here")

@@ -1,1 +1,1 @@
-"""The table of every row of the method: what `scripts/reproduce.py` trains, measures and draws."""
+"""The table of results: what `scripts/reproduce.py` trains, measures and writes."""

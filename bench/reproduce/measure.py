@@ -1,8 +1,8 @@
-"""How `scripts/reproduce.py` trains and measures one row: the rate's choice, the figures, the probes.
+"""Trains and measures one row for `scripts/reproduce.py`: chooses the learning rate, trains, evaluates and probes.
 
-A row's folder holds a run for each learning rate and seed, and progress.json: what is measured already, so that a row
-that was stopped goes on. The run that a rate was chosen after is a part of the whole one, since the rate is constant:
-it is not trained twice.
+The folder of a row holds one run for each learning rate and seed. Its progress.json holds what is measured already, so
+that an interrupted row continues. The short run that chooses a rate becomes the beginning of the whole run, which is
+possible because the rate is constant, so nothing is trained twice.
 """
 
 from __future__ import annotations
@@ -33,24 +33,26 @@ from fastle.training.step import StepMode
 
 Record = dict[str, Any]
 NEIGHBOURS = 20
-# with scikit-learn's own 1 ten thousand codes of 512 numbers are fitted for minutes, and no better
+# with scikit-learn's default C of 1, fitting ten thousand latents of 512 features takes minutes and is no better
 PROBE_C, PROBE_ITERATIONS = 0.01, 1000
 BATCH = 500
 FADED, FADED_IMAGES = 0.2, 1000
-# in long runs on a CPU compiled steps pay, but for a table of short ones they cost a compiler's run each
+# compiled steps pay in long runs on a CPU, but the compiler would run for each of the many short runs of a table
 STEPS: dict[str, StepMode] = {"cpu": "eager", "cuda": "compiled"}
 
 
 class RowRunner:
-    """Does one row, from wherever it was left.
+    """Trains and measures one row, and continues where it was interrupted.
 
     Args:
-        folder: of the row's runs.
-        redo: forget what is there.
-        say: told what is going on, a line each.
+        plan: the trainings of the row.
+        folder: holds the row's runs.
+        device: where everything is computed.
+        redo: discard the runs that exist.
+        say: receives a line for each thing that begins.
 
     Raises:
-        ConfigError: the folder holds something else.
+        ConfigError: the folder holds something other than runs of this script.
     """
 
     def __init__(
@@ -69,16 +71,16 @@ class RowRunner:
                 return record
             shutil.rmtree(self.folder)
         elif self.folder.exists() and any(self.folder.iterdir()):
-            raise ConfigError(f"{self.folder} holds something else than runs of this script: give another --runs")
+            raise ConfigError(f"{self.folder} holds something other than runs of this script: give another --runs")
         return {"settings": settings, "seconds": 0.0, "search": {}, "runs": []}
 
     def finish(self) -> Record:
-        """Trains and measures what is left.
+        """Trains and measures what is missing.
 
         Returns:
-            settings, search (learning rate → dB on the held-out images, or why there is no figure), lr, runs (seed and
-            figures), representation of a probed row, and seconds of work, without what an interruption threw away. With
-            "failed", the reason, in the place of what is missing, if a loss was not finite.
+            The row's record: settings, search (learning rate → dB on the held-out images, or why there is none), lr,
+            runs (seed and figures), representation (of a probed row), and seconds (of work, without what an
+            interruption lost). If a loss was not finite, "failed" holds the reason, and the rest is missing.
 
         Raises:
             FastleError: the images or a checkpoint cannot be used.
@@ -96,21 +98,21 @@ class RowRunner:
                 self._record["runs"].append({"seed": seed, "figures": figures})
                 self._save()
             if self.plan.row.probed and "representation" not in self._record:
-                self._say("probes of its codes")
+                self._say("probing its latents")
                 model = Autoencoder.from_pretrained(self.run_folder(rate, self.plan.seeds[0]), self._device)
                 self._record["representation"] = probe(model, self.plan)
         except NonFiniteLoss as error:
-            # without the way out, which names a folder of this machine
+            # what follows the semicolon names a folder of this machine
             self._record["failed"] = str(error).split(";")[0]
         self._save()
         return self._record
 
     def run_folder(self, rate: float, seed: int) -> Path:
-        """Where one training is kept."""
+        """The folder of one training."""
         return self.folder / f"lr-{rate:g}-seed-{seed}"
 
     def _choose_rate(self) -> float:
-        """The learning rate whose reconstructions of the held-out images are best after a part of the steps."""
+        """The learning rate with the highest PSNR on the held-out images, after a part of the steps."""
         rates, search = self.plan.rates, self._record["search"]
         if len(rates) == 1:
             return rates[0]
@@ -123,13 +125,13 @@ class RowRunner:
                 except NonFiniteLoss as error:
                     search[f"{rate:g}"] = str(error).split(";")[0]
                 self._save()
-        found = {rate: search[f"{rate:g}"] for rate in rates if isinstance(search[f"{rate:g}"], float)}
-        if not found:
-            raise NonFiniteLoss(f"with no learning rate: {search[f'{rates[-1]:g}']}")
-        return max(found, key=lambda rate: found[rate])
+        psnrs = {rate: search[f"{rate:g}"] for rate in rates if isinstance(search[f"{rate:g}"], float)}
+        if not psnrs:
+            raise NonFiniteLoss(f"every learning rate fails: {search[f'{rates[-1]:g}']}")
+        return max(psnrs, key=lambda rate: psnrs[rate])
 
     def _held_out_psnr(self, model: Autoencoder, config: RunConfig) -> float:
-        """dB, of what the row is for: with a hole that of images with a hole."""
+        """Mean PSNR over the held-out images, dB; over images with a hole if the row has one."""
         if config.objective.masked:
             return self._evaluate(model, config, "valid")["masked"]["psnr"]
         images = open_images(config.data, "valid")
@@ -139,7 +141,7 @@ class RowRunner:
         path = self.run_folder(config.train.lr, config.train.seed)
         mode = STEPS[self._device.type]
         if mode != "eager":
-            # each run compiles for its own model, and torch counts them all against one limit
+            # each run compiles its own model, and torch counts all of them towards one limit
             torch.compiler.reset()
         train(config, path, device=self._device, console=Console(quiet=True), mode=mode)
         return Autoencoder.from_pretrained(path, self._device)
@@ -156,13 +158,13 @@ class RowRunner:
 
 
 def trained(folder: Path, record: Record) -> Path | None:
-    """The run of a finished row's first seed, if it is still there."""
+    """The folder of a finished row's first run, or None if it has no checkpoint any more."""
     path = folder / f"lr-{record['lr']:g}-seed-{record['settings']['seeds'][0]}" if "lr" in record else None
     return path if path is not None and has_checkpoint(path) else None
 
 
 def summarize(record: Record) -> Record:
-    """The means over a record's runs, and their least and greatest: as `evaluate` gives them, numbers and pairs."""
+    """The mean over a record's runs, and the pair of least and greatest, of each figure that `evaluate` gives."""
     runs = [run["figures"] for run in record["runs"]]
     if not runs:
         return {"mean": {}, "spread": {}}
@@ -174,13 +176,18 @@ def summarize(record: Record) -> Record:
 
 
 def probe(model: Autoencoder, plan: Plan) -> dict[str, float]:
-    """How well the codes tell the classes apart: accuracy on the test split, in [0, 1].
+    """Measures how well the latents separate the classes, and how much of contrast the judge sees.
 
     Returns:
-        linear: logistic regression on codes standardised with the training images' mean and deviation, C = 0.01.
-        knn: the vote of the 20 nearest training images by cosine.
-        faded_own, faded_target: mse(J(x), J(x at a fifth of its contrast)), with either judge statistics; about 1 is
-            what a constant image gets. Of 1,000 test images.
+        training_images: how many latents the classifiers were fitted to.
+        linear: test accuracy in [0, 1] of a logistic regression (C = 0.01) on latents that are standardised with the
+            mean and deviation of the training images.
+        knn: test accuracy in [0, 1] of the vote of the 20 nearest training images by cosine.
+        faded_own, faded_target: mse(J(x), J(x at a fifth of its contrast)) over 1,000 test images, with own and with
+            target statistics; a constant image gets about 1.
+
+    Raises:
+        FastleError: scikit-learn is missing.
     """
     check_probes()
     from sklearn.linear_model import LogisticRegression
@@ -190,20 +197,20 @@ def probe(model: Autoencoder, plan: Plan) -> dict[str, float]:
 
     count = plan.images["train"] if plan.probe_images is None else plan.probe_images
     chosen = spread(plan.images["train"], count)
-    codes, labels = _codes(model, plan, "train", chosen)
-    test_codes, test_labels = _codes(model, plan, "test", range(plan.images["test"]))
+    latents, labels = _latents(model, plan, "train", chosen)
+    test_latents, test_labels = _latents(model, plan, "test", range(plan.images["test"]))
     linear = make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_C, max_iter=PROBE_ITERATIONS))
-    nearest = KNeighborsClassifier(n_neighbors=min(NEIGHBOURS, len(codes)), metric="cosine")
+    nearest = KNeighborsClassifier(n_neighbors=min(NEIGHBOURS, len(latents)), metric="cosine")
     return {
-        "training_images": len(codes),
-        "linear": float(linear.fit(codes, labels).score(test_codes, test_labels)),
-        "knn": float(nearest.fit(codes, labels).score(test_codes, test_labels)),
+        "training_images": len(latents),
+        "linear": float(linear.fit(latents, labels).score(test_latents, test_labels)),
+        "knn": float(nearest.fit(latents, labels).score(test_latents, test_labels)),
         **_faded(model, plan),
     }
 
 
 def check_probes() -> None:
-    """Raises FastleError if the probes cannot be made here."""
+    """Raises FastleError if scikit-learn, which the probes need, is missing."""
     try:
         import sklearn  # noqa: F401
     except ImportError:
@@ -212,21 +219,21 @@ def check_probes() -> None:
 
 @torch.no_grad()
 def _faded(model: Autoencoder, plan: Plan) -> dict[str, float]:
-    """What the judge has to say of images at a fifth of their contrast: see `probe`."""
+    """The distance that the judge sees between images and the same at a fifth of their contrast; see `probe`."""
     images, encoder = open_images(plan.config.data, "test"), model.encoder
     chosen = images.batch(spread(len(images), FADED_IMAGES)).to(next(model.parameters()).device)
     x = unit_range(chosen)
     mean = x.mean((0, 2, 3), keepdim=True)
     whole, faded = encoder.features((x, mean + FADED * (x - mean)))
-    wanted = encoder.normalize(whole)
-    own, target = encoder.normalize(faded), encoder.normalize(faded, statistics_of=whole)
-    return {name: float(mse_loss(seen, wanted)) for name, seen in (("faded_own", own), ("faded_target", target))}
+    target = encoder.normalize(whole)
+    own, shared = encoder.normalize(faded), encoder.normalize(faded, statistics_of=whole)
+    return {"faded_own": float(mse_loss(own, target)), "faded_target": float(mse_loss(shared, target))}
 
 
-def _codes(
+def _latents(
     model: Autoencoder, plan: Plan, split: Any, indices: Sequence[int]
 ) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
-    """Codes, (N, D), and classes, the names of the folders, (N,)."""
+    """The latents (N, D) of a split's images, and their classes (N,), which are the names of their folders."""
     data, device = plan.config.data, next(model.parameters()).device
     images: Images = open_images(data, split)
     model.eval()
@@ -243,5 +250,5 @@ def _read(path: Path) -> Record:
     try:
         record: Record = json.loads(path.read_bytes())
     except ValueError:
-        raise ConfigError(f"{path} is damaged: remove its folder to do the row anew") from None
+        raise ConfigError(f"{path} is damaged: remove its folder to start the row anew") from None
     return record

@@ -1,4 +1,4 @@
-"""What `scripts/reproduce.py` leaves for people: the table in Markdown, rows of reconstructions, grids of samples."""
+"""What `scripts/reproduce.py` writes for readers: tables in Markdown, pictures of reconstructions and of samples."""
 
 from __future__ import annotations
 
@@ -29,10 +29,13 @@ def markdown(report: Record) -> str:
     lines = [
         f"# Results, `{report['flags']}`",
         "",
-        f"Written by `{command}`. One line alone, anew: the same with `--rows NAME --overwrite`.",
+        f"Written by `{command}`. To do one row again, add `--rows NAME --overwrite`.",
     ]
     if report["trial"]:
-        lines += ["", f"**A trial of {report['trial']} steps, not the table's length: no figures to quote.**"]
+        lines += [
+            "",
+            f"**A trial of {report['trial']} steps, shorter than the table's runs. Do not quote its figures.**",
+        ]
     lines += _section("Photographs", "photographs", rows, _photographs(rows), PHOTOGRAPHS)
     lines += _section(f"With a hole of {HOLE_RATIO:.0%} in the input", "hole", rows, _hole(), HOLE)
     lines += _section("Drawn shapes", "shapes", rows, _shapes(), SHAPES)
@@ -46,21 +49,29 @@ def markdown(report: Record) -> str:
 
 
 PHOTOGRAPHS = """\
-CIFAR-10 as JPEG files, 32×32. {train:,} training images, {test:,} test images, all of them measured; the {valid:,} that
-are held out of the training split choose the learning rate. Every line has the same model ({hidden} wide, a code of
-{latent}), {steps:,} steps of batch {batch}, and the same AdamW; {seeds}. The judge is the step-frozen one unless the
-line names another. PSNR in dB, each image's, averaged; Y is luma and CbCr chroma, of full-range BT.601.
-Contrast is the reconstructions' standard deviation of luma over the images'."""
+CIFAR-10 as JPEG files at 32×32, with {train:,} training images. The figures are means over all {test:,} test images.
+The {valid:,} images that are held out of the training split choose the learning rate. Every row has the same model
+(`hidden` {hidden}, a latent of {latent}), {steps:,} steps of batch {batch}, and the same AdamW; {seeds}. The judge is
+step-frozen unless the row names another. PSNR is in dB and averaged over images; Y is luma and CbCr chroma, of
+full-range BT.601. Contrast is the standard deviation of the reconstructions' luma over that of the images."""
 HOLE = """\
-The same photographs and protocol with a square hole, the same in every line, and a pooled code of {latent}. Clean is
-the model on images without a hole."""
+The same photographs and settings, with a square hole in the input and a pooled latent of {latent}. The holes are the
+same in every row. Clean figures are those of the same model on images without a hole."""
 SHAPES = """\
-Grey, 32×32, {train:,} to train and {test:,} to test, {steps:,} steps of batch {batch} at learning rate
-{lr:g}; {seeds}."""
+Grey images of 32×32, {train:,} for training and {test:,} for testing; {steps:,} steps of batch {batch} at a learning
+rate of {lr:g}; {seeds}."""
+RATES = """\
+PSNR on the held-out images after a quarter of the steps, with the first seed. Rows with a hole are measured on images
+with a hole."""
+REPRESENTATION = """\
+Test accuracy of classifiers on the frozen latents of the first seed: a logistic regression on standardised latents
+(C = {c}), and the vote of the {neighbours} nearest by cosine. Faded is the distance mse(J(x), J(x')) that the encoder as
+a judge sees between images and the same images at {faded:.0%} of their contrast, with own and with target statistics.
+Where SIGReg sets the scale, a constant image is at a distance of about 1."""
 
 
 def _photographs(rows: Record) -> dict[str, Cell]:
-    # a gap is that of the same seeds' means
+    # both means are over the same seeds
     baseline = rows.get("pixel", {}).get("mean", {}).get("clean", {}).get("psnr")
 
     def gap(name: str, record: Record) -> str:
@@ -146,17 +157,13 @@ def _rates(rows: Record) -> list[str]:
         return []
     cells = []
     for name, record in searched.items():
-        found = (
+        tried = (
             f"{lr}: {psnr:.2f}" if isinstance(psnr, float) else f"{lr}: not finite"
             for lr, psnr in record["search"].items()
         )
         steps = record["settings"]["search_steps"]
-        cells.append([f"`{name}`", f"{steps:,}", ", ".join(found), f"{record['lr']:g}" if "lr" in record else "–"])
-    about = (
-        "PSNR of the held-out images after a quarter of the steps, with the first seed; of images with a hole where "
-    )
-    about += "there is one."
-    return ["", "## Learning rates", "", about, "", *_table(["row", "steps", "PSNR at each rate", "chosen"], cells)]
+        cells.append([f"`{name}`", f"{steps:,}", ", ".join(tried), f"{record['lr']:g}" if "lr" in record else "–"])
+    return ["", "## Learning rates", "", RATES, "", *_table(["row", "steps", "PSNR at each rate", "chosen"], cells)]
 
 
 def _representation(rows: Record) -> list[str]:
@@ -174,27 +181,20 @@ def _representation(rows: Record) -> list[str]:
         ]
         for name, of in probed.items()
     ]
-    about = (
-        "Accuracy on the test split, from the frozen code of the first seed: logistic regression on standardised codes "
-    )
-    about += (
-        f"(C = {PROBE_C}), and the vote of the {NEIGHBOURS} nearest by cosine. Faded: the distance that the encoder as "
-        f"a judge sees between images and the same at {FADED:.0%} of their contrast, mse(J(x), J(x')), with own and "
-        "with target statistics; where SIGReg sets the scale a constant picture is at about 1."
-    )
+    about = REPRESENTATION.format(c=PROBE_C, neighbours=NEIGHBOURS, faded=FADED)
     headings = ["row", "labelled images", "linear probe", "k-NN", "faded, own", "faded, target"]
     return ["", "## Representation", "", about, "", *_table(headings, cells)]
 
 
 def _machines(rows: Record) -> Iterable[str]:
-    found: dict[str, list[str]] = {}
+    machines: dict[str, list[str]] = {}
     for name, record in rows.items():
         here = record["environment"]
         versions = ", ".join(f"{what} {here[what]}" for what in ("torch", "cuda", "driver", "python") if here[what])
         where = f"{here['device']}, {here['threads']} threads, {versions}, commit {here['commit'] or 'unknown'}"
-        found.setdefault(where, []).append(f"`{name}`")
-    # one machine for all of them needs no names
-    return (f"- {where}" + (f": {', '.join(names)}" if len(found) > 1 else "") for where, names in found.items())
+        machines.setdefault(where, []).append(f"`{name}`")
+    # the names of the rows matter only if there are several machines
+    return (f"- {where}" + (f": {', '.join(names)}" if len(machines) > 1 else "") for where, names in machines.items())
 
 
 def _table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
@@ -207,10 +207,10 @@ def _rows_of(group: Group) -> list[Row]:
 
 
 @torch.no_grad()
-def draw_reconstructions(
+def save_reconstructions(
     path: Path, group: Group, runs: Mapping[str, Path], data: DataConfig, device: torch.device
 ) -> bool:
-    """Writes a PNG: test images, and what each row's run makes of them. Whether there was a run of the group."""
+    """Writes a PNG of test images and of each run's reconstructions. Returns False if the group has no run."""
     there = {row.name: runs[row.name] for row in _rows_of(group) if row.name in runs}
     if not there:
         return False
@@ -220,15 +220,15 @@ def draw_reconstructions(
     for name, run in there.items():
         made = reconstruction_rows(Autoencoder.from_pretrained(run, device), batch, _hole_ratio(group))
         for what, shown in made:
-            # the inputs are the same for all
+            # all runs have the same inputs
             rows[what if "input" in what else name if what == "reconstruction" else f"{name}, hole"] = shown
     save_grid(path, list(rows.items()))
     return True
 
 
 @torch.no_grad()
-def draw_samples(path: Path, model: Autoencoder, device: torch.device) -> None:
-    """Writes a PNG of what the decoder makes of z ~ N(0, I)."""
+def save_samples(path: Path, model: Autoencoder, device: torch.device) -> None:
+    """Writes a PNG of images that the decoder makes from z ~ N(0, I)."""
     shape = (SAMPLE_ROWS * PICTURED, *model.config.latent_shape)
     z = torch.randn(shape, generator=Generator().manual_seed(0)).to(device)
     rows = model.eval().decode(z).split(PICTURED)

@@ -1,4 +1,4 @@
-"""The rows that `scripts/reproduce.py` trains, the two scales, and the configuration of every training they take."""
+"""The rows that `scripts/reproduce.py` trains, the two scales, and the configuration of each training."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ SIZE = 32
 SHAPES_STEPS = 800
 SEARCH_SHARE = 4  # the learning rate is chosen after this part of the steps
 TARGET: dict[str, Any] = {"judge_statistics": "target"}
-# whose codes are classified, and decoded from noise
+# the rows whose latents are classified, and whose decoders are given noise
 PROBED = ("pixel", "crop-0.3", "crop-0.3-target", "masked-pixel", "masked", "masked-target")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A line of the table.
+    """A row of the table.
 
     Attributes:
-        about: in words.
-        options: of `make_config`, besides those that all rows of the group share.
+        name: what --rows takes.
+        group: the table that the row belongs to.
+        about: the row in words.
+        options: arguments of `make_config`, besides those that all rows of the group share.
     """
 
     name: str
@@ -36,7 +38,7 @@ class Row:
 
     @property
     def probed(self) -> bool:
-        """Whether its codes are classified, and its decoder is given noise."""
+        """Whether the latents are classified and the decoder is given noise."""
         return self.name in PROBED
 
 
@@ -45,11 +47,12 @@ class Scale:
     """What all rows on photographs share.
 
     Attributes:
-        hidden: width after the stem.
+        hidden: the width after the stem.
+        batch_size, steps: of each training.
         rates: the learning rates to choose from.
-        hole_rates: the same for the rows with a hole, whose pooled codes take lower ones.
-        seeds: a training each; the first one's is probed and drawn.
-        probe_images: of the training split, at most; None takes every one.
+        hole_rates: those of the rows with a hole, whose pooled latents need lower ones.
+        seeds: one training for each; the first is also probed and pictured.
+        probe_images: at most so many training images are probed; None takes all of them.
     """
 
     hidden: int
@@ -73,7 +76,7 @@ SCALES: dict[ScaleName, Scale] = {
 }  # fmt: skip
 
 
-# as in the post, whatever the presets are
+# the post's statistics, whatever the presets have
 POST: dict[str, Any] = {"judge_statistics": "own"}
 
 
@@ -111,7 +114,7 @@ ROWS: tuple[Row, ...] = (
     _shapes("shapes-pixel-mask-live", "pixel mask 0.7, live judge", transform="pixel-mask", judge="live"),
     _shapes("shapes-crop", "crop-resize 0.3", crop_ratio=0.3),
     _shapes("shapes-crop-live", "crop-resize 0.3, live judge", crop_ratio=0.3, judge="live"),
-    # of our own
+    # not in the post
     _photographs("crop-0.1-to-1", "crop-resize 0.1 to 1, a side each step", crop_ratio=0.1, crop_ratio_max=1.0),
     _photographs("crop-0.3-twice", "two crops, crop-resize 0.3", crop_ratio=0.3, crops=2),
     _photographs("crop-0.1-to-1-twice", "two crops, crop-resize 0.1 to 1", crop_ratio=0.1, crop_ratio_max=1.0, crops=2),
@@ -140,9 +143,13 @@ class Plan:
     """All trainings of a row at a scale.
 
     Attributes:
-        config: the first of them; the others differ in learning rate, seed and length.
-        rates: one, or several to choose from after `search_steps` steps.
-        images: of each split.
+        row: the row.
+        config: the first training; the others differ in learning rate, seed and length.
+        rates: one learning rate, or several to choose from after `search_steps` steps.
+        seeds: one training for each.
+        search_steps: the length of the trainings that choose the rate.
+        probe_images: at most so many training images are probed; None takes all of them, 0 probes nothing.
+        images: the number of images in each split.
     """
 
     row: Row
@@ -154,12 +161,12 @@ class Plan:
     images: Mapping[str, int]
 
     def run(self, rate: float, seed: int, steps: int | None = None) -> RunConfig:
-        """The configuration of one training; `steps` None is the whole length."""
+        """The configuration of one training; by default of the whole length."""
         length = self.config.train.steps if steps is None else steps
         return replace(self.config, train=replace(self.config.train, lr=rate, seed=seed, steps=length))
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the figures, for JSON; where the images are does not."""
+        """Everything that decides the figures, for JSON. The folder of the images does not decide them."""
         config = replace(self.config, data=replace(self.config.data, root=None))
         return {
             "config": config.to_dict(),
@@ -183,10 +190,12 @@ def make_plan(
     """The trainings of a row.
 
     Args:
-        data: folder with the photographs, train/ and test/; not needed for shapes.
-        images: of each split.
+        row: the row.
+        scale: which `Scale` to take.
+        data: the folder that holds the photographs' train/ and test/; shapes need none.
+        images: the number of images in each split.
         steps: another length, for a trial.
-        seeds: another number of them, from 0.
+        seeds: another number of seeds, counted from 0.
 
     Raises:
         ConfigError: see `make_config`.
@@ -214,7 +223,7 @@ def make_plan(
 
 
 def same_settings(ours: Mapping[str, Any], kept: Mapping[str, Any]) -> bool:
-    """Whether kept settings are these. What a later version of fastle added has its default in earlier ones."""
+    """Whether stored settings equal ours. Fields that the stored version of fastle lacked have their defaults."""
     try:
         config = RunConfig.from_dict(kept["config"])
     except (ConfigError, KeyError, TypeError, AttributeError):
@@ -223,7 +232,7 @@ def same_settings(ours: Mapping[str, Any], kept: Mapping[str, Any]) -> bool:
 
 
 def pick_rows(names: Sequence[str] | None) -> list[Row]:
-    """The rows of these names, in the order of the table; all of them for None.
+    """The rows with these names, or all rows, in the order of the table.
 
     Raises:
         ConfigError: there is no such row.

@@ -1,11 +1,11 @@
 """The autoencoder of docs/method.md, section 4: convolutions, SiLU, and one BatchNorm, on the latent.
 
-encoder  stem  conv 4x4 /2, C→h · SiLU
-         down  h→2h, 2h→c: conv 3x3 /2 · SiLU · conv 3x3, plus pixel-unshuffle with channels averaged · SiLU
-         code  the (c, H/8, W/8) map, or Linear to `latent`; BatchNorm over the code's channels
-decoder  code  (pooled: Linear back to the map · SiLU)
-         up    c→2h, 2h→h: nearest x2 · conv 3x3 · SiLU · conv 3x3, plus nearest x2 · conv 1x1 · SiLU
-         head  nearest x2 · conv 3x3, h→C · sigmoid
+encoder  stem    conv 4x4 /2, C→h · SiLU
+         down    h→2h, 2h→c: conv 3x3 /2 · SiLU · conv 3x3, plus pixel-unshuffle with channels averaged · SiLU
+         latent  the (c, H/8, W/8) map, or Linear to `latent`; BatchNorm over the latent's channels
+decoder  latent  (pooled: Linear back to the map · SiLU)
+         up      c→2h, 2h→h: nearest x2 · conv 3x3 · SiLU · conv 3x3, plus nearest x2 · conv 1x1 · SiLU
+         head    nearest x2 · conv 3x3, h→C · sigmoid
 
 Two savings change the order of the computation but neither its result nor its weights: a 3x3 convolution that follows
 nearest x2 is computed on the small map (see upsample.py), and a 1x1 convolution comes before its nearest x2.
@@ -57,7 +57,7 @@ class UpBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Maps images to codes. As the judge, it maps images to the representations that the loss compares."""
+    """Maps images to latents. As the judge, it maps images to the representations that the loss compares."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Encoder(nn.Module):
         self.norm = nn.BatchNorm1d(config.latent_shape[0])
 
     def forward(self, images: Tensor) -> Tensor:
-        """The code z = E(x).
+        """The latent z = E(x).
 
         In training mode BatchNorm uses the statistics of the batch and updates the running ones. In evaluation mode it
         uses the running ones.
@@ -83,11 +83,11 @@ class Encoder(nn.Module):
         Raises:
             ValueError: the images have another shape.
         """
-        (code,) = self.encode_batches((images,))
-        return code
+        (latent,) = self.encode_batches((images,))
+        return latent
 
     def encode_batches(self, batches: Sequence[Tensor]) -> list[Tensor]:
-        """The codes of several batches of one shape, computed in one pass.
+        """The latents of several batches of one shape, computed in one pass.
 
         BatchNorm treats the batches separately and in order, as if `forward` were called on each of them in turn.
 
@@ -95,7 +95,7 @@ class Encoder(nn.Module):
             batches: images as in `forward`, all of one shape.
 
         Returns:
-            One tensor of codes for each batch, shaped as in `forward`.
+            One tensor of latents for each batch, shaped as in `forward`.
 
         Raises:
             ValueError: the images have another shape than the model's.
@@ -103,7 +103,7 @@ class Encoder(nn.Module):
         return [self.norm(_flat(features)).view_as(features) for features in self.features(batches)]
 
     def features(self, batches: Sequence[Tensor]) -> Sequence[Tensor]:
-        """What the latent's BatchNorm takes, shaped like codes. Arguments and errors are those of `encode_batches`."""
+        """The inputs of the BatchNorm, shaped like latents. Arguments and errors are those of `encode_batches`."""
         # no layer before the BatchNorm mixes samples, so one pass over all batches changes nothing
         return (
             [self._trunk(batches[0])]
@@ -145,7 +145,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Maps codes to images in [0, 1]."""
+    """Maps latents to images in [0, 1]."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -159,17 +159,17 @@ class Decoder(nn.Module):
         """x̂ = D(z).
 
         Args:
-            z: codes, shaped as `Encoder.forward` returns them: (B, latent) or (B, c, size/8, size/8).
+            z: latents, shaped as `Encoder.forward` returns them: (B, latent) or (B, c, size/8, size/8).
 
         Returns:
             (B, C, size, size) in [0, 1], fp32 (float64 for a float64 model).
 
         Raises:
-            ValueError: the codes have another shape.
+            ValueError: the latents have another shape.
         """
         if tuple(z.shape[1:]) != self.config.latent_shape:
             raise ValueError(
-                f"codes must be (B, {', '.join(map(str, self.config.latent_shape))}), not {tuple(z.shape)}"
+                f"latents must be (B, {', '.join(map(str, self.config.latent_shape))}), not {tuple(z.shape)}"
             )
         if self.unpool is not None:
             z = F.silu(self.unpool(z)).unflatten(1, self.config.map_shape)
@@ -192,11 +192,11 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(config)
 
     def encode(self, images: Tensor) -> Tensor:
-        """The codes of images; see `Encoder.forward`."""
+        """The latents of images; see `Encoder.forward`."""
         return self.encoder(images)
 
     def decode(self, z: Tensor) -> Tensor:
-        """The images of codes; see `Decoder.forward`."""
+        """The images of latents; see `Decoder.forward`."""
         return self.decoder(z)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -224,9 +224,9 @@ class Autoencoder(nn.Module):
         return model.to(device).eval()
 
 
-def _flat(code: Tensor) -> Tensor:
+def _flat(latent: Tensor) -> Tensor:
     """Puts all positions of a (B, c, ...) tensor on one axis, as BatchNorm1d expects."""
-    return code.flatten(2) if code.ndim == 4 else code
+    return latent.flatten(2) if latent.ndim == 4 else latent
 
 
 def unit_range(images: Tensor) -> Tensor:

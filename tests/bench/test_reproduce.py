@@ -219,7 +219,7 @@ def test_a_row_that_fails_is_recorded_and_the_table_goes_on(
     monkeypatch.setattr(measure, "train", diverge)
     assert command("identity", "noise") == 1
     rows = result(tmp_path)["rows"]
-    assert rows["identity"]["failed"] == "with no learning rate: the loss of step 1 is not finite (total nan)"
+    assert rows["identity"]["failed"] == "every learning rate fails: the loss of step 1 is not finite (total nan)"
     # one rate that diverges leaves the other
     assert rows["noise"]["lr"] == 1e-3 and "failed" not in rows["noise"]
     written = (tmp_path / "out" / "small-trial-4.md").read_text()
@@ -255,14 +255,14 @@ def test_listing_and_errors(command: Command, tmp_path: Path, capsys: pytest.Cap
         assert reproduce.main(["--out", str(tmp_path), "--runs", str(tmp_path), "--device", "cpu", *arguments]) == 1
         return capsys.readouterr().err
 
-    assert "--seeds 0 cannot be" in refused("--seeds", "0")
+    assert "--seeds must be at least 1" in refused("--seeds", "0")
     assert "--rows nothing: there is no such row; there are pixel, " in refused("--rows", "nothing")
     assert "--data is missing: row pixel" in refused("--rows", "pixel")
-    assert "--steps 0 cannot be" in refused("--steps", "0")
+    assert "--steps must be at least 1" in refused("--steps", "0")
     # a folder that is not ours is left alone
     (tmp_path / "runs" / "small-trial-4" / "noise").mkdir(parents=True)
     (tmp_path / "runs" / "small-trial-4" / "noise" / "mine").touch()
     assert command("noise", "--overwrite") == 1
-    assert "holds something else" in capsys.readouterr().err
+    assert "holds something other" in capsys.readouterr().err
     with pytest.raises(ConfigError):
         pick_rows(["crop"])

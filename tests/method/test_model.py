@@ -139,10 +139,10 @@ def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
-def test_codes_of_another_shape_are_refused(latent: int | None) -> None:
+def test_latents_of_another_shape_are_refused(latent: int | None) -> None:
     model = Autoencoder(tiny(latent=latent))
     for shape in ((2, 4), (2, 4, 2, 3), (2, 5, 2, 2), (2, 6), (4, 2, 2)):
-        with pytest.raises(ValueError, match="codes must be"):
+        with pytest.raises(ValueError, match="latents must be"):
             model.decode(torch.rand(shape))
 
 
