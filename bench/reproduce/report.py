@@ -65,9 +65,9 @@ PSNR on the held-out images after a quarter of the steps, with the first seed. R
 with a hole."""
 REPRESENTATION = """\
 Test accuracy of classifiers on the frozen latents of the first seed: a logistic regression on standardised latents
-(C = {c}), and the vote of the {neighbours} nearest by cosine. Faded is the distance mse(J(x), J(x')) that the encoder as
-a judge sees between images and the same images at {faded:.0%} of their contrast, with own and with target statistics.
-Where SIGReg sets the scale, a constant image is at a distance of about 1."""
+(C = {c}), and the vote of the {neighbours} nearest by cosine. Faded is the distance mse(J(x), J(x')) that the encoder,
+as a judge, sees between images and the same images at {faded:.0%} of their contrast, with own and with target
+statistics. Where SIGReg sets the scale, a constant image is at a distance of about 1."""
 
 
 def _photographs(rows: Record) -> dict[str, Cell]:
