@@ -1,4 +1,4 @@
-"""The autoencoder: shapes, sizes, counts, its BatchNorm, and its exact savings against the author's plain form."""
+"""The autoencoder: shapes, parameter counts, its BatchNorm, and its exact savings against the author's plain form."""
 
 from __future__ import annotations
 
@@ -9,19 +9,15 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastle.config import ConfigError, ModelConfig
+from fastle.config import ConfigError, DatasetName, ModelConfig
 from fastle.method.model import Autoencoder, Decoder, UpBlock
-from fastle.presets import PRESETS
+from fastle.presets import make_config
 from fastle.training.plain_step import PlainDecoder, PlainUp
 from tests import oracle
 
 
-def preset(dataset: str, latent: int | None) -> ModelConfig:
-    values = PRESETS[dataset]
-    width = values.map_channels if latent is None else values.pooled_map_channels
-    return ModelConfig(
-        size=values.size, channels=values.channels, hidden=values.hidden, map_channels=width, latent=latent
-    )
+def preset(dataset: DatasetName, latent: int | None) -> ModelConfig:
+    return make_config(dataset, latent=latent).model
 
 
 def tiny(size: int = 16, channels: int = 3, latent: int | None = None) -> ModelConfig:
@@ -42,23 +38,6 @@ def settled(config: ModelConfig, dtype: torch.dtype = torch.float64) -> Autoenco
     return model
 
 
-def count(config: ModelConfig) -> int:
-    """Weights and biases of docs/method.md, section 4, layer by layer."""
-    h, c, image = config.hidden, config.map_channels, config.channels
-
-    def conv(inputs: int, outputs: int, k: int) -> int:
-        return inputs * outputs * k * k + outputs
-
-    total = conv(image, h, 4) + 2 * math.prod(config.latent_shape[:1])
-    total += conv(h, 2 * h, 3) + conv(2 * h, 2 * h, 3) + conv(2 * h, c, 3) + conv(c, c, 3)
-    total += conv(c, 2 * h, 3) + conv(2 * h, 2 * h, 3) + conv(c, 2 * h, 1)
-    total += conv(2 * h, h, 3) + conv(h, h, 3) + conv(2 * h, h, 1) + conv(h, image, 3)
-    if config.latent is not None:
-        flat = c * (config.size // 8) ** 2
-        total += conv(flat, config.latent, 1) + conv(config.latent, flat, 1)
-    return total
-
-
 @pytest.mark.parametrize(
     ("config", "parameters", "shape", "compression"),
     [
@@ -72,19 +51,12 @@ def count(config: ModelConfig) -> int:
 def test_presets(config: ModelConfig, parameters: int, shape: tuple[int, ...], compression: float) -> None:
     with torch.device("meta"):
         model = Autoencoder(config)
-    assert model.parameter_count() == parameters == count(config)
-    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert model.parameter_count() == parameters
     assert config.latent_shape == shape
     assert config.compression == compression
 
 
-def test_method_table_of_parameter_counts() -> None:
-    # as the method prints them, in millions
-    counted = [count(preset("celeba", latent)) for latent in (None, 128, 512)]
-    assert [f"{n / 1e6:.2f}" for n in counted] == ["2.13", "11.15", "36.32"]
-
-
-@pytest.mark.parametrize("size", range(8, 137, 8))
+@pytest.mark.parametrize("size", [8, 24, 136])
 @pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
 def test_sizes_divisible_by_eight_work(size: int, latent: int | None) -> None:
     config = ModelConfig(size=size, channels=1, hidden=1, map_channels=2, latent=latent)
@@ -96,7 +68,7 @@ def test_sizes_divisible_by_eight_work(size: int, latent: int | None) -> None:
     assert model.decode(z).shape == images.shape
 
 
-@pytest.mark.parametrize("size", [-8, 0, 1, 4, 7, 9, 12, 28, 100, 130])
+@pytest.mark.parametrize("size", [-8, 0, 4, 28])
 def test_other_sizes_are_refused_in_one_line(size: int) -> None:
     with pytest.raises(ConfigError) as error:
         tiny(size=size)
@@ -116,7 +88,7 @@ def test_map_channels_must_divide_the_unshuffled_skip() -> None:
         ModelConfig(size=16, channels=3, hidden=3, map_channels=5, latent=None)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("channels", [1, 5])
 @pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
 def test_any_number_of_channels(channels: int, latent: int | None) -> None:
     config = tiny(channels=channels, latent=latent)
@@ -127,7 +99,7 @@ def test_any_number_of_channels(channels: int, latent: int | None) -> None:
     assert float(reconstructions.min()) > 0 and float(reconstructions.max()) < 1
 
 
-WRONG = [(2, 3, 16, 8), (2, 3, 8, 16), (2, 1, 16, 16), (2, 3, 24, 24), (3, 16, 16), (2, 2, 3, 16, 16)]
+WRONG = [(2, 3, 16, 8), (2, 3, 8, 16), (2, 1, 16, 16), (3, 16, 16)]
 
 
 @pytest.mark.parametrize("shape", WRONG, ids=lambda shape: "x".join(map(str, shape)))
@@ -141,7 +113,7 @@ def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
 def test_latents_of_another_shape_are_refused(latent: int | None) -> None:
     model = Autoencoder(tiny(latent=latent))
-    for shape in ((2, 4), (2, 4, 2, 3), (2, 5, 2, 2), (2, 6), (4, 2, 2)):
+    for shape in ((2, 4), (2, 4, 2, 3), (2, 5, 2, 2), (4, 2, 2)):
         with pytest.raises(ValueError, match="latents must be"):
             model.decode(torch.rand(shape))
 
@@ -238,7 +210,7 @@ def backward_of(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {"value": out.detach()} | {f"d {name}": g.clone() for name, g in gradients.items() if g is not None}
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4), (3, 2), (5, 7), (8, 8)], ids=str)
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 7)], ids=str)
 def test_up_block_equals_its_plain_form(height: int, width: int) -> None:
     torch.manual_seed(0)
     plain, block = PlainUp(4, 3).double(), UpBlock(4, 3).double()
@@ -247,8 +219,8 @@ def test_up_block_equals_its_plain_form(height: int, width: int) -> None:
     torch.testing.assert_close(backward_of(block, x), backward_of(plain, x), rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("size", [8, 24, 40])  # maps of 1, 3 and 5 pixels
+# maps of 1 and 3 pixels
+@pytest.mark.parametrize(("size", "memory_format"), [(8, torch.contiguous_format), (24, torch.channels_last)], ids=str)
 @pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
 def test_autoencoder_equals_its_plain_form(latent: int | None, size: int, memory_format: torch.memory_format) -> None:
     config = tiny(size=size, latent=latent)
@@ -262,24 +234,6 @@ def test_autoencoder_equals_its_plain_form(latent: int | None, size: int, memory
     # BatchNorm over a few values amplifies rounding
     torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(dict(model.named_buffers()), dict(plain.named_buffers()), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("size", [8, 24])
-@pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
-def test_decoder_gradients_against_the_oracle(latent: int | None, size: int) -> None:
-    config = tiny(size=size, latent=latent)
-    decoder = settled(config).decoder
-    z = torch.randn((3, *config.latent_shape), generator=Generator().manual_seed(2), dtype=torch.float64)
-    state = {f"decoder.{name}": t.detach().clone().requires_grad_() for name, t in decoder.state_dict().items()}
-    leaf = z.clone().requires_grad_()
-    wanted = oracle.decode(state, leaf)
-    upstream = torch.randn(wanted.shape, generator=Generator().manual_seed(3), dtype=torch.float64)
-    gradients = torch.autograd.grad(wanted, [leaf, *state.values()], upstream)
-    got = backward_of(decoder, z)
-    expected = dict(zip(["x", *decoder.state_dict()], gradients, strict=True))
-    torch.testing.assert_close(got["value"], wanted.detach(), rtol=1e-11, atol=1e-12)
-    for name, gradient in expected.items():
-        torch.testing.assert_close(got[f"d {name}"], gradient, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
@@ -325,19 +279,13 @@ def test_operations_of_the_celeba_decoder(latent: int | None) -> None:
         assert flops(decoder) == expected(4, 1 / 4)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
-def test_decoder_compiles_whole_and_keeps_channels_last(latent: int | None, precision: str) -> None:
+def test_the_decoder_keeps_channels_last(latent: int | None) -> None:
     config = tiny(latent=latent)
     decoder = settled(config, torch.float32).decoder.to(memory_format=torch.channels_last)
-    z = torch.randn((3, *config.latent_shape), generator=Generator().manual_seed(2))
-    z = z if z.ndim == 2 else z.to(memory_format=torch.channels_last)
-    seen: list[Tensor] = []
+    maps: list[Tensor] = []
     for block in decoder.up:
-        block.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    torch.compiler.reset()
-    compiled = torch.compile(decoder, fullgraph=True, dynamic=False, backend="aot_eager")
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        eager = decoder(z)
-        assert len(seen) == 2 and all(t.is_contiguous(memory_format=torch.channels_last) for t in [*seen, eager])
-        torch.testing.assert_close(compiled(z), eager)
+        block.register_forward_hook(lambda module, inputs, output: maps.append(output))
+    z = torch.randn((3, *config.latent_shape))
+    images = decoder(z if z.ndim == 2 else z.to(memory_format=torch.channels_last))
+    assert len(maps) == 2 and all(t.is_contiguous(memory_format=torch.channels_last) for t in [*maps, images])
