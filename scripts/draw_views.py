@@ -1,4 +1,4 @@
-"""Draws what the judge sees: every transformation of two made-up images, as docs/views.png shows it.
+"""Saves the picture docs/views.png: every transformation of two made-up images, as the judge sees them.
 
 python scripts/draw_views.py FILE.png
 """
@@ -49,7 +49,7 @@ Picture = tuple[str, Tensor, dict[str, tuple[int, int, int]]]
 
 
 def pictures(x: Tensor) -> list[list[Picture]]:
-    """Two rows for each image: title, (3, H, W), and squares to outline as colour → (left, top, side)."""
+    """Two rows of pictures for each image: a title, (3, H, W), and squares to outline, colour → (left, top, side)."""
     generator = Generator().manual_seed(5)
     hole = draw_boxes(x.shape, hole_side(HOLE, x.shape), generator)
     views: dict[str, Tensor] = {}

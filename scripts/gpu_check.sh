@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks fastle on a machine with a CUDA GPU, from the checkout, with the packages that `python3` already has:
 # the GPU tests, the tests of the Triton kernels, the quick form of every benchmark, and a short training run with its
-# evaluation. Ends within 9 minutes.
+# evaluation. The check ends within 9 minutes.
 #
 #   scripts/gpu_check.sh OUTDIR
 #
@@ -10,8 +10,8 @@
 # Exit status: 0 all parts passed, 1 a part failed, 2 nothing could be checked.
 set -euo pipefail
 
-readonly BUDGET_S=530   # of the 540: the rest is for starting Python and for killing what does not end by itself
-readonly TRAINING_S=120 # what tests and benchmarks leave to training and evaluation
+readonly BUDGET_S=530   # 10 s less than 9 minutes, for starting Python and for killing what does not end by itself
+readonly TRAINING_S=120 # what tests and benchmarks must leave for training and evaluation
 readonly STEPS=300
 
 if (($# != 1)); then
@@ -29,7 +29,7 @@ if ! gpu=$(python3 -c 'import torch; print(torch.cuda.get_device_name())' 2>&1);
 fi
 
 log=$out/gpu_check.log
-# an earlier check's results must not pass for this one's
+# results of an earlier check must not look like those of this one
 rm -f "$log" "$out"/*_bench.json "$out/metrics.jsonl" "$out/eval-test.json"
 : >"$log"
 scratch=$(mktemp -d)
@@ -49,8 +49,8 @@ part() {
     else
         echo "== $name: $* (at most $limit s)" | tee -a "$log"
         printed=$(wc -l <"$log")
-        # --foreground, for ctrl-c to reach the command. not through a pipe: a process that outlives its killed parent
-        # would hold it open, and the script with it
+        # --foreground lets ctrl-c reach the command. there is no pipe, because a process that outlives its killed
+        # parent would hold the pipe open and the script with it
         timeout --foreground --kill-after=5 "$limit" "$@" >>"$log" 2>&1 || status=$?
         tail -n "+$((printed + 1))" "$log" | tail -n 20
         case $status in
@@ -66,10 +66,10 @@ part() {
 
 echo "$gpu" | tee -a "$log"
 
-# a test file that this machine lacks a package for must not keep the others from running
+# if this machine lacks a package that one test file needs, the other files must still run
 part tests 180 "$TRAINING_S" "$log" python3 -m pytest -m gpu --continue-on-collection-errors -p no:cacheprovider
 
-# without the mark, since CI runs them in an interpreter
+# these have no gpu mark, because CI runs them in Triton's interpreter
 part kernels 90 "$TRAINING_S" "$log" python3 -m pytest tests/kernels -k triton -m "not gpu" -p no:cacheprovider
 
 shopt -s nullglob
@@ -78,7 +78,7 @@ for bench in bench/*_bench.py; do
     part "$name" 55 "$TRAINING_S" "$out/$name.json" python3 "$bench" --quick --json "$out/$name.json"
 done
 
-# the run's checkpoints and grids are not results of the check
+# the checkpoints and grids of the run are not results of the check, so the run stays in a temporary folder
 run=$scratch/run
 part train 90 30 "$run/metrics.jsonl" \
     python3 -c 'from fastle.commands.train import main; main()' shapes --steps "$STEPS" --run "$run" --device cuda

@@ -1,4 +1,4 @@
-"""What is installed: each file once, under its one name, importable from anywhere, at no more cost than it needs."""
+"""The package holds each file once, under one name, and imports from anywhere without loading what it does not need."""
 
 import importlib.metadata
 import json
@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SETUPTOOLS = (77, 0, 3)  # as in pyproject.toml
-# slow to import, and of use to a few commands only
+# slow to import, and only a few commands need them
 HEAVY = ["matplotlib", "torchmetrics", "nvidia.dali"]
 IMPORT = f"""
 import importlib, json, pkgutil, sys
@@ -26,7 +26,7 @@ print(json.dumps([heavy, [module.__file__ for module in (fastle, *kernels)]]))
 
 
 def packaged() -> list[str]:
-    """The Python files of a distribution, as paths below its root: kernels/ counts as fastle/kernels/."""
+    """The Python files that a distribution must hold, as paths below its root; kernels/ becomes fastle/kernels/."""
     own = [path.relative_to(ROOT) for path in (ROOT / "fastle").rglob("*.py")]
     operators = ["fastle" / path.relative_to(ROOT) for path in (ROOT / "kernels").glob("*.py")]
     assert own and operators
@@ -34,7 +34,7 @@ def packaged() -> list[str]:
 
 
 def copy_sources(target: Path) -> Path:
-    """What a distribution is built from, in a folder where setuptools may leave its traces."""
+    """Copies what a distribution is built from into a folder where setuptools may leave files."""
     target.mkdir()
     for name in ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"):
         shutil.copy(ROOT / name, target)
@@ -44,7 +44,7 @@ def copy_sources(target: Path) -> Path:
 
 
 def build(source: Path, *options: str) -> Path:
-    """Builds without network, in this environment; returns the folder with what was built."""
+    """Builds a distribution in this environment, without network; returns the folder that holds it."""
     try:
         importlib.metadata.version("build")
         setuptools = tuple(int(part) for part in importlib.metadata.version("setuptools").split(".")[:3])
@@ -60,20 +60,20 @@ def build(source: Path, *options: str) -> Path:
 
 
 def python_files(names: list[str]) -> list[str]:
-    """Sorted, and with every repetition that an archive may hold."""
+    """The Python files among the names, sorted; a file that an archive holds twice appears twice."""
     return sorted(name for name in names if name.endswith(".py"))
 
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The source archive; beside it lies the wheel that was built from it, not from the checkout."""
+    """The source archive. Beside it lies the wheel that was built from the archive, not from the checkout."""
     source = copy_sources(tmp_path_factory.mktemp("packaging") / "source")
     return next(build(source).glob("*.tar.gz"))
 
 
 @pytest.fixture(scope="module")
 def installed(sdist: Path) -> Path:
-    """The wheel, unpacked as an installer would do it."""
+    """The wheel, unpacked as an installer would unpack it."""
     target = sdist.with_name("site-packages")
     with zipfile.ZipFile(next(sdist.parent.glob("*.whl"))) as wheel:
         wheel.extractall(target)
@@ -94,21 +94,18 @@ def test_git_takes_the_link_as_a_link_and_ignores_no_source() -> None:
     if done.returncode:
         pytest.skip(f"git refuses: {done.stderr.strip()}")
     files = set(done.stdout.splitlines())
-    # a link that git follows or keeps as a directory would be listed by its content
+    # git lists the content of a link that it follows, and the link itself otherwise
     assert "fastle/kernels" in files
     folders = ("fastle", "kernels", "bench", "tests")
     sources = {path.relative_to(ROOT).as_posix() for folder in folders for path in (ROOT / folder).rglob("*.py")}
     assert sources <= files
 
 
-def test_wheel_holds_each_file_once(sdist: Path) -> None:
+def test_wheel_and_sdist_hold_each_file_once(sdist: Path) -> None:
     with zipfile.ZipFile(next(sdist.parent.glob("*.whl"))) as wheel:
         names = wheel.namelist()
     assert python_files(names) == packaged()
     assert "fastle/py.typed" in names
-
-
-def test_sdist_holds_each_file_once(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = [name.partition("/")[2] for name in archive.getnames()]
     assert python_files(names) == [*packaged(), "setup.py"]
@@ -118,7 +115,7 @@ def test_wheel_from_a_checkout_without_links(tmp_path: Path) -> None:
     source = copy_sources(tmp_path / "source")
     link = source / "fastle" / "kernels"
     link.unlink()
-    link.write_text("../kernels")  # what git leaves where there are no symbolic links
+    link.write_text("../kernels")  # what git writes where there are no symbolic links
     with zipfile.ZipFile(next(build(source, "--wheel").glob("*.whl"))) as wheel:
         assert python_files(wheel.namelist()) == packaged()
 
