@@ -1,7 +1,7 @@
 """The command that every benchmark is: its flags, and its report.
 
-A report is one JSON object with "benchmark", "environment", "command" and "rows", a row for each case. It holds what was
-measured; table and plot are derived from it alone.
+A report is one JSON object with "benchmark", "environment", "command" and "rows", a row for each case. It holds
+what was measured; table and plot are derived from it alone.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
 `measure` does the following, in this order:
 
-1. Each side computes its first result, which is compared with the exact one. Sides of fastle's must pass their gates, or
+1. Each side computes its first result, which is compared with the exact one. Fastle's sides must pass their gates, or
    the row is refused: it has no times. Peers are timed in any case, and a note says if they miss the gates.
 2. The peak memory of one call is measured. This call is also the warm-up after the first one, which compiles.
 3. The sides take turns, in a new random order each round, on inputs that rotate, until a budget of time is spent.
-4. On a GPU, operators are measured again in CUDA graphs, where launches cost nothing; the graphs must pass the gates too.
+4. On a GPU, operators are measured again in CUDA graphs, where launches cost nothing. Graphs must pass the gates too.
 """
 
 from __future__ import annotations
@@ -96,8 +96,9 @@ def measure(case: Case, device: torch.device, effort: Effort) -> Row:
     sides: dict[str, Row] = {}
     calls: dict[str, Call] = {}
     room = free_memory(device) * (1 if device.type == "cuda" else CPU_MEMORY_SHARE)
+    first = partial(_first_result, case)
     for side in case.sides:
-        sides[side.name], call = first_call(side, case, room, device)
+        sides[side.name], call = first_call(side, first, case.errors, room, device)
         if call is not None:
             calls[side.name] = call
     row: Row = {**case.labels, "refused": refusal(case.sides, sides), "sides": sides}
@@ -123,7 +124,17 @@ def measure(case: Case, device: torch.device, effort: Effort) -> Row:
     return row
 
 
-def first_call(side: Side, case: Case, room: float, device: torch.device) -> tuple[Row, Call | None]:
+def _first_result(case: Case, call: Call) -> Any:
+    return case.first(call, case.inputs[0])
+
+
+def first_call(
+    side: Side,
+    first: Callable[[Call], Any],
+    errors: Callable[[Any], Mapping[str, float]],
+    room: float,
+    device: torch.device,
+) -> tuple[Row, Call | None]:
     """How wrong a side's first result is and how long it took, compilation included; and what to call, if it ran."""
     figures = {**side.labels, "gates": dict(side.gates)}
     if side.needs > room:
@@ -133,7 +144,7 @@ def first_call(side: Side, case: Case, room: float, device: torch.device) -> tup
     begin = time.perf_counter()
     try:
         call = side.make()
-        result = case.first(call, case.inputs[0])
+        result = first(call)
         synchronize(device)
     except torch.OutOfMemoryError as error:
         return figures | {"status": "does not fit", "note": f"does not fit ({first_line(error)})"}, None
@@ -145,7 +156,7 @@ def first_call(side: Side, case: Case, room: float, device: torch.device) -> tup
         return figures | {"status": "failed", "note": f"failed: {type(error).__name__}: {first_line(error)}"}, None
     seconds = time.perf_counter() - begin
     figures |= {"status": "measured", "first_call_s": seconds, "graph_bytes": _graph_bytes(device) - graphs}
-    return figures | _finite(case.errors(result)), call
+    return figures | _finite(errors(result)), call
 
 
 def first_line(error: Exception) -> str:

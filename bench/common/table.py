@@ -75,7 +75,8 @@ def _side_notes(row: Row) -> list[str]:
     """Why a side is missing, and which peers' results are worse than the gates."""
     lines = []
     for name, side in row["sides"].items():
-        lines += [f"{name} {side['note']}"] * ("note" in side)
+        if "note" in side:
+            lines.append(f"{name} {side['note']}")
         lines += [f"{name}: {line}" for line in (side.get("graph_note"), *side.get("said", ())) if line]
         for what, gate in (side.get("gates") or {}).items():
             wrong = side.get(f"{what}_error", 0.0)
