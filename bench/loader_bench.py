@@ -6,14 +6,20 @@
     python bench/loader_bench.py --sides pil-0 dali cache-host
     python bench/loader_bench.py --from FILE --plot FILE.png
 
-It measures the fastle of its own checkout, installed or not. `bench/loader_sides.py` lists the sides. The images are
-178x218, a crop of 128x128 is what is loaded, 128 at a time. Those of --data are copied, the files as they are, so that
-all layouts are read alike. Files and caches lie in a temporary folder ($TMPDIR), and so in the system's page cache.
+It measures the fastle of its own checkout, installed or not. All sides load the same images in the same order and hand
+their batches out on the device. The images are 178x218, and a crop of 128x128 is loaded, 128 at a time. Files and
+caches lie in a temporary folder ($TMPDIR), and so in the system's page cache. The sides:
 
-First row, "loading": every side's first batches are compared with those of torchvision's decoder. fastle's sides have
-to give the same, bit for bit (dali-gpu, whose decoder computes otherwise, is said by how much it differs), or the row
-is refused: it has no times. Then the sides take turns at as many batches as there are images, at most 32. CPU time is
-that of the process and of the loader's workers.
+    pil-0, pil-2            PIL in torch's DataLoader with 0 and 2 workers: open, CenterCrop, PILToTensor
+    torchvision             fastle's feed with --decoder torchvision --cache none
+    dali                    --decoder dali: DALI on the CPU, the crop cut out as it decodes, H x W x C
+    dali-gpu                --decoder dali-gpu; CUDA only
+    cache-disk, cache-host  --cache disk and host: decoded once, then memory-mapped, or read into memory
+    cache-device            --cache device; CUDA only
+
+First row, "loading": every side's first batches are compared with those of torchvision's decoder. Fastle's sides must
+give the same, bit for bit, or the row is refused; dali-gpu alone, whose decoder computes differently, may differ. Each
+call loads as many batches as there are images, at most 32. CPU time is that of the process and of the loader's workers.
 
 Second row, "step": real training steps, fed by each of fastle's sides, against the same steps on one batch that is on
 the device already. On a CPU the preset of CelebA with hidden 16 at batch 16, so that a step is short enough for loading
@@ -23,114 +29,131 @@ to be seen at all; on a GPU the masked preset with a latent of 512 at batch 128 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import statistics
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from itertools import islice, repeat
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-# first, so that what is measured is the code whose commit the report names
+# first, so that the code that is measured is that of the commit in the report
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.harness import BenchError, Parser, run
-from bench.loader_report import draw, show, summary
-from bench.loader_sides import (
-    BATCH,
-    INEXACT,
-    NAMES,
-    OURS,
-    PEERS,
-    REFERENCE,
-    FastleLoader,
-    Loader,
-    PilLoader,
-    Workload,
-    copy_celeba,
-    disk_files,
-    make_celeba,
-    names,
-    open_side,
-    own_clock,
-)
-from bench.loader_step import measure_step
-from bench.measure import Effort, Row, interleave, synchronize
+from bench.common.celeba_images import SIZE, copy_celeba, disk_files, make_celeba
+from bench.common.command import Benchmark, make_parser, run
+from bench.common.loaders import BATCH, SEED, FastleLoader, PilLoader
+from bench.common.measure import Effort, Row, Side, first_call, interleave, refusal
+from bench.common.plot import Panel
+from bench.common.table import Column, digits, ratio, time_columns
+from fastle.config import ConfigError, RunConfig
+from fastle.data import CacheChoice, DecoderChoice, Feed, Images, Loading, open_images
 from fastle.errors import FastleError
+from fastle.machine import package_version, synchronize
+from fastle.presets import make_config
+from fastle.profiling.measure import percentiles
+from fastle.training.step import StepMode, TrainStep
 
 IMAGES, QUICK_IMAGES = 4096, 1024
-MOST_STEPS = 32  # batches of a call
-BASELINE = "pil-0"
+MOST_BATCHES = 32  # of a call
+PEERS = {"pil-0": 0, "pil-2": 2}  # workers
+BASELINE, REFERENCE = "pil-0", "torchvision"
+OURS: dict[str, tuple[DecoderChoice, CacheChoice]] = {
+    REFERENCE: ("torchvision", "none"),
+    "dali": ("dali", "none"),
+    "dali-gpu": ("dali-gpu", "none"),
+    "cache-disk": ("auto", "disk"),
+    "cache-host": ("auto", "host"),
+    "cache-device": ("auto", "device"),
+}
+NAMES = (*PEERS, *OURS)
+CUDA_ONLY = ("dali-gpu", "cache-device")
+INEXACT = ("dali-gpu",)  # its decoder computes differently, and its pixels differ by design
+PACKAGES = ("torchvision", "pillow", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
+
+FIXED = "fixed batch"
+WARM_STEPS = 4  # untimed: the feed is ahead of the first steps
+STEPS = {"cpu": 6, "cuda": 50}  # timed in a call
+CPU_HIDDEN, CPU_BATCH, GPU_LATENT = 16, 16, 512
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One row."""
+@dataclass(slots=True, kw_only=True)
+class Workload:
+    """The images, and what the first row leaves for the second.
 
-    name: str
-    work: Workload
+    Attributes:
+        root: CelebA in torchvision's layout.
+        source: where the images come from, in words.
+        count: how many there are.
+        sides: the names of what is compared.
+        opened: the images as fastle's sides opened them, by name.
+        refused: why the first row was refused; None if its pixels are right.
+    """
+
+    root: Path
+    source: str
+    count: int
+    sides: Sequence[str]
+    opened: dict[str, Images] = field(default_factory=dict)
+    refused: str | None = None
+
+    def labels(self) -> Row:
+        """What the report says of both rows."""
+        versions = {name: package_version(name) for name in PACKAGES}
+        return {"images": self.count, "source": self.source, "cores": os.cpu_count(), "versions": versions}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 1 if a row was refused."""
-    parser = Parser(
-        "loader_bench.py",
-        "Loading CelebA: right, how fast, at what cost, and does a step wait?",
-        quick=f"fewer repeats, and without --images {QUICK_IMAGES:,} of them",
-    )
+    description = "Loading CelebA: right, how fast, at what cost, and does a step wait?"
+    quick = f"fewer repeats; without --images {QUICK_IMAGES:,} images"
+    parser = make_parser("loader_bench.py", description, quick=quick)
     parser.add_argument("--data", type=Path, metavar="DIR", help="your CelebA, in any layout; default: images it makes")
-    parser.add_argument("--images", type=int, metavar="N", help=f"so many; default: {IMAGES:,}")
+    parser.add_argument("--images", type=int, metavar="N", help=f"how many; default: {IMAGES:,}")
     parser.add_argument("--sides", nargs="+", metavar="SIDE", choices=NAMES, help=f"of {', '.join(NAMES)}")
     with ExitStack() as stack:
-        return run(
-            parser,
-            argv,
-            name="loader",
-            shapes=lambda flags, device: prepare(flags, device, stack),
-            make_case=lambda part, flags, device: part,
-            draw=draw,
-            measure=measure,
-            show=show,
-            summary=summary,
-        )
+        benchmark = dataclasses.replace(BENCHMARK, cases=lambda flags, device: prepare(flags, device, stack))
+        return run(parser, benchmark, argv)
 
 
-def prepare(flags: argparse.Namespace, device: torch.device, stack: ExitStack) -> list[Part]:
-    """Makes the images, or copies the user's, into a folder that `stack` removes. Caches go there too.
+def prepare(flags: argparse.Namespace, device: torch.device, stack: ExitStack) -> list[Callable[..., Row]]:
+    """Makes or copies the images into a folder that `stack` removes, with the caches; what measures each row.
 
     Raises:
-        BenchError: --sides names one that this device does not have, or --data and --images cannot be.
+        ConfigError: --sides names one that this device does not have, or --data and --images cannot be used.
     """
+    every = [name for name in NAMES if device.type == "cuda" or name not in CUDA_ONLY]
     for name in flags.sides or ():
-        if name not in names(device):
-            raise BenchError(f"--sides {name}: not on {device.type}; give some of {', '.join(names(device))}")
-    wanted = (QUICK_IMAGES if flags.quick else IMAGES) if flags.images is None else flags.images
-    if wanted < BATCH:
-        raise BenchError(f"--images {wanted} is less than a batch: give {BATCH} or more")
+        if name not in every:
+            raise ConfigError(f"--sides {name}: not on {device.type}; give some of {', '.join(every)}")
+    count = (QUICK_IMAGES if flags.quick else IMAGES) if flags.images is None else flags.images
+    if count < BATCH:
+        raise ConfigError(f"--images {count} is less than a batch: give {BATCH} or more")
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loader-bench-")))
     stack.enter_context(_caches_in(folder / "caches"))
-    root, count, source = folder / "celeba", wanted, "made here"
+    root, source = folder / "celeba", "made here"
     if flags.data is None:
-        make_celeba(root, wanted)
+        make_celeba(root, count)
     else:
         source = str(flags.data)
         try:
-            count = copy_celeba(flags.data, root, wanted)
+            count = copy_celeba(flags.data, root, count)
         except (FastleError, OSError) as error:
-            raise BenchError(f"--data: {error}") from None
+            raise ConfigError(f"--data: {error}") from None
         if count < BATCH:
-            raise BenchError(f"--data {flags.data} has {count} training images, less than a batch of {BATCH}")
-    work = Workload(root=root, source=source, count=count, sides=flags.sides or names(device))
-    # a step is fed by fastle's sides only
-    return [Part(name, work) for name in ("loading", "step") if name == "loading" or set(work.sides) & OURS.keys()]
+            raise ConfigError(f"--data {flags.data} has {count} training images, less than a batch of {BATCH}")
+    work = Workload(root=root, source=source, count=count, sides=flags.sides or every)
+    # only fastle's sides feed a step
+    return [partial(row, work) for row in (measure_loading, measure_step)[: 1 + bool(set(work.sides) & OURS.keys())]]
 
 
 @contextmanager
@@ -145,80 +168,76 @@ def _caches_in(folder: Path) -> Iterator[None]:
             os.environ["XDG_CACHE_HOME"] = before
 
 
-def measure(part: Part, device: torch.device, effort: Effort) -> Row:
-    """A row: its labels, "refused" (None or why), "sides" by name."""
-    found = (measure_loading if part.name == "loading" else measure_step)(part.work, device, effort)
-    packages = ("torchvision", "pillow", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
-    labels: Row = {"part": part.name, "images": part.work.count, "source": part.work.source}
-    return labels | {"cores": os.cpu_count(), "versions": {name: _version(name) for name in packages}} | found
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def measure_loading(work: Workload, device: torch.device, effort: Effort) -> Row:
-    """Correctness, then images a second and CPU time for each image."""
-    steps = min(work.count // BATCH, MOST_STEPS)
-    reference = FastleLoader(open_side(REFERENCE, work.root, torch.device("cpu"), str), torch.device("cpu"))
-    wanted = list(reference.batches(0, steps))
+    """Correctness, then the time and the CPU time of loading."""
+    count, cpu_device = min(work.count // BATCH, MOST_BATCHES), torch.device("cpu")
+    wanted = list(FastleLoader(open_side(REFERENCE, work.root, cpu_device, str), cpu_device).batches(0, count))
     sides: dict[str, Row] = {}
-    loaders: dict[str, Loader] = {}
-    for name in work.sides:
-        sides[name], loader = _open(name, work, device, wanted)
+    loaders: dict[str, FastleLoader | PilLoader] = {}
+    compared = [_side(name, work, device) for name in work.sides]
+    for side in compared:
+        sides[side.name], loader = first_call(
+            side,
+            lambda loader: difference(loader.batches(0, count), wanted),
+            lambda largest: {"pixel": largest},
+            float("inf"),
+            device,
+        )
         if loader is not None:
-            loaders[name] = loader
+            loaders[side.name] = cast(FastleLoader | PilLoader, loader)
     size = sum(file.stat().st_size for file in work.root.rglob("*.jpg")) / work.count
+    work.refused = refusal(compared, sides)
     row: Row = {
+        "part": "loading",
         "shape": f"{work.count:,} files of {size / 1e3:.1f} KB",
+        **work.labels(),
         "batch": BATCH,
-        "images_per_call": steps * BATCH,
-        "mean_bytes": size,
-        "refused": refusal(sides),
+        "images_per_call": count * BATCH,
+        "refused": work.refused,
         "sides": sides,
     }
-    work.refused = row["refused"]
-    if row["refused"]:
+    if work.refused:
         return row
     cpu: dict[str, list[float]] = {name: [] for name in loaders}
-    calls = {name: partial(_load, loader, device, steps, cpu[name]) for name, loader in loaders.items()}
-    for name, ms in interleave(calls, own_clock, effort).items():
-        sides[name] |= {"ms": ms, "images_per_s": rates(ms, steps * BATCH)}
-        sides[name]["cpu_ms_per_image"] = 1e3 * statistics.median(cpu[name]) / (steps * BATCH)
-    return row | comparison(sides)
+    calls = {name: partial(load, loader, device, count, cpu[name]) for name, loader in loaders.items()}
+    for name, ms in interleave(calls, _own_clock, effort).items():
+        sides[name] |= {
+            "ms": percentiles(ms),
+            "cpu_ms_per_image": 1e3 * statistics.median(cpu[name]) / row["images_per_call"],
+        }
+    return row
 
 
-def _open(name: str, work: Workload, device: torch.device, wanted: Sequence[Tensor]) -> tuple[Row, Loader | None]:
-    """How long a side takes to be ready (its cache built, its first batches loaded), and how far off these are."""
+def _side(name: str, work: Workload, device: torch.device) -> Side:
+    """A way to load; its first call opens the images, and builds the cache if there is none."""
     said: list[str] = []
-    begin = time.perf_counter()
-    try:
+
+    def make() -> Any:
         if name in PEERS:
-            loader: Loader = PilLoader(disk_files(work.root), PEERS[name], device)
-        else:
-            images = open_side(name, work.root, device, said.append)
-            loader = FastleLoader(images, device)
-        opened = time.perf_counter() - begin
-        off = difference(loader.batches(0, len(wanted)), wanted)
-        if name not in PEERS:
-            work.opened[name] = images
-    except FastleError as error:
-        return {"status": "cannot be had", "note": f"cannot be had: {error}"}, None
-    except Exception as error:  # noqa: BLE001  (of any kind: other sides have something to say)
-        traceback.print_exc()
-        line = next(iter(str(error).strip().splitlines()), "")
-        return {"status": "failed", "note": f"failed: {type(error).__name__}: {line}"}, None
-    return {"status": "measured", "open_s": opened, "difference": off, "said": said}, loader
+            return PilLoader(disk_files(work.root), PEERS[name], device)
+        work.opened[name] = open_side(name, work.root, device, said.append)
+        return FastleLoader(work.opened[name], device)
+
+    exact = name in OURS and name not in INEXACT
+    return Side(name=name, make=make, ours=name in OURS, gates={"pixel": 0} if exact else {}, labels={"said": said})
+
+
+def open_side(name: str, root: Path, device: torch.device, say: Callable[[str], object]) -> Images:
+    """The training images of CelebA at `root`, through the decoder and the cache of one of fastle's sides.
+
+    Raises:
+        DataError: the side cannot be had here.
+    """
+    decoder, cache = OURS[name]
+    config = make_config("celeba", data=root, size=SIZE).data
+    return open_images(config, "train", Loading(decoder=decoder, cache=cache, device=device, say=say))
 
 
 def difference(batches: Iterable[Tensor], wanted: Sequence[Tensor]) -> int:
-    """The largest difference of two pixels; 0 says that all bits are the same.
+    """The largest difference of two pixels, of 255; 0 means that all bits are the same.
 
     Raises:
-        ValueError: they are not as many, or of another shape or type.
+        ValueError: there are more or fewer batches, or one has another shape or type.
     """
     largest = 0
     for got, right in zip(batches, wanted, strict=True):
@@ -228,46 +247,171 @@ def difference(batches: Iterable[Tensor], wanted: Sequence[Tensor]) -> int:
     return largest
 
 
-def refusal(sides: dict[str, Row]) -> str | None:
-    """Why the times do not count. None: they do."""
-    wrong = [
-        f"{name} differs from {REFERENCE}'s decoder by up to {side['difference']}"
-        for name, side in sides.items()
-        if name in OURS and name not in INEXACT and side.get("difference")
-    ]
-    if not any(side["status"] == "measured" for side in sides.values()):
-        wrong = [f"{name} {side['note']}" for name, side in sides.items()]
-    return "; ".join(wrong) or None
+def _own_clock(call: Callable[[], Any]) -> float:
+    """For calls that time themselves, because a part of each does not count."""
+    return float(call())
 
 
-def _load(loader: Loader, device: torch.device, steps: int, cpu: list[float], turn: int) -> float:
-    """ms of so many batches; the CPU seconds go to `cpu`."""
-    used = time.process_time() + loader.workers_seconds()
+def load(
+    loader: FastleLoader | PilLoader, device: torch.device, count: int, cpu_seconds: list[float], turn: int
+) -> float:
+    """Milliseconds of loading `count` batches; appends the CPU seconds of the process and the loader's workers."""
+    used = time.process_time() + loader.worker_seconds()
     begin = time.perf_counter()
-    for _ in loader.batches(turn * steps, (turn + 1) * steps):
+    for _ in loader.batches(turn * count, (turn + 1) * count):
         pass
     synchronize(device)
     ms = 1e3 * (time.perf_counter() - begin)
-    cpu.append(time.process_time() + loader.workers_seconds() - used)
+    cpu_seconds.append(time.process_time() + loader.worker_seconds() - used)
     return ms
 
 
-def rates(ms: Row, images: int) -> Row:
-    """Images a second from the percentiles of the ms that `images` take: the slowest ms are the lowest rates."""
-    low, middle, high = (1e3 * images / ms[name] for name in ("p80", "p50", "p20"))
-    return {"p20": low, "p50": middle, "p80": high}
-
-
-def comparison(sides: dict[str, Row]) -> Row:
-    """How much faster each side is than PIL without workers, and than the better of PIL's sides."""
-    medians = {name: side["images_per_s"]["p50"] for name, side in sides.items() if "images_per_s" in side}
-    best = max((name for name in PEERS if name in medians), key=medians.__getitem__, default=None)
-    over = {"ratios": BASELINE, "best_ratios": best}
-    return {"baseline": BASELINE, "best_peer": best} | {
-        key: {name: rate / medians[peer] for name, rate in medians.items()} if peer in medians else {}
-        for key, peer in over.items()
+def measure_step(work: Workload, device: torch.device, effort: Effort) -> Row:
+    """Steps on one fixed batch and on loaded ones: ms, the share of it that waited for the feed, and what they cost."""
+    config, mode = step_config(work, device)
+    batch, model = config.train.batch_size, config.model
+    cpu = device.type == "cpu"
+    kind = f"at hidden {model.hidden} (not the preset's)" if cpu else f"masked, latent {model.latent}"
+    sides: dict[str, Row] = {name: {"status": "measured"} for name in (FIXED, *work.opened)}
+    row: Row = {
+        "part": "step",
+        "shape": f"CelebA {kind}, batch {batch}, {mode}, {config.train.precision}",
+        **work.labels(),
+        "batch": batch,
+        "mode": mode,
+        "steps_per_call": STEPS[device.type],
+        "refused": work.refused or (None if work.opened else "none of fastle's sides can be had"),
+        "sides": sides,
     }
+    if row["refused"]:
+        return row
+    step = TrainStep(config, device, mode=mode)
+    fixed = next(iter(work.opened.values())).batch(range(batch)).to(device)
+    try:
+        # the first one compiles
+        for _ in range(WARM_STEPS):
+            step(fixed)
+    except FastleError as error:
+        return row | {"refused": str(error)}
+    # a step that cannot be captured is compiled instead
+    row["mode"] = step.mode
+    waits: dict[str, list[float]] = {name: [] for name in sides}
+    calls = {name: partial(train, step, work.opened.get(name, fixed), waits[name]) for name in sides}
+    times = interleave(calls, _own_clock, effort)
+    for name, ms in times.items():
+        # pairs of a round, so that a machine that slows down in between slows both
+        over = statistics.median(mine / base for mine, base in zip(ms, times[FIXED], strict=True)) - 1
+        sides[name] |= {"ms": percentiles(ms), "wait_share": statistics.median(waits[name]), "over_fixed": over}
+    return row
 
+
+def step_config(work: Workload, device: torch.device) -> tuple[RunConfig, StepMode]:
+    """The run whose steps are timed, and their mode."""
+    if device.type == "cpu":
+        config = make_config("celeba", data=work.root, batch_size=CPU_BATCH, seed=SEED)
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, hidden=CPU_HIDDEN)), "eager"
+    options = {"masked": True, "latent": GPU_LATENT, "batch_size": BATCH, "precision": "bf16"}
+    # the fastest mode, with which loading has to keep up
+    return make_config("celeba", data=work.root, seed=SEED, **options), "captured"
+
+
+def train(step: TrainStep, source: Images | Tensor, waits: list[float], turn: int) -> float:
+    """Milliseconds per step on images, or on the same batch again and again; appends the share that was waiting."""
+    steps = STEPS[step.device.type]
+    with ExitStack() as stack:
+        feed = None
+        batches: Iterable[Tensor]
+        if isinstance(source, Tensor):
+            batches = repeat(source)
+        else:
+            start = turn * (WARM_STEPS + steps)
+            # the feed still decodes ahead at the last step that is timed
+            stop = start + 2 * WARM_STEPS + steps
+            size, seed = step.config.train.batch_size, step.config.train.seed
+            feed = Feed(source, batch_size=size, seed=seed, device=step.device, start_step=start, stop_step=stop)
+            batches = stack.enter_context(feed)
+        ready = iter(batches)
+        for images in islice(ready, WARM_STEPS):
+            step(images)
+        synchronize(step.device)
+        waited = feed.wait if feed else 0.0
+        begin = time.perf_counter()
+        for images in islice(ready, steps):
+            step(images)
+        synchronize(step.device)
+        seconds = time.perf_counter() - begin
+        waits.append(((feed.wait if feed else 0.0) - waited) / seconds)
+    return 1e3 * seconds / steps
+
+
+def images_per_second(row: Row, name: str) -> float:
+    """A side's rate."""
+    return 1e3 * row["images_per_call"] / row["sides"][name]["ms"]["p50"]
+
+
+def columns(row: Row) -> list[Column]:
+    """The columns of a row's table."""
+    if row["part"] == "step":
+        return [
+            *time_columns(),
+            Column("over\nfixed", lambda name, side: "–" if name == FIXED else f"{side['over_fixed']:+.2%}"),
+            Column("data\nwait", lambda name, side: "–" if name == FIXED else f"{side['wait_share']:.2%}"),
+        ]
+    peers = [name for name in PEERS if "ms" in row["sides"].get(name, {})]
+    best = max(peers, key=partial(images_per_second, row), default=BASELINE)
+
+    def faster_than(peer: str) -> Callable[[str, Row], str]:
+        return lambda name, side: ratio(row["sides"][peer]["ms"]["p50"], side["ms"]["p50"])
+
+    return [
+        *time_columns(),
+        Column("images/s", lambda name, side: digits(images_per_second(row, name))),
+        Column(f"speed-up\nover {BASELINE}", faster_than(BASELINE)),
+        Column("over the\nbest PIL", faster_than(best)),
+        Column("CPU ms\nper image", lambda name, side: digits(side["cpu_ms_per_image"])),
+        Column("first\ncall", lambda name, side: f"{side['first_call_s']:.1f} s"),
+        Column("pixels\ndiffer by", lambda name, side: f"{side['pixel_error']:.0f}"),
+    ]
+
+
+def panels(row: Row) -> list[Panel]:
+    """Images per second, and what loading costs a step."""
+    timed = [name for name, side in row["sides"].items() if "ms" in side]
+    if row["part"] == "loading":
+        rates = {name: images_per_second(row, name) for name in timed}
+        return [Panel("images/s", {name: (rate, digits(rate)) for name, rate in rates.items()}, log=True)]
+    fed = {name: row["sides"][name] for name in timed if name != FIXED}
+    bars = {
+        name: (100 * side["over_fixed"], f"{side['over_fixed']:+.1%} (data wait {side['wait_share']:.1%})")
+        for name, side in fed.items()
+    }
+    return [Panel(f"step over a fixed batch, %: {row['shape']}", bars)]
+
+
+def notes(report: Row) -> list[str]:
+    """What the figures mean."""
+    row = report["rows"][0]
+    versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items() if number)
+    return [
+        f"{versions}, {row['cores']} CPU cores; images: {row['source']}",
+        "pixels differ by: the largest difference of a pixel to torchvision's decoder, of 255. first call: opening the "
+        "images, building the cache, loading once",
+        f"ms: of loading {row['images_per_call']:,} images, in another order in each call, or of one training step",
+        "data wait: the share of a step that the loop waited for a batch. over fixed: what loading adds to a step, the "
+        "median over pairs of calls. On a CPU decoding takes its cores from the step; on a GPU the loop runs ahead of "
+        "the device, and may wait for a batch while the device still works",
+    ]
+
+
+BENCHMARK = Benchmark(
+    name="loader",
+    # `main` knows the folder of the images
+    cases=lambda flags, device: [],
+    measure=lambda row, device, effort: row(device, effort),
+    columns=columns,
+    panels=panels,
+    notes=notes,
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,51 +1,68 @@
-"""The whole training step against the plain eager one: correctness, time, operations, memory, on a CPU or a GPU.
+"""The whole training step against the plain eager one: correctness, time, FLOP, memory, on a CPU or a GPU.
 
     python bench/step_bench.py                        # on a CPU four settings, most of the time spent compiling
-    python bench/step_bench.py --quick                # CelebA masked 128 at batch 4; on a GPU what marks are for
+    python bench/step_bench.py --quick                # a CPU: CelebA masked 128 at batch 4
     python bench/step_bench.py --shapes celeba-masked-512:128 cifar10:128 --json FILE
     python bench/step_bench.py --shapes celeba-spatial:4 --sides plain "fastle compiled bf16"
     python bench/step_bench.py --from FILE --plot FILE.png
 
-It measures the fastle of its own checkout, installed or not. `bench/step_sides.py` lists the sides; a shape is
-SETTING:BATCH, a setting one of fastle's presets. A call is one step on a uint8 batch that is on the device already:
-draws, forward, backward, AdamW.
+It measures the fastle of its own checkout, installed or not. A shape is SETTING:BATCH, a setting one of fastle's
+presets. A call is one step on a uint8 batch that is on the device already: draws, forward, backward, AdamW. The sides:
 
-All sides start from the same weights, batch and draws. The first step's loss and gradients have to be those of fastle's
-objective in float64, within the gates; the weights have to move as AdamW says. The gates, and what was measured:
+    plain                   fastle/training/plain_step.py: eager, fp32, contiguous
+    plain bf16              the same under autocast, channels-last
+    plain compiled          that, its loss as one graph of torch.compile
+    fastle eager            TrainStep(mode="eager"), fp32
+    fastle compiled         mode="compiled"
+    fastle captured         mode="captured"; CUDA only
+    fastle … bf16           the same, precision="bf16"
+
+fp32 is with PyTorch's defaults: on a GPU convolutions may use TF32, matrix products do not.
+
+A training step changes what it starts from, so that only its first call can be right or wrong. All sides start from the
+same weights, batch and draws. Loss and gradients of the first step must be those of fastle's objective in float64, and
+the weights must move as AdamW's formula says for the side's own gradients. The gates (with what was measured):
 
     fp32   loss 1e-5 relative (4e-7 on a CPU), gradients 1e-3 (2e-5): rounding, and room for other orders of sums.
            With TF32 convolutions (PyTorch's default on a GPU), whose products keep 11 bits: 2e-3 and 2e-2, not measured
     bf16   loss 2e-2 (3e-3), gradients 0.1 (2e-2): a product keeps 8 bits, a gradient goes through some thirty of them
     both   3e-3 of the movement (5e-4): fp32 keeps 6e-8 of a weight of 1, which a rate of 1e-4 moves by 1e-4
 
-A gradient's error is the largest over the parameters, of Euclidean norms; see `bench/step_measure.py`.
-
-Where a CPU has AVX-512, torch 2.15's Inductor may compile the bf16 step into one that gives NaN, the plain one too
-(`torch._inductor.config.cpp.simdlen = 256` avoided it in a down block). Then the gates refuse the row.
+A gradient's error is the largest over the parameters, in Euclidean norms.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-# first, so that what is measured is the code whose commit the report names
+# first, so that the code that is measured is that of the commit in the report
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.harness import BenchError, Parser, run
-from bench.step_measure import Case, Gates, measure
-from bench.step_report import draw, show, summary
-from bench.step_sides import NAMES, Start, count_flops, exact, make_sides, measured_peak, names, products
-from fastle.config import Precision, RunConfig
+from bench.common.command import Benchmark, make_parser, run
+from bench.common.measure import Case, Row, Side, measure
+from bench.common.plot import Panel
+from bench.common.table import Column, digits, error_columns, ratio, time_columns
+from fastle.config import ConfigError, Precision, RunConfig
+from fastle.method.model import Autoencoder
+from fastle.method.objective import SelfTeaching
 from fastle.presets import make_config
+from fastle.profiling.measure import count_flop, matmul_peak, product_type
+from fastle.training.plain_step import PlainStep, StartingPoint
+from fastle.training.step import StepMode, TrainStep
+
+Step: TypeAlias = PlainStep | TrainStep
 
 ROTATION = 3  # inputs
 SETTINGS: dict[str, Callable[..., RunConfig]] = {
@@ -54,23 +71,34 @@ SETTINGS: dict[str, Callable[..., RunConfig]] = {
     "celeba-spatial": partial(make_config, "celeba"),
     "cifar10": partial(make_config, "cifar10"),
 }
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
-GATES: dict[str, Gates] = {"fp32": (1e-5, 1e-3, 3e-3), "tf32": (2e-3, 2e-2, 3e-3), "bf16": (2e-2, 0.1, 3e-3)}
+NAMES = (
+    "plain", "plain bf16", "plain compiled", "fastle eager", "fastle eager bf16", "fastle compiled",
+    "fastle compiled bf16", "fastle captured", "fastle captured bf16",
+)  # fmt: skip
+GATES = {
+    "fp32": {"value": 1e-5, "gradient": 1e-3, "update": 3e-3},
+    "tf32": {"value": 2e-3, "gradient": 2e-2, "update": 3e-3},
+    "bf16": {"value": 2e-2, "gradient": 0.1, "update": 3e-3},
+}
+COUNTED = 2  # images whose FLOP are counted: FLOP grow in proportion to the number of images
+CHUNK = 16  # images whose float64 activations are held at once
+# gradients smaller than this share of the largest are measured by that: a bias's before a BatchNorm is only rounding
+SMALL = 0.1
+WEIGHT_DECAY, EPS = 1e-2, 1e-8  # AdamW's defaults
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class StepShape(NamedTuple):
     """A setting and its batch."""
 
     setting: str
     batch: int
 
     @classmethod
-    def parse(cls, text: str) -> Shape:
-        """SETTING:BATCH.
+    def parse(cls, text: str) -> StepShape:
+        """Reads SETTING:BATCH.
 
         Raises:
-            ArgumentTypeError: it is not.
+            ArgumentTypeError: the text is something else.
         """
         setting, _, batch = text.partition(":")
         if setting not in SETTINGS or not batch.isdecimal() or int(batch) < 2:
@@ -82,90 +110,85 @@ class Shape:
         return f"{self.setting}:{self.batch}"
 
 
-def _shapes(*texts: str) -> list[Shape]:
-    return list(map(Shape.parse, texts))
-
-
-QUICK = {"cpu": _shapes("celeba-masked-128:4"), "cuda": _shapes("celeba-masked-512:128", "cifar10:128")}
-BATCHES = (128, 16, 512)
+QUICK = {
+    "cpu": [StepShape("celeba-masked-128", 4)],
+    "cuda": [StepShape("celeba-masked-512", 128), StepShape("cifar10", 128)],
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 1 if a row was refused."""
-    parser = Parser(
-        "step_bench.py",
-        "The training step against the plain eager one: right, fast, small?",
-        quick="fewer repeats, and without --shapes only those that marks are for",
-    )
-    parser.add_argument(
-        "--shapes", nargs="+", type=Shape.parse, metavar="SHAPE", help="SETTING:BATCH, such as celeba-masked-128:4"
-    )
+    description = "The training step against the plain eager one: right, fast, small?"
+    parser = make_parser("step_bench.py", description, quick="fewer repeats; without --shapes one or two shapes only")
+    example = "SETTING:BATCH, such as celeba-masked-128:4"
+    parser.add_argument("--shapes", nargs="+", type=StepShape.parse, metavar="SHAPE", help=example)
     parser.add_argument("--sides", nargs="+", metavar="SIDE", choices=NAMES, help=f"of {', '.join(NAMES)}")
-    return run(
-        parser,
-        argv,
-        name="step",
-        shapes=pick_shapes,
-        make_case=make_case,
-        draw=draw,
-        measure=measure,
-        show=show,
-        summary=summary,
-    )
+    return run(parser, BENCHMARK, argv)
 
 
-def pick_shapes(flags: argparse.Namespace, device: torch.device) -> list[Shape]:
-    """What to measure: those that marks are for first, for runs under a time limit.
+def pick_cases(flags: argparse.Namespace, device: torch.device) -> list[Callable[[], Case]]:
+    """How to make each case.
 
     Raises:
-        BenchError: --sides names one that this device does not have.
+        ConfigError: --sides names one that this device does not have.
     """
+    every = [name for name in NAMES if device.type == "cuda" or "captured" not in name]
     for name in flags.sides or ():
-        if name not in names(device):
-            raise BenchError(f"--sides {name}: not on {device.type}; give some of {', '.join(names(device))}")
+        if name not in every:
+            raise ConfigError(f"--sides {name}: not on {device.type}; give some of {', '.join(every)}")
+    return [partial(make_case, shape, flags.sides or every, device) for shape in pick_shapes(flags, device)]
+
+
+def pick_shapes(flags: argparse.Namespace, device: torch.device) -> list[StepShape]:
+    """What to measure: the quick shapes first, for runs under a time limit."""
     if flags.shapes:
         return list(flags.shapes)
     if flags.quick:
         return QUICK[device.type]
     if device.type == "cpu":
-        return [Shape(setting, 32 if setting == "cifar10" else 4) for setting in SETTINGS]
-    every = [Shape(setting, batch) for batch in BATCHES for setting in SETTINGS]
+        return [StepShape(setting, 32 if setting == "cifar10" else 4) for setting in SETTINGS]
+    every = [StepShape(setting, batch) for batch in (128, 16, 512) for setting in SETTINGS]
     return list(dict.fromkeys((*QUICK["cuda"], *every)))
 
 
-def make_case(shape: Shape, flags: argparse.Namespace, device: torch.device) -> Case:
-    """The row of a shape: batches from a fixed seed, the exact result, the sides."""
+def make_case(shape: StepShape, names: Sequence[str], device: torch.device) -> Case:
+    """The case of a shape: batches from a fixed seed, the sides, and their errors."""
     config = SETTINGS[shape.setting](batch_size=shape.batch)
-    start = Start(config, device)
+    start = StartingPoint(config, device)
     generator = torch.Generator().manual_seed(0)
     inputs = [make_batch(config, generator).to(device) for _ in range(ROTATION)]
-    kinds = {precision: products(device, precision) for precision in PRECISIONS}
-    flops = count_flops(SETTINGS[shape.setting](), device)
-    peaks: dict[str, float] = {precision: measured_peak(device, kind) for precision, kind in kinds.items()}
+    products = {product_type(precision, device) for precision in ("fp32", "bf16")}
+    loss, gradients = exact(start, inputs[0])
+    before = start.parameters()
+
+    def errors(result: FirstStep) -> dict[str, float]:
+        moved = [after.double() - at_start for after, at_start in zip(result.weights, before, strict=True)]
+        return {
+            "value": distance([result.loss], [loss]),
+            "gradient": distance(result.gradients, gradients),
+            "update": distance(moved, adamw(before, result.gradients, config.train.lr)),
+        }
+
     return Case(
         labels={
             "shape": str(shape),
             "setting": shape.setting,
             "batch": shape.batch,
-            "flops_per_image": flops,
-            "peak_flops": {kind: peaks[precision] for precision, kind in kinds.items()},
-            "convolutions": kinds["fp32"],
+            "flops_per_image": count_flops(SETTINGS[shape.setting](), device),
+            "peak_flops": {product: matmul_peak(product, device) for product in products},
         },
         inputs=inputs,
-        exact=exact(start, inputs[0]),
-        before=start.parameters(),
-        lr=config.train.lr,
-        gates={precision: GATES[kind] for precision, kind in kinds.items()},
-        sides=make_sides(start, flags.sides or names(device)),
-        flops=flops,
-        peaks=peaks,
+        sides=[make_side(start, name) for name in names],
+        errors=errors,
+        first=first_step,
+        capture=False,
     )
 
 
 def make_batch(config: RunConfig, generator: torch.Generator) -> Tensor:
     """uint8 (B, C, size, size): patches of colour with soft edges, and a little noise.
 
-    Noise alone would not do: its codes are so alike that the BatchNorm turns rounding into signal.
+    Noise alone would not do: its codes are so similar that the BatchNorm turns rounding into signal.
     """
     batch, channels, size = config.train.batch_size, config.model.channels, config.model.size
     coarse = torch.rand(batch, channels, 4, 4, generator=generator)
@@ -173,6 +196,171 @@ def make_batch(config: RunConfig, generator: torch.Generator) -> Tensor:
     noise = torch.randn(smooth.shape, generator=generator)
     return (255 * (smooth + 0.02 * noise).clamp(0, 1)).round().to(torch.uint8)
 
+
+def make_side(start: StartingPoint, name: str) -> Side:
+    """The side of a name."""
+    ours, fast = name.startswith("fastle"), "bf16" in name or name == "plain compiled"
+    precision: Precision = "bf16" if fast else "fp32"
+    make: Callable[[], Step]
+    if ours:
+        train = dataclasses.replace(start.config.train, precision=precision)
+        config, mode = dataclasses.replace(start.config, train=train), cast(StepMode, name.split()[1])
+        make = partial(TrainStep, config, start.device, mode=mode)
+    else:
+        compiled = name == "plain compiled"
+        make = partial(PlainStep, start, precision=precision, channels_last=fast, compiled=compiled)
+    product = product_type(precision, start.device)
+    return Side(name=name, make=make, ours=ours, gates=GATES[product], labels={"precision": precision})
+
+
+@dataclass(frozen=True, slots=True)
+class FirstStep:
+    """What a first step did: its loss, and for each parameter the gradient and the weights after the step."""
+
+    loss: Tensor
+    gradients: list[Tensor]
+    weights: list[Tensor]
+
+
+def first_step(step: Step, images: Tensor) -> FirstStep:
+    """Takes the first step, and reads what it did.
+
+    Gradients are read from AdamW's first moment, (1 − β1) times the gradient: this is what the optimizer saw, whatever
+    a graph or a compiled step leaves in `.grad`.
+
+    Raises:
+        RuntimeError: fastle's step continues in another mode than it was made for.
+    """
+    mode = getattr(step, "mode", None)
+    loss = step(images)
+    if getattr(step, "mode", None) != mode:
+        raise RuntimeError(f"the step went on as {step.mode}")  # type: ignore[union-attr]
+    (group,) = step.optimizer.param_groups
+    return FirstStep(
+        # the next captured step overwrites this one's loss
+        loss=(loss if isinstance(loss, Tensor) else loss.total).detach().clone(),
+        gradients=[step.optimizer.state[p]["exp_avg"].double() / (1 - group["betas"][0]) for p in group["params"]],
+        weights=[p.detach().clone() for p in group["params"]],
+    )
+
+
+class Chunked(nn.Module):
+    """A module that mixes no samples, run on some of them at a time; the backward computes each part again."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) <= CHUNK:
+            return self.inner(x)
+        return torch.cat([checkpoint(self.inner, part, use_reentrant=False) for part in x.split(CHUNK)])
+
+
+def exact(start: StartingPoint, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Loss and gradients of the first step on a batch, by fastle's objective in float64.
+
+    That the objective is the method is for the tests to show: they compare it with an oracle, and the plain step with
+    the objective.
+    """
+    model = Autoencoder(start.config.model).to(start.device)
+    model.load_state_dict(start.weights)
+    objective = SelfTeaching(model.double().train(), start.config.objective)
+    parameters = list(model.parameters())
+    chunked: tuple[tuple[nn.Module, str], ...] = (
+        (model.decoder, "up"),
+        (model.encoder, "down"),
+        (objective.judge, "down"),
+    )
+    for module, name in chunked:
+        setattr(module, name, Chunked(getattr(module, name)))
+    draws = start.draw(images, 0)
+    assert draws.slices is not None
+    loss = objective(images.double() / 255, dataclasses.replace(draws, slices=draws.slices.double())).total
+    return loss.detach(), list(torch.autograd.grad(loss, parameters))
+
+
+@cache
+def count_flops(config: RunConfig, device: torch.device) -> dict[str, float]:
+    """FLOP per image that a step executes, of "fastle" and "plain", each eager in fp32."""
+    start = StartingPoint(config, device)
+    shape = (COUNTED, config.model.channels, config.model.size, config.model.size)
+    images = torch.zeros(shape, dtype=torch.uint8, device=device)
+    names = {"fastle": "fastle eager", "plain": "plain"}
+    return {structure: count_flop(make_side(start, name).make(), images) for structure, name in names.items()}
+
+
+def adamw(before: Sequence[Tensor], gradients: Sequence[Tensor], lr: float) -> list[Tensor]:
+    """How AdamW's first step moves the weights, in float64: after bias correction its moments are g and g²."""
+    pairs = zip(before, gradients, strict=True)
+    return [-lr * (WEIGHT_DECAY * w.double() + g.double() / (g.double().abs() + EPS)) for w, g in pairs]
+
+
+def distance(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """The largest |got − wanted| / |wanted| of the pairs, in Euclidean norms; NaN if a number is not finite.
+
+    Norms of `wanted` that are smaller than `SMALL` of the largest are replaced by that.
+    """
+    norms = torch.stack([w.double().norm() for w in wanted])
+    apart = torch.stack([(g.double() - w).norm() for g, w in zip(got, wanted, strict=True)])
+    # a maximum keeps NaN
+    return float((apart / norms.clamp_min(SMALL * float(norms.max()))).max())
+
+
+def images_per_second(row: Row, side: Row) -> float:
+    """A side's rate."""
+    return 1e3 * row["batch"] / side["ms"]["p50"]
+
+
+def columns(row: Row) -> list[Column]:
+    """The columns of a row's table."""
+
+    def mfu(name: str, side: Row) -> str:
+        flops = row["flops_per_image"][name.partition(" ")[0]] * images_per_second(row, side)
+        # where convolutions use TF32, that is what fp32 is measured by
+        peaks = row["peak_flops"]
+        product = "tf32" if side["precision"] == "fp32" and "tf32" in peaks else side["precision"]
+        return f"{flops / peaks[product]:.0%}"
+
+    def speed_up(name: str, side: Row) -> str:
+        return ratio(row["sides"]["plain"]["ms"]["p50"], side["ms"]["p50"])
+
+    return [
+        *time_columns(),
+        Column("images/s", lambda name, side: digits(images_per_second(row, side))),
+        Column("speed-up\nover plain", speed_up),
+        Column("MFU", mfu),
+        Column("peak\nMB", lambda name, side: digits(side["peak_bytes"] / 1e6)),
+        *error_columns("value", "gradient"),
+    ]
+
+
+def panels(row: Row) -> list[Panel]:
+    """Images per second."""
+    rates = {name: images_per_second(row, side) for name, side in row["sides"].items() if "ms" in side}
+    return [Panel(f"{row['shape']}: images/s", {name: (rate, digits(rate)) for name, rate in rates.items()})]
+
+
+def notes(report: Row) -> list[str]:
+    """What the figures mean."""
+    row = report["rows"][0]
+    flops = ", ".join(f"{name} {digits(count / 1e9)}" for name, count in row["flops_per_image"].items())
+    peaks = ", ".join(f"{name} {peak / 1e12:.3g} TFLOP/s" for name, peak in row["peak_flops"].items())
+    return [
+        f"MFU: the FLOP that a side's own structure executes in convolutions and matrix products (GFLOP per image of "
+        f"{row['shape']}: {flops}), over the fastest large matrix product of this process: {peaks}",
+        "peak MB: beyond weights, gradients and moments. first call: construction, compilation, the first step",
+    ]
+
+
+BENCHMARK = Benchmark(
+    name="step",
+    cases=pick_cases,
+    measure=lambda make, device, effort: measure(make(), device, effort),
+    columns=columns,
+    panels=panels,
+    notes=notes,
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,19 +5,19 @@
     python bench/views_bench.py --shapes crop:3x16x3x128x128:19 hole:16x3x128x128:76 --json FILE
     python bench/views_bench.py --from FILE --plot FILE.png
 
-It measures the fastle of its own checkout, installed or not. What it knows, for images [V]xBxCxHxW, V views with the
-same boxes or masks:
+It measures the fastle of its own checkout, installed or not. Shapes, for images [V]xBxCxHxW of V views that share boxes
+or masks:
 
     crop:16x3x128x128:19              a box of side 19, resized to the image's size
     crop:16x3x128x128:48x80:64x96     a box of 48 rows and 80 columns, resized to 64 rows and 96 columns
     hole:16x3x128x128:76              a square of side 76, filled with the image's mean
     pixels:16x3x128x128:0.7           seven of ten pixels set to zero, drawn anew in each call
 
-Each is two rows: "forward", which keeps what the backward needs, and "both", forward + backward. Their difference is
-the backward's own time. `bench/views_sides.py` lists the sides.
+Each shape gives two rows: "forward", which keeps what the backward needs, and "both", forward + backward. The sides are
+fastle's operator with impl="auto" and the peers of `bench/common/peers.py`, each also under torch.compile.
 
-GB/s counts the bytes that have to move, each pixel that is needed once. Their floor is a copy of half a gigabyte (on a
-GPU two), measured in the same process. On a CPU small images stay in its caches, and may go faster than that.
+GB/s counts the bytes that have to move, each pixel that is needed once. "of copy" compares it with a copy of half a
+gigabyte (on a GPU two), measured in the same process. On a CPU small images stay in the caches, and may be faster.
 """
 
 from __future__ import annotations
@@ -27,28 +27,37 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-# first, so that what is measured is the code whose commit the report names
+# first, so that the code that is measured is that of the commit in the report
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.harness import Parser, run
-from bench.measure import Case, Result, Side, copy_bandwidth, tensors
-from bench.views_plot import draw
-from bench.views_sides import PACKAGES, Images, Size, Views, make_sides
+from bench.common.command import Benchmark, make_parser, run
+from bench.common.measure import Case, Row, Side, measure, relative_error
+from bench.common.peers import Images, Size, compiled, eager_holes, eager_masks, grid_crops, roi_crops
+from bench.common.plot import Panel, time_and_memory
+from bench.common.table import Column, digits, operator_columns
+from fastle.kernels.crop_resize import crop_resize
+from fastle.kernels.mask_fill import mask_fill
+from fastle.kernels.random_mask import mask_patches
+from fastle.profiling.measure import copy_bandwidth
+
+# from images and the corners of the boxes to views
+MakeViews: TypeAlias = Callable[[Images, Tensor, Tensor], Images]
+# views and, unless only the forward is timed, the gradients to the images
+Result: TypeAlias = tuple[Images, ...]
 
 ROTATION = 3  # inputs
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
-# of fp32 as the issue asks; a bf16 result is rounded once, by 2^-8 of itself
-GATES = {"fp32": (1e-6, 1e-5), "bf16": (4e-3, 4e-3)}
+# a bf16 result is rounded once, by 2^-8 of itself
+GATES = {"fp32": {"value": 1e-6, "gradient": 1e-5}, "bf16": {"value": 4e-3, "gradient": 4e-3}}
 SIZE = r"[1-9]\d*"
 SYNTAX = re.compile(
     rf"(?P<operator>crop|hole|pixels):(?P<images>{SIZE}(x{SIZE}){{3,4}})"
@@ -56,16 +65,15 @@ SYNTAX = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class ViewShape(NamedTuple):
     """What is done to which images.
 
-    Args:
+    Attributes:
         operator: "crop", "hole" or "pixels".
         views: how many images share boxes or masks.
         images: (B, C, H, W).
-        amount: of a crop or hole its rows and columns; of pixels the ratio that is masked.
-        out: of a crop, the size it is resized to.
+        amount: rows and columns of a crop or hole; the ratio of pixels that is masked.
+        out: rows and columns to which a crop is resized.
     """
 
     operator: str
@@ -75,18 +83,18 @@ class Shape:
     out: Size
 
     @classmethod
-    def parse(cls, text: str) -> Shape:
-        """What the module's text lists.
+    def parse(cls, text: str) -> ViewShape:
+        """Reads a shape as the module's docstring lists them.
 
         Raises:
-            ArgumentTypeError: it is none of that, or the box does not fit.
+            ArgumentTypeError: the text is no shape, or the box does not fit.
         """
-        found = SYNTAX.fullmatch(text)
-        if not found:
+        match = SYNTAX.fullmatch(text)
+        if not match:
             wanted = "crop:BxCxHxW:SIDE, crop:BxCxHxW:HxW:HxW, hole:BxCxHxW:SIDE or pixels:BxCxHxW:RATIO"
             raise argparse.ArgumentTypeError(f"{text!r} is no shape: give {wanted}; VxBxCxHxW are V views")
-        *views, batch, channels, height, width = map(int, found["images"].split("x"))
-        operator, given, out = found["operator"], found["amount"], found["out"]
+        *views, batch, channels, height, width = map(int, match["images"].split("x"))
+        operator, given, out = match["operator"], match["amount"], match["out"]
         if out and operator != "crop":
             raise argparse.ArgumentTypeError(f"{text!r}: only a crop has an output size; leave out :{out}")
         if operator == "pixels":
@@ -113,7 +121,7 @@ class Shape:
 
 
 def _size(text: str) -> Size:
-    """Of "19" or "48x80"."""
+    """Rows and columns of "19" or "48x80"."""
     rows, _, columns = text.partition("x")
     return int(rows), int(columns or rows)
 
@@ -122,42 +130,24 @@ def _sides(size: Size) -> str:
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
 
 
-def _shapes(*texts: str) -> tuple[Shape, ...]:
-    return tuple(map(Shape.parse, texts))
+def _shapes(texts: str) -> list[ViewShape]:
+    return list(map(ViewShape.parse, texts.split()))
 
 
 HEADLINE = {
     "cpu": _shapes(
-        "crop:16x3x128x128:19",
-        "hole:16x3x128x128:76",
-        "pixels:16x3x128x128:0.7",
-        "crop:3x16x3x128x128:19",
-        "crop:128x3x32x32:9",
+        "crop:16x3x128x128:19 hole:16x3x128x128:76 pixels:16x3x128x128:0.7 crop:3x16x3x128x128:19 crop:128x3x32x32:9"
     ),
     "cuda": _shapes(
-        "crop:3x128x3x128x128:19",
-        "hole:128x3x128x128:76",
-        "pixels:3x128x3x128x128:0.7",
-        "crop:3x512x3x128x128:19",
-        "crop:128x3x128x128:19",
+        "crop:3x128x3x128x128:19 hole:128x3x128x128:76 pixels:3x128x3x128x128:0.7 crop:3x512x3x128x128:19 "
+        "crop:128x3x128x128:19"
     ),
 }
-MORE = _shapes("crop:16x3x128x128:64", "crop:16x3x96x128:48x80:64x96")
+MORE = _shapes("crop:16x3x128x128:64 crop:16x3x96x128:48x80:64x96")
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A row: a shape, of what its images are, and whether its backward is timed with it."""
-
-    shape: Shape
-    dtype: str
-    layout: str
-    backward: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """An input: images of V views, a box corner for each sample, and the gradients to what is made of the images."""
+class ViewBatch(NamedTuple):
+    """An input: images of V views, a box corner for each sample, and the gradients to the views."""
 
     images: Images
     top: Tensor
@@ -167,107 +157,145 @@ class Batch:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 1 if a row was refused."""
-    parser = Parser(
-        "views_bench.py", "Crops, holes and pixel masks against grid_sample and others: right, fast, small?"
-    )
-    parser.add_argument(
-        "--shapes", nargs="+", type=Shape.parse, metavar="SHAPE", help="such as crop:3x16x3x128x128:19 (three views)"
-    )
+    description = "Crops, holes and pixel masks against grid_sample and others: right, fast, small?"
+    parser = make_parser("views_bench.py", description, quick="fewer repeats; without --shapes five shapes only")
+    example = "such as crop:3x16x3x128x128:19 (three views)"
+    parser.add_argument("--shapes", nargs="+", type=ViewShape.parse, metavar="SHAPE", help=example)
     # without a default: on a GPU the first shape is then measured with each of them
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the images; default: fp32, for the GPU's first both")
-    parser.add_argument("--layout", choices=tuple(LAYOUTS), help="default: contiguous, for the GPU's first shape both")
-    return run(parser, argv, name="views", shapes=pick_tasks, make_case=make_case, draw=draw)
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: fp32; both for a GPU's first shape")
+    parser.add_argument("--layout", choices=tuple(LAYOUTS), help="default: contiguous; both for a GPU's first shape")
+    return run(parser, BENCHMARK, argv)
 
 
-def pick_tasks(flags: argparse.Namespace, device: torch.device) -> list[Task]:
-    """What to measure: the device's headline shapes first, for runs under a time limit."""
+def pick_cases(flags: argparse.Namespace, device: torch.device) -> list[Callable[[torch.device], Case]]:
+    """How to make each case: the device's headline shapes first, for runs under a time limit."""
     shapes = flags.shapes or (*HEADLINE[device.type], *(() if flags.quick else MORE))
-    tasks = []
+    cases: list[Callable[[torch.device], Case]] = []
     for i, shape in enumerate(shapes):
         every = device.type == "cuda" and i == 0 and not flags.shapes
         dtypes = [flags.dtype] if flags.dtype else list(DTYPES) if every else ["fp32"]
         layouts = [flags.layout] if flags.layout else list(LAYOUTS) if every else ["contiguous"]
-        tasks += [Task(shape, *variant) for variant in product(dtypes, layouts, (False, True))]
-    return tasks
+        cases += [partial(make_case, shape, *variant) for variant in product(dtypes, layouts, (False, True))]
+    return cases
 
 
-def make_case(task: Task, flags: argparse.Namespace, device: torch.device) -> Case:
-    """The rows' case: inputs from a fixed seed, the oracle, and the sides."""
-    shape = task.shape
+def make_case(shape: ViewShape, dtype: str, layout: str, backward: bool, device: torch.device) -> Case:
+    """The case of a shape: inputs from a fixed seed, the sides, and their errors."""
     generator = torch.Generator().manual_seed(0)
-    inputs = [make_batch(task, generator, device) for _ in range(ROTATION)]
-    traffic = bytes_to_move(shape, inputs[0].images[0].element_size(), backward=task.backward)
-    copied = copy_bandwidth(device)
-    variant = ("" if task.dtype == "fp32" else f" {task.dtype}") + (" NHWC" if task.layout == "channels-last" else "")
+    inputs = [make_batch(shape, dtype, layout, generator, device) for _ in range(ROTATION)]
+    kind = ("" if dtype == "fp32" else f" {dtype}") + (" NHWC" if layout == "channels-last" else "")
+    results = ("value", "gradient")[: 1 + backward]
+
+    def errors(result: Result) -> dict[str, float]:
+        pairs = zip(results, result, exact(shape, inputs[0], result), strict=True)
+        return {name: relative_error(got, wanted) for name, got, wanted in pairs}
+
     return Case(
         labels={
-            "shape": f"{shape}{variant}",
-            "pass": "both" if task.backward else "forward",
-            "operator": shape.operator,
-            "views": shape.views,
-            "images": list(shape.images),
-            "amount": shape.amount,
-            "out": list(shape.out),
-            "dtype": task.dtype,
-            "layout": task.layout,
-            "copy_gb_per_s": copied / 1e9,
+            "shape": f"{shape}{kind}",
+            "pass": "both" if backward else "forward",
+            **shape._asdict(),
+            "dtype": dtype,
+            "layout": layout,
+            "traffic_bytes": bytes_to_move(shape, DTYPES[dtype].itemsize, backward=backward),
+            "copy_gb_per_s": copy_bandwidth(device) / 1e9,
         },
         inputs=inputs,
-        exact=exact(shape, inputs[0], backward=task.backward),
-        gates=GATES[task.dtype][: 1 + task.backward],
+        errors=errors,
         sides=[
-            Side(name=name, step=partial(_step, views, backward=task.backward), package=PACKAGES.get(name))
-            for name, views in make_sides(shape.operator, shape.amount, shape.out).items()
+            Side(
+                name=name,
+                make=partial(_make, views, backward),
+                ours=name == "fastle",
+                gates={result: GATES[dtype][result] for result in results},
+            )
+            for name, views in make_sides(shape).items()
         ],
-        floors={"copy": 1e3 * traffic / copied},
-        traffic=traffic,
     )
 
 
-def make_batch(task: Task, generator: torch.Generator, device: torch.device) -> Batch:
-    """Images in [0.1, 1), so that a masked pixel is none of theirs; corners of boxes that fit; normal gradients."""
-    shape = task.shape
+def make_sides(shape: ViewShape) -> dict[str, MakeViews]:
+    """What makes the views of a shape, by each side's name, fastle's first."""
+    amount = shape.amount
+    peers: dict[str, MakeViews]
+    if isinstance(amount, float):
+        ours: MakeViews = partial(our_masks, ratio=amount)
+        peers = {"eager": partial(eager_masks, ratio=amount)}
+        names = {"eager": "compiled"}
+    elif shape.operator == "hole":
+        ours, peers = partial(our_holes, hole=amount), {"eager": partial(eager_holes, hole=amount)}
+        names = {"eager": "compiled"}
+    else:
+        ours = partial(our_crops, box=amount, out=shape.out)
+        both = {"grid_sample": grid_crops, "roi_align": roi_crops}
+        peers = {name: partial(peer, box=amount, out=shape.out) for name, peer in both.items()}
+        names = {name: f"{name} compiled" for name in both}
+    sides = {"fastle": ours}
+    for name, peer in peers.items():
+        sides |= {name: peer, names[name]: compiled(peer)}
+    return sides
+
+
+def our_crops(images: Images, top: Tensor, left: Tensor, *, box: Size, out: Size) -> Images:
+    return tuple(crop_resize(images, top, left, *box, out_size=out))
+
+
+def our_holes(images: Images, top: Tensor, left: Tensor, *, hole: Size) -> Images:
+    return tuple(mask_fill(images, top, left, *hole))
+
+
+def our_masks(images: Images, top: Tensor, left: Tensor, *, ratio: float) -> Images:
+    # the draw belongs to what is compared: eager draws too
+    seeds = torch.randint(2**32, top.shape, device=top.device)
+    return tuple(mask_patches(images, seeds, ratio=ratio))
+
+
+def make_batch(
+    shape: ViewShape, dtype: str, layout: str, generator: torch.Generator, device: torch.device
+) -> ViewBatch:
+    """Images in [0.1, 1), where no pixel looks masked; corners of boxes that fit; normally distributed gradients."""
     batch, channels, *size = shape.images
-    rows, columns = (0, 0) if isinstance(shape.amount, float) else shape.amount
+    box = (0, 0) if isinstance(shape.amount, float) else shape.amount
 
     def moved(x: Tensor) -> Tensor:
-        return x.to(device, DTYPES[task.dtype], memory_format=LAYOUTS[task.layout])
+        return x.to(device, DTYPES[dtype], memory_format=LAYOUTS[layout])
 
     images = [0.1 + 0.9 * torch.rand(shape.images, generator=generator) for _ in range(shape.views)]
     top, left = (
         torch.randint(extent - side + 1, (batch,), generator=generator).to(device)
-        for extent, side in zip(size, (rows, columns), strict=True)
+        for extent, side in zip(size, box, strict=True)
     )
     cotangents = [torch.randn(batch, channels, *shape.out, generator=generator) for _ in range(shape.views)]
-    return Batch(
-        images=tuple(moved(x).requires_grad_() for x in images),
-        top=top,
-        left=left,
-        # a forward has no use for them
-        cotangents=tuple(map(moved, cotangents)) if task.backward else (),
-    )
+    return ViewBatch(tuple(moved(x).requires_grad_() for x in images), top, left, tuple(map(moved, cotangents)))
 
 
-def _step(views: Views, batch: Batch, *, backward: bool) -> Result:
+def _make(views: MakeViews, backward: bool) -> Callable[[ViewBatch], Result]:
+    return partial(forward_backward if backward else forward, views)
+
+
+def forward(views: MakeViews, batch: ViewBatch) -> Result:
+    return (tuple(view.detach() for view in views(batch.images, batch.top, batch.left)),)
+
+
+def forward_backward(views: MakeViews, batch: ViewBatch) -> Result:
     outputs = views(batch.images, batch.top, batch.left)
-    values = tuple(view.detach() for view in outputs)
-    return (values, torch.autograd.grad(outputs, batch.images, batch.cotangents)) if backward else (values,)
+    return tuple(view.detach() for view in outputs), torch.autograd.grad(outputs, batch.images, batch.cotangents)
 
 
-def exact(shape: Shape, batch: Batch, *, backward: bool) -> Result | Callable[[Result], Result]:
-    """What an input gives, in float64; of pixels, what it gives with the mask that is seen in a result."""
-    images = [x.detach().double() for x in batch.images]
-    gradients = [g.double() for g in batch.cotangents]
+def exact(shape: ViewShape, batch: ViewBatch, result: Result) -> Result:
+    """Views, and gradients if `result` has them, in float64. Masks are read from `result`, because sides draw them."""
+    images, gradients = ([x.detach().double() for x in xs] for xs in (batch.images, batch.cotangents))
     amount = shape.amount
     if isinstance(amount, float):
-        return partial(_exact_pixels, images, gradients, int(amount * math.prod(shape.images[2:])))
-    if shape.operator == "hole":
+        keep = _kept(result[0][0], int(amount * math.prod(shape.images[2:])))
+        values, backwards = [x * keep for x in images], [g * keep for g in gradients]
+    elif shape.operator == "hole":
         inside = torch.zeros_like(images[0][:, :1])
         for sample, top, left in zip(inside, batch.top.tolist(), batch.left.tolist(), strict=True):
             sample[:, top : top + amount[0], left : left + amount[1]] = 1
         share = 1 / math.prod(shape.images[2:])
         values = [x + inside * (share * x.sum((2, 3), keepdim=True) - x) for x in images]
-        # the rectangle passes on the mean's gradient only, which is the same for every pixel
+        # inside the hole only the mean has a gradient, which is the same for every pixel
         backwards = [g * (1 - inside) + share * (g * inside).sum((2, 3), keepdim=True) for g in gradients]
     else:
         vertical, horizontal = (
@@ -278,43 +306,72 @@ def exact(shape: Shape, batch: Batch, *, backward: bool) -> Result | Callable[[R
         )
         values = [vertical @ x @ horizontal.mT for x in images]
         backwards = [vertical.mT @ g @ horizontal for g in gradients]
-    return (values, backwards) if backward else (values,)
+    return (tuple(values), tuple(backwards))[: len(result)]
 
 
 def _hat(corner: Tensor, side: int, n: int, extent: int) -> Tensor:
-    """(B, 1, n, extent) float64: how much of each of the image's lines is in each of the n lines of the result."""
+    """(B, 1, n, extent) float64: the weight of each of the image's lines in each of the n lines of the result."""
     lines = torch.arange(n, device=corner.device, dtype=torch.float64) * ((side - 1) / max(n - 1, 1))
     position = (corner[:, None] + lines)[:, None, :, None]
     return (1 - (position - torch.arange(extent, device=corner.device)).abs()).clamp_min(0)
 
 
-def _exact_pixels(images: Sequence[Tensor], gradients: Sequence[Tensor], count: int, result: Result) -> Result:
-    """Images and gradients without the `count` pixels of each sample that are least in the result's first channel.
+def _kept(view: Tensor, count: int) -> Tensor:
+    """(B, 1, H, W) float64: 0 at the `count` pixels of each sample that are least in the view's first channel, else 1.
 
-    In a right result those are the masked ones, exactly 0. In one that masks more, fewer, or not the same in all
-    channels and views, some pixel is not what it is here, and no pixel of an image is near 0.
+    In a right result those are the masked ones, exactly 0. If a result masks more or fewer pixels, or not the same in
+    all channels and views, some pixel differs from this mask's, because no pixel of an image is near 0.
     """
-    first = tensors(result[0])[0][:, :1].detach()
+    first = view[:, :1].detach()
     masked = first.flatten(1).argsort(dim=1)[:, :count]
-    keep = torch.ones_like(first.flatten(1), dtype=torch.float64).scatter(1, masked, 0).view(first.shape)
-    return tuple([x * keep for x in values] for values in (images, gradients)[: len(result)])
+    return torch.ones_like(first.flatten(1), dtype=torch.float64).scatter(1, masked, 0).view(first.shape)
 
 
-def bytes_to_move(shape: Shape, item: int, *, backward: bool) -> int:
-    """What has to go through memory, in bytes, for numbers of `item` bytes.
+def bytes_to_move(shape: ViewShape, item: int, *, backward: bool) -> int:
+    """Bytes that must go through memory, for numbers of `item` bytes.
 
     A crop's forward reads the box and writes the result; its backward reads the gradient and writes that of the whole
-    image. A hole or mask reads and writes whole images each time: masked pixels are strewn over all lines of memory.
+    image. A hole or mask reads and writes whole images each time, because masked pixels lie in all lines of memory.
     """
     batch, channels, *size = shape.images
     whole, result = math.prod(size), math.prod(shape.out)
-    if shape.operator == "crop":
-        assert not isinstance(shape.amount, float)
-        pixels = math.prod(shape.amount) + result + backward * (result + whole)
-    else:
+    if isinstance(shape.amount, float) or shape.operator == "hole":
         pixels = (1 + backward) * 2 * whole
+    else:
+        pixels = math.prod(shape.amount) + result + backward * (result + whole)
     return item * shape.views * batch * channels * pixels
 
+
+def columns(row: Row) -> list[Column]:
+    """The columns of a row's table."""
+
+    def rate(name: str, side: Row) -> float:
+        return row["traffic_bytes"] / side.get("graph_ms", side["ms"])["p50"] / 1e6
+
+    return [
+        *operator_columns(row),
+        Column("GB/s", lambda name, side: digits(rate(name, side))),
+        Column("of\ncopy", lambda name, side: f"{rate(name, side) / row['copy_gb_per_s']:.0%}"),
+    ]
+
+
+def panels(row: Row) -> list[Panel]:
+    """Forward + backward only; the table has the rows of the forward alone."""
+    return time_and_memory(row) if row["pass"] == "both" else []
+
+
+def _notes(report: Row) -> list[str]:
+    return ["both: forward + backward. ×: a side's figure over fastle's. The first call includes compilation"]
+
+
+BENCHMARK = Benchmark(
+    name="views",
+    cases=pick_cases,
+    measure=lambda make, device, effort: measure(make(device), device, effort),
+    columns=columns,
+    panels=panels,
+    notes=_notes,
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,8 +1,15 @@
-"""The machine that a process runs on: its devices, its memory, and sizes in words."""
+"""The machine that a process runs on: its devices, its memory, the facts that a measurement depends on, byte counts."""
 
 from __future__ import annotations
 
+import gc
 import os
+import platform
+import subprocess
+from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -10,24 +17,31 @@ from rich.console import Console
 from fastle.config import ConfigError
 
 
-def pick_device(requested: str, console: Console) -> torch.device:
-    """The device that a flag asks for; says which it is, and why if it is not the one expected.
+def find_device(requested: str) -> torch.device:
+    """The device that a flag asks for: "auto" takes a GPU if there is one.
 
     Args:
         requested: "auto", "cpu" or "cuda".
 
     Raises:
-        ConfigError: "cuda" cannot be had.
+        ConfigError: "cuda" is requested, and PyTorch cannot use a GPU.
     """
     reason = None if torch.cuda.is_available() else _why_no_gpu()
     if requested == "cuda" and reason:
         raise ConfigError(f"--device cuda cannot be had: {reason}; use --device cpu")
     if requested == "cpu" or reason:
-        expected = f" (no GPU: {reason}; training is many times slower than on one)" if requested == "auto" else ""
-        console.print(f"device: cpu, {torch.get_num_threads()} threads{expected}", highlight=False, soft_wrap=True)
         return torch.device("cpu")
-    device = torch.device("cuda", from_torchrun("LOCAL_RANK", 0))
-    console.print(f"device: {device}, {torch.cuda.get_device_name(device)}", highlight=False)
+    return torch.device("cuda", from_torchrun("LOCAL_RANK", 0))
+
+
+def pick_device(requested: str, console: Console) -> torch.device:
+    """As `find_device`, and prints which device it is. If "auto" finds no GPU, the line says why."""
+    device = find_device(requested)
+    if device.type == "cpu":
+        reason = f" (no GPU: {_why_no_gpu()}; training is many times slower than on one)" if requested == "auto" else ""
+        console.print(f"device: cpu, {torch.get_num_threads()} threads{reason}", highlight=False, soft_wrap=True)
+    else:
+        console.print(f"device: {device}, {torch.cuda.get_device_name(device)}", highlight=False)
     return device
 
 
@@ -45,11 +59,120 @@ def from_torchrun(name: str, alone: int) -> int:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for a GPU."""
+    """Waits until a GPU has done all its work; on a CPU there is nothing to wait for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
+def allocated_memory(device: torch.device) -> int:
+    """Bytes of a GPU that live tensors hold, after garbage was collected; 0 on a CPU, where nobody counts them."""
+    gc.collect()
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated(device)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a process can still allocate, after garbage was collected."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        # outside Linux: all the memory that the machine has
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> int:
+    """Bytes that a call holds at its peak, its results included, beyond what was held before.
+
+    On a GPU PyTorch's caching allocator reports them. On a CPU they are the running sum of the allocations that
+    PyTorch's profiler records, compiled code included; it does not see the scratch memory of libraries.
+    """
+    # the profiler complains about memory that was allocated before it started and is freed while it runs
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    quiet_profiler()
+    with torch.autograd.profiler.profile(use_device=None, profile_memory=True) as profiler:
+        call()
+    assert profiler.kineto_results is not None
+    allocations = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(allocations, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def quiet_profiler() -> None:
+    """Keeps PyTorch's profiler from reporting its starts and stops on stderr."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+
+def environment(device: torch.device) -> dict[str, str | int | None]:
+    """What a measurement depends on besides the command: device, driver, versions, threads, commit and date."""
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else _cpu_name(),
+        "device_type": device.type,
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+        if cuda
+        else None,
+        "cuda": torch.version.cuda if cuda else None,
+        "torch": torch.__version__,
+        "triton": package_version("triton"),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "fp32_products": torch.get_float32_matmul_precision(),
+        "commit": _commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def package_version(package: str) -> str | None:
+    """The installed version of a package; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    root = Path(__file__).parents[1]
+    # an installed package may lie inside somebody else's repository
+    if not (root / ".git").exists():
+        return None
+    return _output("git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _output(*command: str) -> str | None:
+    """What a program prints; None if it is missing or fails."""
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
 def format_bytes(count: float) -> str:
-    """For a message: megabytes, gigabytes from one up."""
+    """A number of bytes for a message: in megabytes, from 1 GB up in gigabytes."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

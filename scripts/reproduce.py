@@ -34,7 +34,6 @@ import torch
 # this checkout comes first, so that the results name the commit of what they measure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.harness import environment
 from bench.reproduce.measure import Record, RowRunner, check_probes, summarize, trained
 from bench.reproduce.report import markdown, save_reconstructions, save_samples
 from bench.reproduce.rows import PROBED, ROWS, Group, Plan, Row, ScaleName, make_plan, pick_rows, same_settings
@@ -43,6 +42,7 @@ from fastle.commands.cli import Parser
 from fastle.config import ConfigError, DataConfig
 from fastle.data import Split, open_images
 from fastle.errors import FastleError
+from fastle.machine import environment
 from fastle.method.model import Autoencoder
 from fastle.training.loop import Interrupted
 

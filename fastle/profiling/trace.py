@@ -1,4 +1,4 @@
-"""The time of each phase of a step, read from a chrome trace."""
+"""Reads the time of each phase of a step from a chrome trace."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from fastle.phases import PHASES
 
 @dataclass(slots=True)
 class Times:
-    """Of a phase, ms for each step."""
+    """Milliseconds per step of a phase."""
 
     host: float = 0.0
     device: float = 0.0
 
 
 def phase_times(trace: dict[str, Any], steps: int) -> tuple[dict[str, Times], Times]:
-    """The time of each phase in a trace, and of all of it, in ms for each of its steps.
+    """The time of each phase of a trace, and of the whole trace, in milliseconds per step.
 
     Args:
         trace: a chrome trace whose phases are annotations of one thread.
+        steps: how many steps it holds.
     """
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
     spans = [
@@ -53,7 +54,7 @@ def phase_times(trace: dict[str, Any], steps: int) -> tuple[dict[str, Times], Ti
         host=(timeline[-1][0] - timeline[0][0]) / 1e3 / steps, device=sum(times.device for times in phases.values())
     )
     if "encode" in phases:
-        # means and sums, when the parts of the loss have names of their own
+        # the parts of the loss have names of their own, and only means and sums are left
         rest = phases.pop("loss", Times())
         phases["step"].host += rest.host
         phases["step"].device += rest.device
@@ -61,7 +62,7 @@ def phase_times(trace: dict[str, Any], steps: int) -> tuple[dict[str, Times], Ti
 
 
 def _timeline(spans: Sequence[tuple[float, float, str]]) -> list[tuple[float, str]]:
-    """From when on which span is the innermost, "" for none. Spans lie in each other or apart."""
+    """Times at which the innermost span changes, each with its name or "" for none. Spans nest or do not overlap."""
     points: list[tuple[float, str]] = []
     around: list[tuple[float, str]] = []
 

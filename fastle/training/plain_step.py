@@ -1,29 +1,31 @@
-"""The plain step that fastle's is measured against: the author's structure in plain modules.
+"""The plain training step, with which fastle's step is compared: the author's structure in plain modules.
 
-It computes what fastle computes, and saves nothing: convolutions on the upsampled map, also of size 1; the encoder and
-the decoder once for each branch, the judge once for each view; the judge is a second encoder, and the weights are
-copied to it after every step of the optimizer; crops by grid_sample, its grid made in each call; the hole by where;
-SIGReg with every (N, M, K) tensor. State dicts have fastle's keys, and everything random comes in fastle's `Draws`.
+It computes the same as fastle's step, without fastle's savings. All convolutions, those of size 1 too, run on the
+upsampled map. Encoder and decoder run once for each branch, the judge once for each view. The judge is a second encoder
+that receives a copy of the weights after every step. Crops use grid_sample, with a new grid in each call; the hole uses
+torch.where; SIGReg builds every (N, M, K) tensor. State dicts have fastle's keys, and all random numbers come from
+fastle's `Draws`.
 
-It knows the rows that are measured: the step-frozen judge with crop-resize, masked or not.
+It supports the configurations that are measured: the step-frozen judge with crop-resize, with or without a mask.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastle.config import ModelConfig, ObjectiveConfig, RunConfig
+from fastle.config import ModelConfig, ObjectiveConfig, Precision, RunConfig
 from fastle.kernels import reference
 from fastle.method.objective import Draws
 from fastle.method.transforms import Boxes
 from fastle.phases import phase
+
+from .step import TrainStep
 
 
 class PlainDown(nn.Module):
@@ -73,7 +75,7 @@ class PlainEncoder(nn.Module):
         x = self.down(F.silu(self.stem(x)))
         if self.pool is not None:
             x = self.pool(x.flatten(1))
-        # under autocast, as fastle: the latent and its statistics stay in the weights' precision
+        # under autocast, the latent and its statistics stay in the weights' precision, as in fastle's model
         return x.to(self.norm.weight.dtype)
 
 
@@ -106,7 +108,7 @@ class PlainObjective(nn.Module):
     """agreement + λ·SIGReg(z), or (consistency + clean + masked) / 3 + λ/2 · (SIGReg(z_c) + SIGReg(z_m)).
 
     Attributes:
-        judge: an encoder of its own; `refresh_judge` gives it the encoder's weights.
+        judge: a separate encoder, which receives the encoder's weights from `refresh_judge`.
     """
 
     def __init__(self, model: PlainAutoencoder, config: ObjectiveConfig) -> None:
@@ -115,12 +117,12 @@ class PlainObjective(nn.Module):
             raise ValueError(f"the plain step has a step-frozen judge and crop-resize, not {config}")
         self.model, self.config = model, config
         self.judge = copy.deepcopy(model.encoder).requires_grad_(False)
-        # without running statistics a BatchNorm takes those of its batch
+        # without running statistics, BatchNorm uses those of the batch
         self.judge.norm.track_running_stats = False
         self.judge.norm.running_mean = self.judge.norm.running_var = self.judge.norm.num_batches_tracked = None
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
-        """The loss of a batch (B, C, H, W), uint8 or in [0, 1]."""
+        """The loss, a scalar, of a batch (B, C, H, W), uint8 or float in [0, 1]."""
         config, encoder, decoder = self.config, self.model.encoder, self.model.decoder
         assert config.crop_ratio is not None and config.sigreg_weight is not None and isinstance(draws.view, Boxes)
         x = images.float() / 255 if images.dtype == torch.uint8 else images
@@ -150,7 +152,7 @@ class PlainObjective(nn.Module):
         return (consistency + agreement + masked) / 3 + config.sigreg_weight * regularizer
 
     def _judged(self, view: Tensor, like: Tensor | None) -> Tensor:
-        """J of a view, with its own batch's mean and variance or with those of the features `like`."""
+        """The judge's output for a view, normalised with the statistics of its own batch or of the features `like`."""
         with phase("judge"):
             if like is None:
                 return self.judge(view)
@@ -161,13 +163,13 @@ class PlainObjective(nn.Module):
 
     @torch.no_grad()
     def refresh_judge(self) -> None:
-        """After the optimizer's step."""
+        """Copies the encoder's weights to the judge; call it after the optimizer's step."""
         for copied, parameter in zip(self.judge.parameters(), self.model.encoder.parameters(), strict=True):
             copied.copy_(parameter)
 
     def _sigreg(self, z: Tensor, draws: Draws) -> Tensor:
         assert draws.slices is not None
-        # bf16 cosines would spoil the statistic, here as in fastle
+        # bf16 cosines would spoil the statistic; fastle's operator computes in fp32 too
         with phase("SIGReg"), torch.autocast(z.device.type, enabled=False):
             samples = z if z.ndim == 2 else z.flatten(2).permute(2, 0, 1)
             return reference.sigreg(samples, draws.slices).mean()
@@ -176,77 +178,112 @@ class PlainObjective(nn.Module):
 def crop(x: Tensor, boxes: Boxes, side: int) -> Tensor:
     """A square box of each image, resized back to the image's size."""
     with phase("views"):
-        return _crop(x, boxes, side)
-
-
-def _crop(x: Tensor, boxes: Boxes, side: int) -> Tensor:
-    height, width = x.shape[2:]
-    down, across = (
-        2 * (corner[:, None] + torch.linspace(0, side - 1, n, dtype=x.dtype, device=x.device)) / (n - 1) - 1
-        for corner, n in ((boxes.top, height), (boxes.left, width))
-    )
-    size = (len(x), height, width)
-    grid = torch.stack((across[:, None, :].expand(size), down[:, :, None].expand(size)), dim=-1)
-    # a coordinate that rounding puts past the image reads its border, not zero
-    return F.grid_sample(x, grid, padding_mode="border", align_corners=True)
+        return grid_crop(x, boxes.top, boxes.left, (side, side), (x.shape[2], x.shape[3]))
 
 
 def cut(x: Tensor, boxes: Boxes, side: int) -> Tensor:
-    """A square of each image filled with the mean of each of its channels."""
+    """Each image with a square filled by the mean of each of its channels."""
     with phase("views"):
-        return _cut(x, boxes, side)
+        return fill_with_mean(x, boxes.top, boxes.left, (side, side))
 
 
-def _cut(x: Tensor, boxes: Boxes, side: int) -> Tensor:
+def grid_crop(x: Tensor, top: Tensor, left: Tensor, box: tuple[int, int], out: tuple[int, int]) -> Tensor:
+    """A box of each image (B, C, H, W), resized by grid_sample with aligned corners.
+
+    Args:
+        top, left: (B,), the corner of each image's box.
+        box, out: rows and columns of the boxes and of the result.
+    """
+    down, across = (
+        2 * (corner[:, None] + torch.linspace(0, side - 1, n, dtype=x.dtype, device=x.device)) / (extent - 1) - 1
+        for corner, side, n, extent in zip((top, left), box, out, x.shape[2:], strict=True)
+    )
+    size = (len(x), *out)
+    grid = torch.stack((across[:, None, :].expand(size), down[:, :, None].expand(size)), dim=-1)
+    # where rounding puts a coordinate outside the image, the border is read, not zero
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=True)
+
+
+def fill_with_mean(x: Tensor, top: Tensor, left: Tensor, hole: tuple[int, int]) -> Tensor:
+    """Images (B, C, H, W) with a hole of some rows and columns, filled by the mean of each channel."""
     rows, columns = (
         (line >= corner[:, None]) & (line < corner[:, None] + side)
-        for corner, line in zip(
-            (boxes.top, boxes.left), (torch.arange(n, device=x.device) for n in x.shape[2:]), strict=True
+        for corner, side, line in zip(
+            (top, left), hole, (torch.arange(n, device=x.device) for n in x.shape[2:]), strict=True
         )
     )
     inside = (rows[:, :, None] & columns[:, None, :])[:, None]
     return torch.where(inside, x.mean(dim=(2, 3), keepdim=True), x)
 
 
-class PlainStep:
-    """Draw, loss, backward, AdamW with PyTorch's defaults, copy to the judge.
+class StartingPoint:
+    """fastle's initial weights and draws, from which another implementation of the step can start.
 
     Args:
-        config: of the run, its precision included: "bf16" is autocast, with fp32 weights, latent and statistics.
-        weights: a state dict, of fastle's model or of this one.
-        draw: everything random in a step, of a batch and the number of steps before.
-        channels_last: the weights' memory format, which the convolutions' results take over; contiguous without.
-        compiled: the loss as one graph of torch.compile.
+        config: the run's configuration; its precision does not matter.
+        device: where weights and draws live.
+
+    Attributes:
+        weights: a state dict.
+    """
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        # this step is never taken
+        self._step = TrainStep(config, device)
+        self.weights: dict[str, Tensor] = self._step.model.state_dict()
+
+    def draw(self, images: Tensor, done: int) -> Draws:
+        """The draws of fastle's step for a batch, after `done` steps."""
+        self._step.done = done
+        return self._step.draw(images)
+
+    def parameters(self) -> list[Tensor]:
+        """The initial parameters, in the model's order."""
+        return [parameter.detach() for parameter in self._step.model.parameters()]
+
+
+class PlainStep:
+    """Draw, loss, backward, AdamW with PyTorch's defaults, and the copy of the weights to the judge.
+
+    Args:
+        start: where the weights and the draws come from.
+        precision: "bf16" is autocast; weights, latent and statistics stay fp32.
+        channels_last: the memory format of the weights, which the convolutions' results take over; otherwise they are
+            contiguous.
+        compiled: compute the loss as one graph of torch.compile.
+
+    Raises:
+        ValueError: the configuration's judge or transformation is not the one that this step knows.
     """
 
     def __init__(
         self,
-        config: RunConfig,
-        device: torch.device,
+        start: StartingPoint,
         *,
-        weights: dict[str, Tensor],
-        draw: Callable[[Tensor, int], Draws],
+        precision: Precision = "fp32",
         channels_last: bool = False,
         compiled: bool = False,
     ) -> None:
-        self.config, self.device, self.done, self._draw = config, device, 0, draw
+        config, self.device = start.config, start.device
+        self.precision, self.done, self.draw = precision, 0, start.draw
         self.model = PlainAutoencoder(config.model)
-        self.model.load_state_dict(weights)
-        self.model.to(device)
+        self.model.load_state_dict(start.weights)
+        self.model.to(self.device)
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.objective = PlainObjective(self.model, config.objective)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.train.lr)
         if compiled:
-            # with the whole graph or an error: a silent fallback would be timed as if it were compiled
+            # compile the whole graph or fail: a silent fallback would be timed as if it were compiled
             self.objective.compile(fullgraph=True, dynamic=False)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """One step on a batch, uint8 (B, C, size, size) on the device. Returns the loss."""
+        """Takes one step on a batch, uint8 (B, C, size, size) on the device. Returns the loss."""
         with phase("draws"):
-            draws = self._draw(images, self.done)
+            draws = self.draw(images, self.done)
         self.optimizer.zero_grad()
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16")
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
         with phase("loss"), autocast:
             loss = cast(Tensor, self.objective(images, draws))
         with phase("backward"):
