@@ -1,11 +1,12 @@
-"""Crop-resize and its gradient in Triton, see `crop_resize` for the formulas.
+"""Crop-resize and its gradient in Triton; `crop_resize` has the formulas.
 
-    INNER   channels that lie together: 1 in a contiguous image, C in a channels-last one
-    plane   (H, W·INNER): an image's channel, or all of them
-    e       an element of a row: column e // INNER, channel e % INNER
+    INNER    interleaved channels: 1 in a contiguous image, C in a channels-last one
+    plane    [H, W·INNER]: one channel of an image, or all of them
+    e        an element of a row: column e // INNER, channel e % INNER
+    BI, BE   output rows and elements of a tile
 
-A program's `view` is which of up to four image batches it works on. Boxes are asserted to lie in the image, by the
-device itself; what is read lies in the image even where they do not.
+A launch takes up to four image batches; `view` is the program's own. The device asserts that boxes lie in the image.
+Without assertions, clamped boxes keep every read inside the image.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .images import alike, empty_like, filled_up, planes
-from .images_triton import divide, load_corner, one_of
+from .images import empty_like, launch_groups, pad_views, planes
+from .images_triton import divide, load_corner, select_view
 
 # launch table; not tuned on a GPU yet
 TILE, MAX_COLUMNS, WARPS = 1024, 128, 4
-PIXELS = 128  # of a box, for one program of the gradient
-ZERO_ROWS = 16
+PIXELS = 128  # elements of a box that one program of the gradient computes
+ZERO_ROWS = 16  # image rows in which one program of the gradient stores zeros
 
 
 @triton.jit
 def _span(start_ptr, sizes_ptr, size, sample, extent, VARIES: tl.constexpr):
-    """First pixel and size of a sample's box along one axis of `extent` pixels."""
+    """First pixel and size of a sample's box along an axis of `extent` pixels, clamped to it."""
     start = load_corner(start_ptr + sample)
     if VARIES:
         size = load_corner(sizes_ptr + sample)
@@ -37,7 +38,7 @@ def _span(start_ptr, sizes_ptr, size, sample, extent, VARIES: tl.constexpr):
 
 @triton.jit
 def _neighbours(i, size, out):
-    """Both pixels that output i reads of a box, and the second one's weight."""
+    """The two pixels of a box that output i reads, and the weight of the second."""
     steps = tl.maximum(out - 1, 1)
     low, rest = divide(i * (size - 1), steps)
     return low, tl.minimum(low + 1, size - 1), rest.to(tl.float32) / steps.to(tl.float32)
@@ -53,8 +54,8 @@ def _forward_kernel(
     BI: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
     view = tl.program_id(1)
-    x_ptr = one_of(view, x0_ptr, x1_ptr, x2_ptr, x3_ptr, VIEWS)
-    y_ptr = one_of(view, y0_ptr, y1_ptr, y2_ptr, y3_ptr, VIEWS)
+    x_ptr = select_view(view, x0_ptr, x1_ptr, x2_ptr, x3_ptr, VIEWS)
+    y_ptr = select_view(view, y0_ptr, y1_ptr, y2_ptr, y3_ptr, VIEWS)
     across = tl.cdiv(OW * INNER, BE)
     tiles = across * tl.cdiv(OH, BI)
     plane = tl.program_id(0) // tiles
@@ -85,15 +86,15 @@ def _forward_kernel(
 
 @triton.jit
 def _taps(size, out):
-    """How many outputs read one pixel of a box, at most."""
+    """The largest number of outputs that read one pixel of a box."""
     steps = tl.maximum(out - 1, 1)
-    # all of them read a box of one pixel
+    # every output reads the pixel of a box of size 1
     return tl.where(size > 1, tl.minimum(out, tl.cdiv(2 * steps, tl.maximum(size - 1, 1))), out)
 
 
 @triton.jit
 def _first_tap(pixel, size, out):
-    """The first output that reads a pixel, how far from it (in parts of a step), and what a step is."""
+    """The first output that reads a pixel, its distance and the distance between outputs (in 1/steps), and 1/steps."""
     steps = tl.maximum(out - 1, 1)
     quotient, _ = divide((pixel - 1) * steps, tl.maximum(size - 1, 1))
     first = tl.maximum(quotient + 1, 0)
@@ -110,7 +111,7 @@ def _backward_kernel(
     PIXELS: tl.constexpr, ZERO_ROWS: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
     view = tl.program_id(1)
-    dx_ptr = one_of(view, dx0_ptr, dx1_ptr, dx2_ptr, dx3_ptr, VIEWS)
+    dx_ptr = select_view(view, dx0_ptr, dx1_ptr, dx2_ptr, dx3_ptr, VIEWS)
     programs = box_programs + tl.cdiv(H, ZERO_ROWS)
     plane = tl.program_id(0) // programs
     program = tl.program_id(0) % programs
@@ -119,15 +120,19 @@ def _backward_kernel(
     left, width = _span(left_ptr, widths_ptr, width, sample, W, VARIES_W)
     dx_ptr += plane.to(tl.int64) * (H * W * INNER)
     if program < box_programs:
-        # pixels of the box, each of which gathers from the outputs that read it: nothing is added atomically
+        # each pixel of the box gathers from the outputs that read it, so that nothing is added atomically
         q = program * PIXELS + tl.arange(0, PIXELS)
         inside = q < height * width * INNER
         r, e = divide(q, width * INNER)
         c = e // INNER
-        g_ptr = one_of(view, g0_ptr, g1_ptr, g2_ptr, g3_ptr, VIEWS) + plane.to(tl.int64) * (OH * OW * INNER) + e % INNER
+        g_ptr = (
+            select_view(view, g0_ptr, g1_ptr, g2_ptr, g3_ptr, VIEWS)
+            + plane.to(tl.int64) * (OH * OW * INNER)
+            + e % INNER
+        )
         first_i, from_r, row_step, per_row = _first_tap(r, height, OH)
         first_j, from_c, column_step, per_column = _first_tap(c, width, OW)
-        # a smaller box than the largest possible leaves programs without work
+        # the grid is for the largest possible box: with a smaller one, some programs have no work
         busy = program * PIXELS < height * width * INNER
         taps_i, taps_j = tl.where(busy, _taps(height, OH), 0), tl.where(busy, _taps(width, OW), 0)
         total = tl.zeros((PIXELS,), tl.float32)
@@ -152,12 +157,12 @@ def _backward_kernel(
             e = start + tl.arange(0, BE)
             in_columns = (e >= left * INNER) & (e < (left + width) * INNER)
             to = dx_ptr + row[:, None] * (W * INNER) + e[None, :]
-            # whole rows apart, since their mask lets them be stored several numbers at once
+            # whole rows have a store of their own, because their mask allows vectorised stores
             tl.store(to, zero, mask=((row < H) & ~in_rows)[:, None] & (e < W * INNER)[None, :])
             tl.store(to, zero, mask=in_rows[:, None] & ((e < W * INNER) & ~in_columns)[None, :])
 
 
-# `debug` keeps the assertions, which it would else leave out, and not the checks of integer overflow
+# `debug` compiles the assertions in; the checks for integer overflow, which it implies, stay off
 OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": True, "debug": True, "sanitize_overflow": False}
 
 
@@ -165,9 +170,9 @@ def forward(
     images: list[Tensor], top: Tensor, left: Tensor, heights: Tensor | None, widths: Tensor | None,
     height: int, width: int, size: tuple[int, int],
 ) -> list[Tensor]:  # fmt: skip
-    """Dense images → (B, C, *size) each."""
-    found = [empty_like(image, size) for image in images]
-    for group in alike(images):
+    """Dense images (B, C, H, W) → (B, C, *size) each."""
+    results = [empty_like(image, size) for image in images]
+    for group in launch_groups(images):
         image = images[group[0]]
         count, inner = planes(image)
         columns = min(MAX_COLUMNS, triton.next_power_of_2(size[1] * inner))
@@ -176,22 +181,22 @@ def forward(
         if count == 0:
             continue
         _forward_kernel[(count * tiles, len(group))](
-            *filled_up([images[k] for k in group]), *filled_up([found[k] for k in group]),
+            *pad_views([images[k] for k in group]), *pad_views([results[k] for k in group]),
             top, left, top if heights is None else heights, left if widths is None else widths,
             height, width, count // len(image), *image.shape[2:], *size,
             INNER=inner, VIEWS=len(group), VARIES_H=heights is not None, VARIES_W=widths is not None,
             SCALED=image.dtype == torch.uint8, BI=rows, BE=columns, **OPTIONS,
         )  # fmt: skip
-    return found
+    return results
 
 
 def backward(
     gradients: list[Tensor], top: Tensor, left: Tensor, heights: Tensor | None, widths: Tensor | None,
     height: int, width: int, size: tuple[int, int],
 ) -> list[Tensor]:  # fmt: skip
-    """Dense gradients to the outputs → those to images of `size`."""
-    found = [empty_like(gradient, size) for gradient in gradients]
-    for group in alike(gradients):
+    """Dense gradients to the outputs → gradients to the images (B, C, *size)."""
+    results = [empty_like(gradient, size) for gradient in gradients]
+    for group in launch_groups(gradients):
         gradient = gradients[group[0]]
         count, inner = planes(gradient)
         if count == 0:
@@ -200,10 +205,10 @@ def backward(
         box_programs = triton.cdiv(largest, PIXELS)
         columns = min(MAX_COLUMNS, triton.next_power_of_2(size[1] * inner))
         _backward_kernel[(count * (box_programs + triton.cdiv(size[0], ZERO_ROWS)), len(group))](
-            *filled_up([gradients[k] for k in group]), *filled_up([found[k] for k in group]),
+            *pad_views([gradients[k] for k in group]), *pad_views([results[k] for k in group]),
             top, left, top if heights is None else heights, left if widths is None else widths,
             height, width, count // len(gradient), box_programs, *size, *gradient.shape[2:],
             INNER=inner, VIEWS=len(group), VARIES_H=heights is not None, VARIES_W=widths is not None,
             PIXELS=PIXELS, ZERO_ROWS=ZERO_ROWS, BE=columns, **OPTIONS,
         )  # fmt: skip
-    return found
+    return results

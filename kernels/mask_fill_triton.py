@@ -1,9 +1,10 @@
-"""Filling a rectangle with the image's mean, and its gradient, in Triton; see `mask_fill` for the formulas.
+"""Filling a rectangle with the image's mean, and the gradient, in Triton; `mask_fill` has the formulas.
 
-    INNER   channels that lie together: 1 in a contiguous image, C in a channels-last one
-    plane   (H·W, INNER): an image's channel, or all of them
+    INNER    interleaved channels: 1 in a contiguous image, C in a channels-last one
+    plane    [H·W, INNER]: one channel of an image, or all of them
+    BP, BI   pixels and channels of a tile
 
-A program has BI channels of a plane. A plane that fits into its registers is read once, a larger one twice.
+A program fills BI channels of a plane. It reads a plane that fits into its registers once, a larger one twice.
 """
 
 from __future__ import annotations
@@ -13,48 +14,49 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .images import alike, empty_like, filled_up, planes
-from .images_triton import divide, load_corner, one_of
+from .images import empty_like, launch_groups, pad_views, planes
+from .images_triton import divide, load_corner, select_view
 
 # launch table; not tuned on a GPU yet
 MAX_CHANNELS = 16
-MAX_HELD = 16384  # numbers in a program's registers
-BLOCK = 4096  # numbers at a time of what is read twice
-NUMBERS_PER_WARP = 1024
+MAX_HELD = 16384  # values that a program holds in registers
+BLOCK = 4096  # values in a tile of a plane that is read twice
+VALUES_PER_WARP = 1024
 
 
 @triton.jit
 def _block(start, channel, x_ptr, top, left, height, width, H, W, INNER: tl.constexpr, BP: tl.constexpr):
-    """Pixels from `start` on: x [BI, BP], which of them lie in the rectangle, where they are, and which there are."""
+    """The tile of pixels from `start` on: x [BI, BP], whether each is in the rectangle, its offset, and the mask."""
     p = start + tl.arange(0, BP)
     row, column = divide(p, W)
     inside = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
     offset = p[None, :] * INNER + channel[:, None]
     mask = (p < H * W)[None, :] & (channel < INNER)[:, None]
-    return tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32), inside[None, :], offset, mask
+    x = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)  # [BI, BP]
+    return x, inside[None, :], offset, mask
 
 
 @triton.jit
 def _summand(x, inside, ADJOINT: tl.constexpr):
-    found = x
+    summand = x
     if ADJOINT:
-        found = tl.where(inside, x, 0.0)
-    return found
+        summand = tl.where(inside, x, 0.0)
+    return summand
 
 
 @triton.jit
 def _result(x, inside, mean, ADJOINT: tl.constexpr):
     if ADJOINT:
-        found = tl.where(inside, 0.0, x) + mean
+        result = tl.where(inside, 0.0, x) + mean
     else:
-        found = tl.where(inside, mean, x)
-    return found
+        result = tl.where(inside, mean, x)
+    return result
 
 
 @triton.jit(do_not_specialize=["height", "width"])
 def _fill_kernel(
     x0_ptr, x1_ptr, x2_ptr, x3_ptr,  # [planes, H*W, INNER]
-    y0_ptr, y1_ptr, y2_ptr, y3_ptr,  # the same
+    y0_ptr, y1_ptr, y2_ptr, y3_ptr,  # [planes, H*W, INNER]
     top_ptr, left_ptr,  # [B]
     height, width, per_sample, H, W, scale,
     INNER: tl.constexpr, VIEWS: tl.constexpr, ADJOINT: tl.constexpr, HELD: tl.constexpr,
@@ -67,8 +69,8 @@ def _fill_kernel(
     sample = plane // per_sample
     top = load_corner(top_ptr + sample)
     left = load_corner(left_ptr + sample)
-    x_ptr = one_of(view, x0_ptr, x1_ptr, x2_ptr, x3_ptr, VIEWS) + plane.to(tl.int64) * (H * W * INNER)
-    y_ptr = one_of(view, y0_ptr, y1_ptr, y2_ptr, y3_ptr, VIEWS) + plane.to(tl.int64) * (H * W * INNER)
+    x_ptr = select_view(view, x0_ptr, x1_ptr, x2_ptr, x3_ptr, VIEWS) + plane.to(tl.int64) * (H * W * INNER)
+    y_ptr = select_view(view, y0_ptr, y1_ptr, y2_ptr, y3_ptr, VIEWS) + plane.to(tl.int64) * (H * W * INNER)
     if HELD:
         x, inside, offset, mask = _block(0, channel, x_ptr, top, left, height, width, H, W, INNER, BP)
         mean = tl.sum(_summand(x, inside, ADJOINT), 1)[:, None] / (H * W)
@@ -86,15 +88,15 @@ def _fill_kernel(
             tl.store(y_ptr + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-def warps(numbers: int) -> int:
-    """Of a program that has so many numbers at a time, a power of two."""
-    return min(16, max(1, numbers // NUMBERS_PER_WARP))
+def num_warps(values: int) -> int:
+    """Warps for a tile of `values`, which is a power of two."""
+    return min(16, max(1, values // VALUES_PER_WARP))
 
 
 def fill(images: list[Tensor], top: Tensor, left: Tensor, height: int, width: int, *, adjoint: bool) -> list[Tensor]:
-    """Dense images → each with its rectangle filled; or, of gradients to those, the gradients to the images."""
-    found = [empty_like(image) for image in images]
-    for group in alike(images):
+    """Dense images → images with filled rectangles; with `adjoint`, the gradients to those → to the images."""
+    filled = [empty_like(image) for image in images]
+    for group in launch_groups(images):
         image = images[group[0]]
         count, inner = planes(image)
         if count == 0:
@@ -104,10 +106,10 @@ def fill(images: list[Tensor], top: Tensor, left: Tensor, height: int, width: in
         held = triton.next_power_of_2(pixels) * channels <= MAX_HELD
         block = triton.next_power_of_2(pixels) if held else BLOCK // channels
         _fill_kernel[(count * triton.cdiv(inner, channels), len(group))](
-            *filled_up([images[k] for k in group]), *filled_up([found[k] for k in group]),
+            *pad_views([images[k] for k in group]), *pad_views([filled[k] for k in group]),
             top, left, height, width, count // len(image), *image.shape[2:],
             1 / 255 if image.dtype == torch.uint8 else 1.0,
             INNER=inner, VIEWS=len(group), ADJOINT=adjoint, HELD=held, BP=block, BI=channels,
-            num_warps=warps(block * channels), enable_fp_fusion=True,
+            num_warps=num_warps(block * channels), enable_fp_fusion=True,
         )  # fmt: skip
-    return found
+    return filled

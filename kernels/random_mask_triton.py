@@ -1,8 +1,9 @@
-"""Random masks in Triton, made and applied in one pass; see `random_mask` for the formulas.
+"""Random masks in Triton, computed and applied in one pass; `random_mask` has the formulas.
 
-    PS, CS    how far one pixel, and one channel, is from the next: 1 and H·W, or C and 1 where channels lie together
+    PS, CS   strides of pixels and of channels: 1 and H·W if contiguous, C and 1 if channels-last
+    BP, BI   pixels and channels of a tile
 
-A program makes the mask of BP pixels of a sample and applies it to all channels, BI at a time.
+A program computes the mask of BP pixels of a sample and applies it to all channels, BI at a time.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .images import alike, empty_like, filled_up, is_channels_last
-from .images_triton import divide, one_of
+from .images import empty_like, is_channels_last, launch_groups, pad_views
+from .images_triton import divide, select_view
 
 # launch table; not tuned on a GPU yet
 BP, MAX_CHANNELS, WARPS = 1024, 4, 4
@@ -44,7 +45,7 @@ def _rounds(x, seed, LOW_BITS: tl.constexpr, HIGH_BITS: tl.constexpr, ROUNDS: tl
 @triton.jit(do_not_specialize=["limit"])
 def _mask_kernel(
     x0_ptr, x1_ptr, x2_ptr, x3_ptr,  # [B, C, H, W] or [B, H, W, C]
-    y0_ptr, y1_ptr, y2_ptr, y3_ptr,  # the same
+    y0_ptr, y1_ptr, y2_ptr, y3_ptr,  # [B, C, H, W] or [B, H, W, C]
     seeds_ptr,  # [B]
     limit, C, H, W, PS, CS, scale,
     PATCH: tl.constexpr, LOW_BITS: tl.constexpr, HIGH_BITS: tl.constexpr, ROUNDS: tl.constexpr, VIEWS: tl.constexpr,
@@ -56,8 +57,8 @@ def _mask_kernel(
     p = (tl.program_id(0) % tiles) * BP + tl.arange(0, BP)
     seed = _hash(tl.load(seeds_ptr + sample).to(tl.uint32))
     base = sample.to(tl.int64) * (C * H * W)
-    x_ptr = one_of(view, x0_ptr, x1_ptr, x2_ptr, x3_ptr, VIEWS) + base
-    y_ptr = one_of(view, y0_ptr, y1_ptr, y2_ptr, y3_ptr, VIEWS) + base
+    x_ptr = select_view(view, x0_ptr, x1_ptr, x2_ptr, x3_ptr, VIEWS) + base
+    y_ptr = select_view(view, y0_ptr, y1_ptr, y2_ptr, y3_ptr, VIEWS) + base
     keep = p < H * W
     if PATCH > 0:
         row, column = divide(tl.minimum(p, H * W - 1), W)
@@ -75,25 +76,26 @@ def _mask_kernel(
         if PATCH == 0:
             hashed = _hash(seed + (channel + 1).to(tl.uint32) * 0x9E3779B9)
             kept = mask & (hashed.to(tl.int64) >= limit)[None, :]
-        x = tl.load(x_ptr + offset, mask=kept, other=0.0).to(tl.float32) * scale
+        x = tl.load(x_ptr + offset, mask=kept, other=0.0).to(tl.float32) * scale  # [BP, BI]
         tl.store(y_ptr + offset, x.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 def mask(images: list[Tensor], seeds: Tensor, limit: int, patch: int, bits: int, rounds: int) -> list[Tensor]:
-    """Dense images → masked ones; `limit` and `patch` as in `random_mask`, π on numbers of `bits` in `rounds`."""
-    found = [empty_like(image) for image in images]
-    for group in alike(images):
+    """Dense images → masked images; `limit` and `patch` as in `random_mask`; π has `rounds` rounds on `bits` bits."""
+    results = [empty_like(image) for image in images]
+    for group in launch_groups(images):
         image = images[group[0]]
         batch, channels, height, width = image.shape
         if batch == 0:
             continue
-        together = is_channels_last(image)
+        channels_last = is_channels_last(image)
         _mask_kernel[(batch * triton.cdiv(height * width, BP), len(group))](
-            *filled_up([images[k] for k in group]), *filled_up([found[k] for k in group]),
-            seeds, limit, channels, height, width, channels if together else 1, 1 if together else height * width,
+            *pad_views([images[k] for k in group]), *pad_views([results[k] for k in group]),
+            seeds, limit, channels, height, width,
+            channels if channels_last else 1, 1 if channels_last else height * width,
             1 / 255 if image.dtype == torch.uint8 else 1.0,
             PATCH=patch, LOW_BITS=bits // 2, HIGH_BITS=bits - bits // 2, ROUNDS=rounds, VIEWS=len(group),
-            BP=BP, BI=min(MAX_CHANNELS, triton.next_power_of_2(channels)) if together else 1,
+            BP=BP, BI=min(MAX_CHANNELS, triton.next_power_of_2(channels)) if channels_last else 1,
             num_warps=WARPS, enable_fp_fusion=True,
         )  # fmt: skip
-    return found
+    return results

@@ -1,4 +1,4 @@
-"""SIGReg, one formula at a time: `impl="reference"`, and what benchmarks call naive."""
+"""SIGReg written out formula by formula: `impl="reference"`, which benchmarks call naive."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def sigreg(z: Tensor, slices: Tensor, *, weights: Tensor | None = None, t_max: float = 3.0, knots: int = 17) -> Tensor:
-    """The (..., M) statistics of `kernels.sigreg`, with all K knots and every (N, M, K) tensor written out."""
+    """The statistics (..., M) of `kernels.sigreg`, at all K knots and with every (N, M, K) tensor in memory."""
     t = torch.linspace(0, t_max, knots, dtype=z.dtype, device=z.device)
     phi = torch.exp(-(t**2) / 2)
     quadrature = torch.full_like(t, 2 * t_max / (knots - 1))
@@ -19,7 +19,7 @@ def sigreg(z: Tensor, slices: Tensor, *, weights: Tensor | None = None, t_max: f
         return z.shape[-2] * (error * quadrature * phi).sum(-1)
     count = weights.to(z.dtype).sum(-1, keepdim=True)  # [..., 1]
     share = (weights / count.clamp_min(1e-30))[..., None, None]  # [..., N, 1, 1]
-    # a sample of no weight may hold anything
+    # a sample of weight 0 may hold NaN, and 0 · NaN is NaN
     angles = (torch.where(weights[..., None] == 0, 0, z) @ slices).unsqueeze(-1) * t
     error = ((share * angles.cos()).sum(-3) - phi) ** 2 + (share * angles.sin()).sum(-3) ** 2
     return count * (error * quadrature * phi).sum(-1)
@@ -28,7 +28,7 @@ def sigreg(z: Tensor, slices: Tensor, *, weights: Tensor | None = None, t_max: f
 def cf_deviations(
     z: Tensor, slices: Tensor, *, weights: Tensor | None = None, t_max: float = 3.0, knots: int = 17
 ) -> Tensor:
-    """The (..., 2, K − 1, M) deviations of `kernels.sigreg`."""
+    """The deviations (..., 2, K − 1, M) of `kernels.sigreg`."""
     t = torch.linspace(0, t_max, knots, dtype=z.dtype, device=z.device)[1:]
     share = torch.ones_like(z[..., 0]) if weights is None else weights.to(z.dtype)
     z = torch.where(share[..., None] == 0, 0, z)

@@ -1,16 +1,16 @@
-"""SIGReg: the empirical characteristic function on random slices against a Gaussian's, fused.
+"""SIGReg: compares the empirical characteristic function on random slices with a Gaussian's, in fused kernels.
 
     P_nm = Σ_d Z_nd A_dm            t_k = k·t_max/(K−1),  k = 0..K−1            φ_k = exp(−t_k²/2)
     C_km = mean_n cos(t_k P_nm)     S_km = mean_n sin(t_k P_nm)                 w_k = 2Δ·φ_k, halved at both ends
     statistic_m = N · Σ_k w_k [(C_km − φ_k)² + S_km²]
 
-    N samples, D features, M slices, K knots (t = 0 contributes exactly nothing, so K − 1 are live), B leading indices.
+    N samples, D features, M slices, K knots (t = 0 contributes nothing, so K − 1 are live), B tests (leading indices).
 
-No (N, M, K) tensor is made: one sine and one cosine for each (n, m) give all knots (`sigreg_knots`). P and the gradient
-to Z are products of the BLAS library in use; what lies between is fused, in Triton or in torch.
+No (N, M, K) tensor exists: one sine and one cosine for each (n, m) give all knots (`sigreg_knots`). P and the gradient
+to Z are matrix products; everything between them is fused, in Triton or in torch.
 
-What is summed over n are deviations, Σ_n ω_n (cos t_k P_nm − φ_k) and Σ_n ω_n sin t_k P_nm: they add up over samples
-and ranks, and fp32 holds them without the cancellation of C − φ.
+The kernels sum deviations over n, Σ_n ω_n (cos t_k P_nm − φ_k) and Σ_n ω_n sin t_k P_nm. Deviations add up over samples
+and ranks, and they avoid the cancellation in C − φ, so fp32 can hold them.
 
 Source: LeJEPA (arXiv 2511.08544), the Epps-Pulley test of normality with a trapezoidal rule on [0, t_max].
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from . import reference, sigreg_torch
 from .impl import HAS_TRITON, choose, traced
-from .sigreg_knots import Knots, wide
+from .sigreg_knots import Knots, sum_dtype
 
 sigreg_triton: Any = None
 if HAS_TRITON:
@@ -46,25 +46,25 @@ def sigreg(
     """The SIGReg statistic of samples on given slices.
 
     Args:
-        z: (..., N, D) samples, fp32, bf16, fp16 or fp64; each leading index is a test of its own.
+        z: (..., N, D) samples, fp32, bf16, fp16 or fp64; each leading index is one test.
         slices: (D, M), unit columns.
-        weights: (..., N), a mask or real numbers ≥ 0. A sample of weight 2 counts twice; one of weight 0 not at all,
-            whatever it holds. N becomes Σω, and a test without any weight scores 0. No gradient goes to them.
+        weights: (..., N), a mask or real numbers ≥ 0. A sample of weight 2 counts twice; a sample of weight 0 does not
+            count, even if it is NaN. N becomes Σω, and the statistic is 0 if all weights are. They get no gradient.
         t_max: the largest knot, > 0.
         knots: K ≥ 2, counting t = 0.
         reduction: "mean" over slices and leading axes, or None.
         impl: "triton" (CUDA and ROCm tensors), "torch", or "auto": Triton where it runs, torch elsewhere and for fp64.
-            "reference" is the formula written out, to check the others by.
+            "reference" is the formula written out, for checking the others.
 
     Returns:
-        A scalar, or (..., M) without reduction; fp32 (fp64 for fp64), also under autocast. About 1.05 on average for
-        standard normal samples, not 0.
+        A scalar, or (..., M) without reduction; fp32 (fp64 for fp64), also under autocast. Its mean for standard normal
+        samples is about 1.05, not 0.
 
     Raises:
-        ValueError: shapes that do not fit, no samples, knots or t_max out of range, or an impl that cannot be had.
+        ValueError: shapes do not fit, there are no samples, knots or t_max is out of range, or `impl` cannot run here.
     """
     if reduction not in ("mean", None):
-        raise ValueError(f'reduction is "mean" or None, not {reduction!r}')
+        raise ValueError(f'SIGReg: reduction must be "mean" or None, not {reduction!r}')
     z, slices, weights, leading, chosen = _prepare(z, slices, weights, t_max, knots, impl)
     if chosen == "reference":
         with torch.autocast(z.device.type, enabled=False):
@@ -83,9 +83,9 @@ def cf_deviations(
     knots: int = 17,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Σ_n ω_n (cos t_k P_nm − φ_k) and Σ_n ω_n sin t_k P_nm: they add up over the parts of a batch, as ranks have them.
+    """The deviations Σ_n ω_n (cos t_k P_nm − φ_k) and Σ_n ω_n sin t_k P_nm, which add up over ranks.
 
-    Arguments and errors: those of `sigreg`.
+    Arguments and errors are those of `sigreg`.
 
     Returns:
         (..., 2, K − 1, M) in fp32 (fp64 for fp64), cosines first, knots from k = 1.
@@ -102,21 +102,21 @@ def cf_deviations(
 def statistic(
     deviations: Tensor, count: Tensor | float, *, t_max: float = 3.0, knots: int = 17, symmetric: bool = False
 ) -> Tensor:
-    """Σ_k w_k [(C_km − φ_k)² + S_km²]·N from `cf_deviations` of all samples.
+    """The statistic N · Σ_k w_k [(C_km − φ_k)² + S_km²] from the deviations of all samples.
 
     Args:
-        deviations: (..., 2, K − 1, M).
-        count: N or Σω, of the shape (...) or a number. Where it is 0 the statistic is 0.
-        t_max, knots: as they were for the deviations.
-        symmetric: the trapezoidal rule with K knots on [−t_max, t_max] instead of [0, t_max]. Those of them that are
-            positive are every second one of the deviations' knots, the last among them.
+        deviations: (..., 2, K − 1, M), from `cf_deviations`.
+        count: N or Σω, a number or of shape (...). Where it is 0, the statistic is 0.
+        t_max, knots: those of the deviations.
+        symmetric: whether the trapezoidal rule has its K knots on [−t_max, t_max] instead of [0, t_max]. The positive
+            ones are then every second knot of the deviations, counted back from the last.
 
     Returns:
         (..., M).
     """
     weights = Knots(t_max, knots).weights(deviations)
     if symmetric:
-        # twice the step, and the knots between left out
+        # every second knot, so twice the step
         weights = 2 * weights * (torch.arange(knots - 1, 0, -1, device=weights.device) % 2)
     squares = (weights[:, None] * deviations.square()).sum((-3, -2))
     return squares / (count.clamp_min(1e-30)[..., None] if isinstance(count, Tensor) else count)
@@ -125,37 +125,43 @@ def statistic(
 def _prepare(
     z: Tensor, slices: Tensor, weights: Tensor | None, t_max: float, knots: int, impl: str
 ) -> tuple[Tensor, Tensor, Tensor | None, torch.Size, str]:
-    """Checked arguments, z as (B, N, D) and weights as (B, N) in fp32 or fp64; the leading shape; the impl chosen."""
+    """Checks the arguments; returns z (B, N, D), slices and weights (B, N) in fp32 or fp64, leading shape and impl."""
     if z.ndim < 2 or slices.ndim != 2 or z.shape[-1] != slices.shape[0]:
-        raise ValueError(f"z (..., N, D) and slices (D, M) do not fit: {tuple(z.shape)} and {tuple(slices.shape)}")
+        raise ValueError(
+            f"SIGReg: z (..., N, D) and slices (D, M) do not fit: {tuple(z.shape)} and {tuple(slices.shape)}"
+        )
     if 0 in z.shape[:-1] or slices.shape[1] == 0:
-        raise ValueError(f"SIGReg of nothing is undefined: z {tuple(z.shape)}, slices {tuple(slices.shape)}")
+        raise ValueError(
+            f"SIGReg needs samples and slices, but z is {tuple(z.shape)} and slices are {tuple(slices.shape)}"
+        )
     if weights is not None and weights.shape != z.shape[:-1]:
-        raise ValueError(f"weights {tuple(weights.shape)} do not fit z {tuple(z.shape)}: one for each sample")
+        raise ValueError(
+            f"SIGReg: weights {tuple(weights.shape)} do not fit z {tuple(z.shape)}; each sample has one weight"
+        )
     Knots(t_max, knots)
     dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
     if impl != "reference":
-        unfit = "its kernels compute in fp32, and z is fp64" if dtype == torch.float64 else None
-        impl = choose("sigreg", impl, z.device, unfit)
+        obstacle = "its kernels compute in fp32, and z is fp64" if dtype == torch.float64 else None
+        impl = choose("sigreg", impl, z.device, obstacle)
     leading = z.shape[:-2]
     if weights is not None:
         weights = weights.detach().to(dtype)
-        # what does not count must not reach the products: 0 · NaN is NaN
+        # a sample of weight 0 must not reach the products: 0 · NaN is NaN
         z = torch.where(weights[..., None] == 0, 0, z)
         weights = weights.reshape(-1, weights.shape[-1]).contiguous()
     return z.to(dtype).reshape(-1, *z.shape[-2:]), slices.to(dtype), weights, leading, impl
 
 
-# registration. statistics (B, M) and deviations (B, 2, K − 1, M) of z (B, N, D) can both be differentiated; what the
-# implementation keeps for the backward pass (Triton P; torch sin Δ·P and cos Δ·P) is returned as well.
-# torch caches what it compiled around an operator by the operator's name: a change of signature needs a new name
+# registration. the operator returns statistics (B, M) and deviations (B, 2, K − 1, M), both differentiable, and the
+# tensors that the backward pass needs: P in Triton, sin Δ·P and cos Δ·P in torch.
+# torch caches compiled graphs by the names of their operators, so an operator with another signature needs another name
 
 
 def _forward(
     z: Tensor, slices: Tensor, weights: Tensor | None, t_max: float, knots: int, impl: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grid, (batch, samples, _) = Knots(t_max, knots), z.shape
-    # autocast would lower the product to bf16, where users report NaN and spikes
+    # autocast would compute the product in bf16, which users report to give NaN and spikes
     with torch.autocast(z.device.type, enabled=False):
         if impl == "triton":
             p = z.reshape(batch * samples, -1) @ slices
@@ -178,15 +184,15 @@ def _(
     if impl == "triton":
         kept = z.new_empty(batch * samples, number), z.new_empty(0)
     else:
-        runs, length = sigreg_torch.runs_of(samples)
+        chunks, length = sigreg_torch.chunk_layout(samples)
         dtype = sigreg_torch.compute_dtype(z, slices)
-        sine = z.new_empty(number, batch * runs, length, dtype=dtype)
+        sine = z.new_empty(number, batch * chunks, length, dtype=dtype)
         kept = sine, torch.empty_like(sine)
-    deviations = z.new_empty(batch, 2, knots - 1, number, dtype=wide(z.device))
+    deviations = z.new_empty(batch, 2, knots - 1, number, dtype=sum_dtype(z.device))
     return z.new_empty(batch, number), deviations, *kept
 
 
-def _slopes(
+def _projection_gradient(
     to_statistics: Tensor | None,
     to_deviations: Tensor | None,
     deviations: Tensor,
@@ -198,10 +204,10 @@ def _slopes(
     knots: int,
     impl: str,
 ) -> Tensor:
-    """∂/∂P, (B·N, M) for Triton and P_MQC for torch, from the gradients to the statistics and to the deviations."""
+    """∂/∂P from the gradients to statistics and deviations: (B·N, M) in Triton, (M, Q, C) in torch (`sigreg_torch`)."""
     grid = Knots(t_max, knots)
     if impl == "triton" and to_statistics is not None and to_deviations is None:
-        return sigreg_triton.slopes(to_statistics, deviations, kept, weights, samples, grid)
+        return sigreg_triton.projection_gradient(to_statistics, deviations, kept, weights, samples, grid)
     gradient = to_deviations
     if to_statistics is not None:
         count = samples if weights is None else weights.sum(-1, keepdim=True).clamp_min(1e-30)
@@ -211,15 +217,15 @@ def _slopes(
     if gradient is None:
         gradient = torch.zeros_like(deviations)
     if impl == "triton":
-        return sigreg_triton.slopes(gradient, deviations, kept, weights, samples, grid)
+        return sigreg_triton.projection_gradient(gradient, deviations, kept, weights, samples, grid)
     with torch.autocast(kept.device.type, enabled=False):
-        return sigreg_torch.slopes(kept, kept_cosine, weights, gradient, samples, grid)
+        return sigreg_torch.projection_gradient(kept, kept_cosine, weights, gradient, samples, grid)
 
 
-_slopes_op = torch.library.custom_op("fastle::sigreg_slopes", _slopes, mutates_args=())
+_backward_op = torch.library.custom_op("fastle::sigreg_backward", _projection_gradient, mutates_args=())
 
 
-@_slopes_op.register_fake
+@_backward_op.register_fake
 def _(
     to_statistics: Tensor | None,
     to_deviations: Tensor | None,
@@ -239,29 +245,33 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     z, slices, weights, ctx.t_max, ctx.knots, ctx.impl = inputs
     _, deviations, kept, kept_cosine = output
     ctx.save_for_backward(z, slices, weights, deviations, kept, kept_cosine)
-    # a loss of one of the two outputs gives None for the other
+    # a loss that uses one output only gives None for the other
     ctx.set_materialize_grads(False)
 
 
 def _gradient(
-    ctx: Any, to_statistics: Tensor | None, to_deviations: Tensor | None, *_: None, slopes_of: Any = _slopes_op
+    ctx: Any,
+    to_statistics: Tensor | None,
+    to_deviations: Tensor | None,
+    *_: None,
+    projection_gradient: Any = _backward_op,
 ) -> tuple[Any, ...]:
     z, slices, weights, deviations, kept, kept_cosine = ctx.saved_tensors
     (batch, samples, dim) = z.shape
-    slopes = slopes_of(
+    grad_p = projection_gradient(
         to_statistics, to_deviations, deviations, kept, kept_cosine, weights, samples, ctx.t_max, ctx.knots, ctx.impl
     )
     if ctx.impl == "torch":
-        # padded samples have rows of their own here
-        slopes = slopes.flatten(1).T
+        # here padded samples have rows too
+        grad_p = grad_p.flatten(1).T
     to_z, to_slices = None, None
     with torch.autocast(z.device.type, enabled=False):
         if ctx.needs_input_grad[0]:
-            to_z = (slopes @ slices.to(slopes.dtype).T).view(batch, -1, dim)[:, :samples].to(z.dtype)
+            to_z = (grad_p @ slices.to(grad_p.dtype).T).view(batch, -1, dim)[:, :samples].to(z.dtype)
         if ctx.needs_input_grad[1]:
-            padding = slopes.shape[0] // batch - samples
-            rows = torch.nn.functional.pad(z, (0, 0, 0, padding)).reshape(-1, dim).to(slopes.dtype)
-            to_slices = (rows.T @ slopes).to(slices.dtype)
+            padding = grad_p.shape[0] // batch - samples
+            rows = torch.nn.functional.pad(z, (0, 0, 0, padding)).reshape(-1, dim).to(grad_p.dtype)
+            to_slices = (rows.T @ grad_p).to(slices.dtype)
     return to_z, to_slices, None, None, None, None
 
 
@@ -269,18 +279,20 @@ _forward_op.register_autograd(_gradient, setup_context=_setup_context)
 
 
 class _Eager(torch.autograd.Function):
-    """The same without the operator's dispatch, which takes some 0.2 ms each way."""
+    """The same operator without its dispatch, which takes about 0.2 ms in each direction."""
 
     forward = staticmethod(_forward)
     setup_context = staticmethod(_setup_context)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-        # whoever wants a second derivative is to meet the operator, which says that there is none
-        return _gradient(ctx, *gradients, slopes_of=_slopes_op if torch.is_grad_enabled() else _slopes)
+        # with create_graph, call the operator: it raises an error when someone asks for a second derivative
+        return _gradient(
+            ctx, *gradients, projection_gradient=_backward_op if torch.is_grad_enabled() else _projection_gradient
+        )
 
 
 def _statistics_and_deviations(z: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """By the operator wherever somebody traces it, and directly elsewhere."""
+    """Statistics and deviations, through the operator if torch is tracing, directly otherwise."""
     statistics, deviations, *_ = (_forward_op if traced(z) else _Eager.apply)(z, *arguments)
     return statistics, deviations

@@ -1,15 +1,16 @@
-"""The knots of SIGReg's quadrature, and how cos kθ and sin kθ at all of them come from a few harmonics of θ = Δ·P.
+"""The knots of SIGReg's quadrature, and the basis from which cos kθ and sin kθ at all of them follow, θ = Δ·P.
 
-The K − 1 live knots t_k = kΔ are written as k = q ± j, with centres q = H, 3H, 5H, … (A of them, the `blocks`) and
-j = 0..H (the `reach`). By the addition theorems
+Each of the K − 1 live knots t_k = kΔ is k = q ± j, with centres q = H, 3H, 5H, … (one for each of A `blocks`) and
+j = 0..H, where H is the `reach`. By the addition theorems
 
     cos (q ± j)θ = cos qθ cos jθ ∓ sin qθ sin jθ        sin (q ± j)θ = sin qθ cos jθ ± cos qθ sin jθ
 
-so every cosine and sine is a combination, with coefficients 0 and ±1, of A·(4H + 2) products, the `basis`:
+so every cosine and sine is a linear combination, with coefficients 0 and ±1, of A·(4H + 2) products, the `basis`:
 
     for each q:  cos qθ,  sin qθ,  and for each j ≥ 1:  cos qθ cos jθ,  sin qθ sin jθ,  sin qθ cos jθ,  cos qθ sin jθ
 
-Forward needs the sums of the basis over samples, at one multiply-add each. Backward needs one combination of it.
+The forward pass sums the basis over samples, one multiply-add for each function. The backward pass needs one linear
+combination of it.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# a greater reach would fill a GPU thread's registers with the harmonics of one angle
+# with a larger reach, the harmonics of one angle would fill the registers of a GPU thread
 MAX_REACH = 6
 
 
 @dataclass(frozen=True)
 class Knots:
-    """K = `knots` equally spaced points on [0, t_max]; t = 0 contributes nothing, so K − 1 of them are live.
+    """K = `knots` equally spaced points on [0, t_max]. t = 0 contributes nothing, so K − 1 knots are live.
 
     Raises:
-        ValueError: knots < 2, or t_max not a positive number.
+        ValueError: knots < 2, or t_max is not positive and finite.
     """
 
     t_max: float
@@ -58,38 +59,38 @@ class Knots:
         return self.blocks * (4 * self.reach + 2)
 
     def step(self, dtype: torch.dtype) -> float:
-        """Δ, as a number of `dtype`: angles and φ must agree on it to the last bit, or the difference grows with √N."""
+        """Δ rounded to `dtype`. Angles and φ must use the same bits of it: an error from a difference grows with √N."""
         step = self.t_max / self.live
         return step if dtype == torch.float64 else struct.unpack("f", struct.pack("f", step))[0]
 
     def points(self, dtype: torch.dtype, like: Tensor) -> Tensor:
-        """t_1..t_{K−1} for samples of `dtype`, with the dtype and on the device of `like`: (K − 1,)."""
+        """t_1..t_{K−1} for samples of `dtype`: (K − 1,), in the dtype and on the device of `like`."""
         if like.device.type == "cpu" and not torch.compiler.is_compiling():
             return _points(self.live, self.step(dtype)).to(like.dtype)
-        # made there, since a copy from the host could not be captured in a CUDA graph
+        # computed on the device, because a CUDA graph cannot capture a copy from the host
         return torch.arange(1, self.knots, dtype=like.dtype, device=like.device) * self.step(dtype)
 
     def weights(self, like: Tensor) -> Tensor:
-        """w_1..w_{K−1} of the trapezoidal rule on [0, t_max], with the dtype and on the device of `like`: (K − 1,)."""
+        """w_1..w_{K−1} of the trapezoidal rule on [0, t_max]: (K − 1,), in the dtype and on the device of `like`."""
         if like.device.type == "cpu" and not torch.compiler.is_compiling():
             return _weights(self.live, self.step(like.dtype)).to(like.dtype)
         return _trapezoid(self.points(like.dtype, like), self.step(like.dtype))
 
     def table(self, like: Tensor) -> Tensor:
-        """(2(K − 1), basis_size): the cosines, then the sines, at the live knots, as combinations of the basis."""
+        """The cosines, then the sines, at the live knots as combinations of the basis: (2(K − 1), basis_size)."""
         return _table(self.live).to(like)
 
-    def slopes(self, dtype: torch.dtype, like: Tensor) -> Tensor:
-        """The same for the derivatives to P, for samples of `dtype`: −t sin tP for cos tP, t cos tP for sin tP."""
-        return _slopes(self.live, self.step(dtype)).to(like)
+    def derivative_table(self, dtype: torch.dtype, like: Tensor) -> Tensor:
+        """The same table for the derivatives with respect to P: −t sin tP for cos tP and t cos tP for sin tP."""
+        return _derivative_table(self.live, self.step(dtype)).to(like)
 
     def expected(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The basis's expectation over standard normal samples of `dtype`: (basis_size,), in the `wide` dtype."""
-        return _expected(self.live, self.step(dtype)).to(device, wide(device))
+        """The expectation of the basis over standard normal samples of `dtype`: (basis_size,), in `sum_dtype`."""
+        return _expected(self.live, self.step(dtype)).to(device, sum_dtype(device))
 
 
-def wide(device: torch.device) -> torch.dtype:
-    """The dtype of what is small: sums over runs, deviations, coefficients. Apple's GPUs have no fp64."""
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of sums over chunks, deviations and coefficients, which are few: fp64, but Apple's GPUs have none."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -109,7 +110,7 @@ def _weights(live: int, step: float) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _slopes(live: int, step: float) -> Tensor:
+def _derivative_table(live: int, step: float) -> Tensor:
     points = _points(live, step)[:, None]
     cosine, sine = _table(live).chunk(2)
     return torch.cat((-points * sine, points * cosine))
@@ -119,18 +120,18 @@ def _slopes(live: int, step: float) -> Tensor:
 def _expected(live: int, step: float) -> Tensor:
     blocks, reach = _layout(live)
     phi = [math.exp(-0.5 * (k * step) ** 2) for k in range(2 * blocks * reach + 1)]
-    found: list[float] = []
+    means: list[float] = []
     for block in range(blocks):
         q = (2 * block + 1) * reach
-        found += [phi[q], 0]
+        means += [phi[q], 0]
         for j in range(1, reach + 1):
-            found += [(phi[q - j] + phi[q + j]) / 2, (phi[q - j] - phi[q + j]) / 2, 0, 0]
-    return torch.tensor(found, dtype=torch.float64)
+            means += [(phi[q - j] + phi[q + j]) / 2, (phi[q - j] - phi[q + j]) / 2, 0, 0]
+    return torch.tensor(means, dtype=torch.float64)
 
 
 @functools.cache
 def _layout(live: int) -> tuple[int, int]:
-    """(blocks A, reach H) with 2AH ≥ live that cost the fewest operations for each angle."""
+    """(blocks A, reach H), with 2AH ≥ live, that need the fewest operations for each angle."""
 
     def operations(layout: tuple[int, int]) -> int:
         blocks, reach = layout
@@ -151,7 +152,7 @@ def _table(live: int) -> Tensor:
         cosine[q, column] = sine[q, column + 1] = 1
         column += 2
         for j in range(1, reach + 1):
-            # the least knot of a block is the greatest of the one before
+            # the lowest knot of a block is the highest of the block before it
             signs = (1, -1) if j < reach else (1,)
             for sign in signs:
                 cosine[q + sign * j, column], cosine[q + sign * j, column + 1] = 1, -sign

@@ -1,10 +1,10 @@
-"""Compiles the Triton kernels for GPUs that need not be there; tells the registers, spills and instructions of each.
+"""Compiles the Triton kernels for several GPUs, without having one, and prints registers, spills and instructions.
 
     python scripts/kernel_resources.py [--json FILE]
 
-For NVIDIA's sm_80 and sm_90 the figures are read off the machine code, for AMD's gfx942 off the compiler's notes. They
-are static counts and no timing. K is SIGReg's number of knots, `loop` the number of instructions in its loop over
-samples, for each (n, m). The operators on images are compiled for three views of 128 px.
+The figures are static counts, not timings. For NVIDIA's sm_80 and sm_90 they come from the machine code, for AMD's
+gfx942 from the compiler's metadata. K is SIGReg's number of knots; `loop` counts the instructions in its loop over
+samples for each (n, m). The operators on images are compiled for three views of 128 px.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-# interpreted kernels cannot be compiled
+# the interpreter would replace the kernels by functions that cannot be compiled
 os.environ.pop("TRITON_INTERPRET", None)
-# which default triton takes for fused multiply-adds does not matter: the kernels say it
+# every launch sets enable_fp_fusion, so a change of its default does not matter
 warnings.filterwarnings("ignore", message=".*FP_FUSION.*")
 
 import triton  # noqa: E402
@@ -47,58 +47,56 @@ Kernels = dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]
 
 
 def sigreg_kernels(knots: int) -> Kernels:
-    """All that SIGReg launches for K knots."""
+    """Every kernel that SIGReg launches for K knots."""
     grid = Knots(3.0, knots)
-    group, groups = sigreg_triton.groups_of(grid)
-    tile = {"BN": sigreg_triton.BN, "BM": sigreg_triton.BM}
-    held = {"REACH": grid.reach, "GROUP": group, "GROUPED": groups > 1}
+    _, groups = sigreg_triton.group_blocks(grid)
     finish_tile = {"BS": sigreg_triton.FINISH_BS, "BM": sigreg_triton.FINISH_BM}
     warps = {"num_warps": sigreg_triton.WARPS, "enable_fp_fusion": True}
-    found: Kernels = {}
+    kernels: Kernels = {}
     for weighted in (False, True):
         suffix = ", weighted" if weighted else ""
-        options = held | {"WEIGHTED": weighted} | tile
+        options = sigreg_triton.program_constants(grid, weighted=weighted)
         for whole in (False, True) if groups == 1 else (False,):
             name = f"sums{', one launch' if whole else ''}{suffix}"
-            found[name] = sigreg_triton._sums_kernel, options | {"WHOLE": whole}, warps
-        found[f"finish{suffix}"] = (
+            kernels[name] = sigreg_triton._sums_kernel, options | {"WHOLE": whole}, warps
+        kernels[f"finish{suffix}"] = (
             sigreg_triton._finish_kernel,
             {"REACH": grid.reach, "WEIGHTED": weighted} | finish_tile,
             {"num_warps": sigreg_triton.FINISH_WARPS, "enable_fp_fusion": True},
         )
         for statistic in (False, True):
-            name = f"slopes{'' if statistic else ' of deviations'}{suffix}"
+            name = f"gradient{'' if statistic else ' of deviations'}{suffix}"
             gradient = {"STATISTIC": statistic, "ADD": groups > 1}
-            found[name] = sigreg_triton._slopes_kernel, options | gradient, warps
-    return found
+            kernels[name] = sigreg_triton._gradient_kernel, options | gradient, warps
+    return kernels
 
 
 def view_kernels(inner: int) -> Kernels:
-    """What the operators on images launch for three views of 128 px, with so many channels that lie together."""
+    """The kernels that the operators on images launch for three views of 128 px with `inner` interleaved channels."""
     layout = ", channels-last" if inner > 1 else ""
     views = {"INNER": inner, "VIEWS": 3}
     crop, fill, mask = crop_resize_triton, mask_fill_triton, random_mask_triton
-    found: Kernels = {}
+    kernels: Kernels = {}
     for varies in (False, True):
         boxes = views | {"VARIES_H": varies, "VARIES_W": varies, "BE": crop.MAX_COLUMNS}
         name = f"{', boxes of any size' if varies else ''}{layout}"
         rows = {"SCALED": False, "BI": crop.TILE // crop.MAX_COLUMNS}
-        found[f"crop_resize{name}"] = crop._forward_kernel, boxes | rows, crop.OPTIONS
+        kernels[f"crop_resize{name}"] = crop._forward_kernel, boxes | rows, crop.OPTIONS
         pixels = {"PIXELS": crop.PIXELS, "ZERO_ROWS": crop.ZERO_ROWS}
-        found[f"crop_resize gradient{name}"] = crop._backward_kernel, boxes | pixels, crop.OPTIONS
+        kernels[f"crop_resize gradient{name}"] = crop._backward_kernel, boxes | pixels, crop.OPTIONS
     channels = 1 if inner == 1 else 4
-    for held, numbers in ((True, fill.MAX_HELD), (False, fill.BLOCK)):
+    for held, values in ((True, fill.MAX_HELD), (False, fill.BLOCK)):
         for adjoint in (False, True):
             name = f"mask_fill{' gradient' if adjoint else ''}{'' if held else ', large'}{layout}"
-            constants = views | {"ADJOINT": adjoint, "HELD": held, "BP": numbers // channels, "BI": channels}
-            warps = {"num_warps": fill.warps(numbers), "enable_fp_fusion": True}
-            found[name] = fill._fill_kernel, constants, warps
+            constants = views | {"ADJOINT": adjoint, "HELD": held, "BP": values // channels, "BI": channels}
+            warps = {"num_warps": fill.num_warps(values), "enable_fp_fusion": True}
+            kernels[name] = fill._fill_kernel, constants, warps
     for patch in (1, 4, 0):
         bits = {"LOW_BITS": 7, "HIGH_BITS": 7, "ROUNDS": random_mask.ROUNDS}
         constants = {"PATCH": patch, "VIEWS": 3, "BP": mask.BP, "BI": channels} | bits
         name = f"mask {f'patches of {patch}' if patch else 'channels'}{layout}"
-        found[name] = mask._mask_kernel, constants, {"num_warps": mask.WARPS, "enable_fp_fusion": True}
-    return found
+        kernels[name] = mask._mask_kernel, constants, {"num_warps": mask.WARPS, "enable_fp_fusion": True}
+    return kernels
 
 
 KINDS = {"step": "fp32", "scale": "fp32", "deviations_ptr": "*fp64"} | dict.fromkeys(
@@ -113,7 +111,7 @@ def compiled(kernel: Any, constants: dict[str, Any], options: dict[str, Any], ta
         name: "constexpr" if name in constants else kinds.get(name, "*fp32" if name.endswith("_ptr") else "i32")
         for name in names
     }
-    # as at a launch with sizes that are multiples of 16
+    # a launch specialises on sizes and pointers that are multiples of 16
     sizes = ("M", "H", "W", "OH", "OW")
     aligned = {
         (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in sizes or name.endswith("_ptr")
@@ -130,9 +128,9 @@ def nvidia_resources(cubin: bytes) -> dict[str, int]:
             subprocess.run([TOOLS / "cuobjdump", flag, file.name], capture_output=True, text=True, check=True).stdout
             for flag in ("-res-usage", "-sass")
         )
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
-    assert found is not None, usage
-    registers, stack, shared, local = map(int, found.groups())
+    match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
+    assert match is not None, usage
+    registers, stack, shared, local = map(int, match.groups())
     instructions = [
         (int(address, 16), text) for address, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+([^;/]+);", code)
     ]
@@ -150,7 +148,7 @@ def nvidia_resources(cubin: bytes) -> dict[str, int]:
 
 
 def longest_loop(instructions: list[tuple[int, str]]) -> int:
-    """Instructions in the body of the longest loop: from the target of a branch back to that branch."""
+    """Instructions in the body of the longest loop, from the target of a backward branch to the branch."""
     longest = 0
     for address, text in instructions:
         branch = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
@@ -162,15 +160,17 @@ def longest_loop(instructions: list[tuple[int, str]]) -> int:
 
 def amd_resources(assembly: str) -> dict[str, int]:
     def note(name: str) -> int:
-        found = re.search(rf"\.{name}:\s+(\d+)", assembly)
-        assert found is not None, name
-        return int(found[1])
+        match = re.search(rf"\.{name}:\s+(\d+)", assembly)
+        assert match is not None, name
+        return int(match[1])
 
     return {
         "registers": note("vgpr_count"),
         "stack": note("private_segment_fixed_size"),
         "local": 0,
-        "spill_instructions": note("vgpr_spill_count") + note("sgpr_spill_count"),
+        # a scalar register spills into lanes of a vector register, not into memory. if those run out, it takes stack
+        "spill_instructions": note("vgpr_spill_count"),
+        "scalar_spills": note("sgpr_spill_count"),
         "shared_bytes": note("group_segment_fixed_size"),
     }
 
@@ -193,7 +193,7 @@ def measure(kernels: Kernels, labels: dict[str, Any], architectures: list[str]) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.add_argument("--knots", type=int, nargs="+", default=[17], metavar="K")
     parser.add_argument("--architectures", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     options = parser.parse_args()

@@ -196,8 +196,8 @@ def sigreg(z: Tensor, slices: Tensor) -> Tensor:
 class SIGRegOracle:
     """The (..., M) statistics, and the gradients of their mean to z (..., N, D) and to the slices (D, M).
 
-    An entry of `to_slices` sums signed parts of all samples, which may cancel. `parts` is the largest sum of
-    their sizes: the scale of its rounding.
+    An entry of `to_slices` is a sum over samples whose terms may cancel. `parts` is the largest sum of the terms'
+    absolute values, which sets the scale of its rounding.
     """
 
     statistics: Tensor
@@ -209,10 +209,10 @@ class SIGRegOracle:
 def sigreg_and_gradients(
     z: Tensor, slices: Tensor, *, weights: Tensor | None = None, t_max: float = 3.0, knots: int = 17
 ) -> SIGRegOracle:
-    """Everything about (..., N, D) samples by the formulas, one test and one knot after the other, in float64.
+    """Statistics and gradients of samples (..., N, D) by the formulas, one test and one knot at a time, in fp64.
 
     Args:
-        weights: (..., N), how often each sample counts. What counts 0 times is left out before anything is computed.
+        weights: (..., N), how often each sample counts. Samples of weight 0 are left out before anything is computed.
     """
     leading, slices = z.shape[:-2], slices.double()
     samples = z.double().flatten(0, -3) if leading else z.double()[None]
@@ -245,7 +245,7 @@ def sigreg_and_gradients(
 def cf_deviations(
     z: Tensor, slices: Tensor, *, weights: Tensor | None = None, t_max: float = 3.0, knots: int = 17
 ) -> Tensor:
-    """(N, D) samples on (D, M) slices: Σ_n ω_n (cos − φ) and Σ_n ω_n sin at the knots but 0, (2, K − 1, M)."""
+    """(N, D) samples on (D, M) slices: Σ_n ω_n (cos − φ) and Σ_n ω_n sin at all knots but t = 0, (2, K − 1, M)."""
     times = torch.ones(z.shape[0], dtype=z.dtype) if weights is None else weights.to(z.dtype)
     rows = []
     for k in range(1, knots):
@@ -258,7 +258,7 @@ def cf_deviations(
 def sigreg_eb_jepa(
     z: Tensor, slices: Tensor, *, weights: Tensor | None = None, t_max: float = 3.0, knots: int = 10
 ) -> Tensor:
-    """eb_jepa's loss of (N, D) samples: knots on both sides of 0, one by one, and no factor N."""
+    """eb_jepa's loss of (N, D) samples: knots on both sides of 0, one at a time, and no factor N."""
     times = torch.ones(z.shape[0], dtype=z.dtype) if weights is None else weights.to(z.dtype)
     z, times = z[times > 0], times[times > 0]
     if z.shape[0] == 0:
@@ -388,7 +388,7 @@ def keyed(seed: int, index: int) -> int:
 
 
 def permuted(seed: int, number: int, count: int) -> int:
-    """Where a Feistel network of 8 rounds moves a number below `count`, by walking its cycle back below it."""
+    """π of `fastle.kernels.random_mask`: a Feistel network of 8 rounds, walked until the number is below `count`."""
     bits = max(6, (count - 1).bit_length())
     low_bits = bits // 2
     while True:
@@ -402,7 +402,7 @@ def permuted(seed: int, number: int, count: int) -> int:
 
 
 def kept(config: ObjectiveConfig, x: Tensor, seeds: Tensor) -> Tensor:
-    """Which pixels of which channels a random mask leaves, as 0 and 1: as large as x."""
+    """1 where a random mask keeps a value of x and 0 elsewhere, in the shape of x."""
     assert config.mask_ratio is not None
     keep = torch.ones_like(x)
     batch, channels, height, width = x.shape
@@ -421,7 +421,7 @@ def kept(config: ObjectiveConfig, x: Tensor, seeds: Tensor) -> Tensor:
 
 
 def views(config: ObjectiveConfig, x: Tensor, drawn: ViewDraw) -> list[Tensor]:
-    """T x, with everything random in `drawn`."""
+    """The views of x under the transformation whose random numbers are `drawn`."""
     if config.transform == "detail":
         return detail_views(x)
     if config.transform == "identity" or drawn is None:

@@ -1,4 +1,7 @@
-"""SIGReg: how far a batch of codes is from an isotropic Gaussian, by random slices (LeJEPA, arXiv 2511.08544)."""
+"""SIGReg: the distance of a batch of codes from an isotropic Gaussian, on random slices.
+
+Source: LeJEPA (arXiv 2511.08544); docs/method.md, section 2.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ ConventionName = Literal["lejepa", "lightly", "leautoencoder", "minimal", "eb_je
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Convention:
-    """What packages do differently with the same samples and slices.
+    """The rules by which published packages differ, given the same samples and slices.
 
     Attributes:
-        knots: K, unless the caller names one.
-        over_ranks: the statistic is that of all ranks' samples together; otherwise that of this rank's.
-        symmetric: the K knots lie on [−t_max, t_max] instead of [0, t_max].
-        times_count: the mean squared deviation is multiplied by N, as the Epps-Pulley statistic is.
+        knots: the default K.
+        over_ranks: whether the statistic is of the samples of all ranks together, or of this rank's alone.
+        symmetric: whether the K knots lie on [−t_max, t_max] instead of [0, t_max].
+        times_count: whether the mean squared deviation is multiplied by N, as in the Epps-Pulley statistic.
     """
 
     knots: int = 17
@@ -32,12 +35,12 @@ class Convention:
     times_count: bool = True
 
 
-_OF_ONE_RANK = Convention(over_ranks=False)
+_ONE_RANK = Convention(over_ranks=False)
 CONVENTIONS: dict[str, Convention] = {
     "lejepa": Convention(),
     "lightly": Convention(),
-    "leautoencoder": _OF_ONE_RANK,
-    "minimal": _OF_ONE_RANK,
+    "leautoencoder": _ONE_RANK,
+    "minimal": _ONE_RANK,
     "eb_jepa": Convention(knots=10, symmetric=True, times_count=False),
 }
 
@@ -53,27 +56,27 @@ def sigreg(
     group: dist.ProcessGroup | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """The SIGReg loss of samples on given slices: the mean statistic over slices and leading axes.
+    """The SIGReg loss of samples on given slices: the mean of the statistic over slices and leading axes.
 
-    Under an initialised `torch.distributed` process group it is the loss of the concatenated batch, on every rank (but
-    for the conventions of one rank). Each rank's gradient is then world size times its part of that batch's, so that
-    DistributedDataParallel's average over the ranks is right. Ranks may differ in N, and in nothing else.
+    If a `torch.distributed` process group is initialised, every rank gets the loss of the concatenated batch, except
+    with the conventions "leautoencoder" and "minimal". Each rank's gradient is then the world size times its part of
+    that batch's gradient, so that DistributedDataParallel's average over ranks is right. Ranks may differ in N only.
 
     Args:
-        z: (..., N, D) samples; a leading axis is one test each.
+        z: (..., N, D) samples; each leading index is one test.
         slices: (D, M), unit columns, the same on every rank.
         weights: (..., N), a mask or real numbers ≥ 0; see `fastle.kernels.sigreg.sigreg`.
-        t_max: the largest knot.
-        knots: K of the test's points; by default the convention's, 17 (10 for "eb_jepa").
-        convention: whose number it is, a key of `CONVENTIONS`. In one process all but "eb_jepa" are the same.
-        group: the ranks whose samples make one batch; by default all.
+        t_max: the largest knot, > 0.
+        knots: K ≥ 2; by default the convention's, 17 (10 for "eb_jepa").
+        convention: a key of `CONVENTIONS`, named after a package. In one process all but "eb_jepa" agree.
+        group: the ranks that share one batch; by default all.
         impl: see `fastle.kernels.sigreg.sigreg`.
 
     Returns:
-        A scalar, fp32 (float64 for float64). About 1.05 for standard normal samples ("eb_jepa": 1.05/N).
+        A scalar, fp32 (fp64 for fp64). Its mean for standard normal samples is about 1.05 (1.05/N for "eb_jepa").
 
     Raises:
-        ValueError: shapes that do not fit, no samples, or an unknown convention.
+        ValueError: the convention is unknown; and the errors of `fastle.kernels.sigreg.sigreg`.
     """
     rules = _rules(convention)
     knots = rules.knots if knots is None else knots
@@ -86,9 +89,9 @@ def sigreg(
     else:
         count = weights.detach().to(sums.dtype).sum(-1)
     if over_ranks:
-        # one small tensor, so that there is one collective forward and one backward
-        both = _SumOverRanks.apply(torch.cat((sums.flatten(-3), count[..., None]), dim=-1), group)
-        sums, count = both[..., :-1].view_as(sums), both[..., -1]
+        # one tensor, so that there is one collective in each direction
+        total = _SumOverRanks.apply(torch.cat((sums.flatten(-3), count[..., None]), dim=-1), group)
+        sums, count = total[..., :-1].view_as(sums), total[..., -1]
     statistics = operator.statistic(sums, count, t_max=t_max, knots=knots, symmetric=rules.symmetric)
     if not rules.times_count:
         statistics = statistics / count.clamp_min(1e-30)[..., None]
@@ -97,7 +100,7 @@ def sigreg(
 
 def _rules(convention: str) -> Convention:
     if convention not in CONVENTIONS:
-        raise ValueError(f"convention is one of {', '.join(CONVENTIONS)}, not {convention!r}")
+        raise ValueError(f"SIGReg: convention must be one of {', '.join(CONVENTIONS)}, not {convention!r}")
     return CONVENTIONS[convention]
 
 
@@ -106,10 +109,10 @@ def _ranks(group: dist.ProcessGroup | None) -> int:
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum of a tensor over all ranks. Its adjoint is the sum of the gradients over all ranks.
+    """The sum of a tensor over all ranks; the gradient is the sum of the gradients over all ranks.
 
-    Without that adjoint the gradient would be short by a factor of the world size. torch.distributed.nn has the same
-    function, deprecated since 2.15 in favour of a private one.
+    With the rank's own gradient alone, the result would lack a factor of the world size. torch.distributed.nn has the
+    same function, but since torch 2.15 it is deprecated in favour of a private one.
     """
 
     @staticmethod
@@ -133,18 +136,18 @@ def draw_slices(dim: int, num_slices: int, generator: Generator) -> Tensor:
 
 
 class SIGReg(nn.Module):
-    """SIGReg for any training loop: fresh slices each call, from the module's own generator, on the samples' device.
+    """SIGReg for any training loop. Each call draws new slices from the module's own generator on the samples' device.
 
-    The state dict holds the generator, so that a resumed run goes on with the same slices. Give every rank the same
-    seed and the slices agree without communication.
+    The state dict holds the generator's state, so that a resumed run continues with the same slices. If every rank has
+    the same seed, the slices agree without communication.
 
     Args:
-        num_slices: M.
+        num_slices: M, the slices drawn at each call.
         knots, t_max, convention, group, impl: see `sigreg`.
-        seed: of the slices.
+        seed: the seed of the slices.
 
     Raises:
-        ValueError: an unknown convention.
+        ValueError: the convention is unknown.
 
     Example:
         >>> regularizer = SIGReg(num_slices=256)
@@ -190,7 +193,7 @@ class SIGReg(nn.Module):
         return self._resumed if self._generator is None else self._generator.get_state()
 
     def set_extra_state(self, state: Tensor | None) -> None:
-        # the device, and so the kind of generator, is known at the first call only
+        # the device, and with it the kind of generator, is known at the first call only
         self._generator, self._resumed = None, state
 
     def _generator_on(self, device: torch.device) -> Generator:

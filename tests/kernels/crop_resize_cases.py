@@ -1,7 +1,4 @@
-"""What the tests of kernels.crop_resize share: boxes, and interpolation matrices in float64.
-
-A weight is a quotient of integers there, and a result is R_y · box · R_xᵀ, one sample after the other.
-"""
+"""Boxes and the formula of crop_resize in fp64: R_y · box · R_xᵀ for each sample, with R of quotients of integers."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ def weights(size: int, out: int) -> Tensor:
 
 
 def inside(box: Tensor) -> tuple[slice, slice, slice]:
-    """Of one image (C, H, W)."""
+    """The box as an index into one image (C, H, W)."""
     top, left, height, width = box.tolist()
     return slice(None), slice(top, top + height), slice(left, left + width)
 
@@ -52,7 +49,7 @@ def resized(images: Tensor, boxes_B4: Tensor, out: Out = None) -> Tensor:
     return results
 
 
-def spread(gradient: Tensor, boxes_B4: Tensor, size: tuple[int, int]) -> Tensor:
+def resized_adjoint(gradient: Tensor, boxes_B4: Tensor, size: tuple[int, int]) -> Tensor:
     """The transpose of `resized`."""
     results = gradient.new_zeros(*gradient.shape[:2], *size)
     for b, box in enumerate(boxes_B4):
@@ -63,7 +60,7 @@ def spread(gradient: Tensor, boxes_B4: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def at_the_corners(batch: int, size: tuple[int, int], box: tuple[int, int]) -> Tensor:
-    """(B, 4): boxes of one size, at the four corners first and then anywhere."""
+    """Boxes (B, 4) of one size: the first four at the corners, the others anywhere."""
     generator = Generator().manual_seed(1)
     bottom, right = size[0] - box[0], size[1] - box[1]
     boxes_B4 = torch.empty(batch, 4, dtype=torch.int64)
@@ -76,7 +73,7 @@ def at_the_corners(batch: int, size: tuple[int, int], box: tuple[int, int]) -> T
 
 
 def of_all_sizes(batch: int, size: tuple[int, int]) -> Tensor:
-    """(B, 4): one pixel, the whole image, then boxes of any size."""
+    """Boxes (B, 4): one pixel, the whole image, then boxes of any size."""
     generator = Generator().manual_seed(2)
     sides = torch.stack([torch.randint(1, n + 1, (batch,), generator=generator) for n in size], 1)
     for b, box in enumerate([(1, 1), size][:batch]):
@@ -90,7 +87,7 @@ def of_all_sizes(batch: int, size: tuple[int, int]) -> Tensor:
 
 
 def applied(boxes_B4: Tensor, tensors: str = "", **options: Any) -> Callable[[Any], Any]:
-    """crop_resize with these boxes; `tensors` says of which sides ("h", "w") each sample has its own."""
+    """crop_resize with these boxes; `tensors` ("h", "w", "hw") names the sides that are given for each sample."""
     top, left, *sizes = boxes_B4.T.contiguous().to(DEVICE)
     height, width = (sizes[i] if "hw"[i] in tensors else int(boxes_B4[0, 2 + i]) for i in range(2))
     return lambda images: crop_resize(images, top, left, height, width, **options)
@@ -102,6 +99,6 @@ def check(images: Tensor | Sequence[Tensor], boxes_B4: Tensor, tensors: str = ""
         applied(boxes_B4, tensors, **options),
         images,
         lambda x: resized(x, boxes_B4, options.get("out_size")),
-        lambda gradient: spread(gradient, boxes_B4, (size[2], size[3])),
+        lambda gradient: resized_adjoint(gradient, boxes_B4, (size[2], size[3])),
         options.get("impl", "auto"),
     )

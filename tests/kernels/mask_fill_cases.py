@@ -1,4 +1,4 @@
-"""What the tests of kernels.mask_fill share: rectangles, and loops over images and channels in float64."""
+"""Rectangles, and the formula of mask_fill as loops over images and channels in fp64."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.kernels.views import DEVICE
 
 
 def inside(top: int, left: int, box: tuple[int, int]) -> tuple[slice, slice]:
-    """What a rectangle covers; a negative index would count from the other end."""
+    """The rectangle as slices, cut off at the first row and column."""
     return slice(max(top, 0), max(top + box[0], 0)), slice(max(left, 0), max(left + box[1], 0))
 
 
@@ -26,7 +26,7 @@ def filled(images: Tensor, corners_B2: Tensor, box: tuple[int, int]) -> Tensor:
     return results
 
 
-def gathered(gradient: Tensor, corners_B2: Tensor, box: tuple[int, int]) -> Tensor:
+def filled_adjoint(gradient: Tensor, corners_B2: Tensor, box: tuple[int, int]) -> Tensor:
     """The transpose of `filled`."""
     results = gradient.clone()
     for b, (top, left) in enumerate(corners_B2.tolist()):
@@ -38,7 +38,7 @@ def gathered(gradient: Tensor, corners_B2: Tensor, box: tuple[int, int]) -> Tens
 
 
 def at_the_corners(batch: int, size: tuple[int, int], box: tuple[int, int]) -> Tensor:
-    """(B, 2): at the four corners first and then anywhere."""
+    """Corners (B, 2): the first four put the rectangle at the image's corners, the others anywhere."""
     generator = Generator().manual_seed(1)
     bottom, right = size[0] - box[0], size[1] - box[1]
     corners_B2 = torch.stack([torch.randint(n + 1, (batch,), generator=generator) for n in (bottom, right)], 1)
@@ -48,7 +48,7 @@ def at_the_corners(batch: int, size: tuple[int, int], box: tuple[int, int]) -> T
 
 
 def beyond(size: tuple[int, int], box: tuple[int, int]) -> Tensor:
-    """(7, 2): across each edge and two corners, and far from the image."""
+    """Corners (7, 2) of rectangles across each edge and two corners, and far from the image."""
     (h, w), (bh, bw) = size, box
     return torch.tensor(
         [(-1, 1), (1, 1 - bw), (h - 1, 1), (1, w - 1), (1 - bh, 1 - bw), (h - 1, w - 1), (-bh - 3, w + 5)]
@@ -69,6 +69,6 @@ def check(images: Tensor | Sequence[Tensor], corners_B2: Tensor, box: tuple[int,
         applied(corners_B2, box, **options),
         images,
         lambda x: filled(x, corners_B2, box),
-        lambda gradient: gathered(gradient, corners_B2, box),
+        lambda gradient: filled_adjoint(gradient, corners_B2, box),
         options.get("impl", "auto"),
     )

@@ -1,186 +1,159 @@
-"""kernels.random_mask, every implementation, against what the masks say."""
+"""kernels.random_mask: masks against their formula in Python integers, images against masks, and statistics."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastle.kernels.random_mask import channel_mask, mask_patches, patch_mask
-from tests.kernels import views
-from tests.kernels.random_mask_cases import channels_of, patches_of, some
-from tests.kernels.views import DEVICE, every_float, every_impl, every_layout, made
+from fastle.kernels.random_mask import channel_mask, mask_channels, mask_patches, patch_mask
+from tests import oracle
+from tests.kernels.image_operators import some_seeds
+from tests.kernels.views import DEVICE, every_impl, laid_out, made, needs_gpu
+
+# masks
+
+# rows of patches, patches in a row, side of a patch
+GRIDS = [(1, 1, 1), (1, 2, 1), (3, 5, 1), (16, 16, 1), (13, 37, 1), (8, 8, 4), (7, 9, 2)]
+every_grid = pytest.mark.parametrize(
+    ("rows", "columns", "patch"), GRIDS, ids=[f"{r}x{c}-patch{p}" for r, c, p in GRIDS]
+)
 
 
-def check_patches(images: Tensor | Sequence[Tensor], ratio: float, patch: int = 1, **options: Any) -> None:
-    batch, _, height, width = images.shape if isinstance(images, Tensor) else images[0].shape
-    seeds = some(batch)
-    kept = patch_mask(seeds, (height, width), ratio=ratio, patch=patch).cpu()
-
-    def masked(x: Tensor) -> Tensor:
-        return torch.where(kept, x, 0)
-
-    views.check(patches_of(seeds, ratio, patch, **options), images, masked, masked, options.get("impl", "auto"))
-
-
-def check_channels(images: Tensor | Sequence[Tensor], ratio: float, **options: Any) -> None:
-    seeds = some(len(images) if isinstance(images, Tensor) else len(images[0]))
-
-    def masked(x: Tensor) -> Tensor:
-        return torch.where(channel_mask(seeds, x.shape[1], ratio=ratio).cpu(), x, 0)
-
-    views.check(channels_of(seeds, ratio, **options), images, masked, masked, options.get("impl", "auto"))
+@every_grid
+def test_patches_follow_the_formula(rows: int, columns: int, patch: int) -> None:
+    seeds, patches = some_seeds(4), rows * columns
+    position = torch.tensor([[oracle.permuted(seed, p, patches) for p in range(patches)] for seed in seeds.tolist()])
+    # exactly one patch at each position
+    assert torch.equal(position.sort(1).values, torch.arange(patches).expand(4, patches))
+    for ratio in (0.0, 0.29, 0.57, 1.0):
+        mask = patch_mask(seeds, (rows * patch, columns * patch), ratio=ratio, patch=patch)
+        assert mask.shape == (4, 1, rows * patch, columns * patch) and mask.device == seeds.device
+        expected = (position >= int(ratio * patches)).view(4, 1, rows, 1, columns, 1)
+        assert torch.equal(
+            mask.cpu().view(4, 1, rows, patch, columns, patch), expected.expand(-1, -1, -1, patch, -1, patch)
+        )
 
 
-# batch, channels, rows of patches, patches of a row, side of a patch
-SHAPES = [
-    (1, 1, 1, 1, 1), (2, 1, 1, 2, 1), (1, 3, 3, 1, 1), (3, 1, 6, 9, 1), (1, 5, 2, 3, 4), (2, 2, 37, 41, 1),
-    (2, 2, 4, 4, 7), (1, 1, 3, 700, 1), (1, 2, 130, 3, 3), (2, 1, 8, 8, 8), (1, 1, 1, 1, 30),
-]  # fmt: skip
+def test_channels_follow_the_formula() -> None:
+    seeds = some_seeds(9)
+    for ratio in (0.0, 0.05, 0.4997, 1.0):
+        mask = channel_mask(seeds, 24, ratio=ratio)
+        expected = [[oracle.keyed(seed, c) >= int(ratio * 2**32) for c in range(24)] for seed in seeds.tolist()]
+        assert torch.equal(mask.cpu(), torch.tensor(expected)[:, :, None, None])
+
+
+def test_counts_of_many_patches_are_exact() -> None:
+    for size in ((128, 128), (1, 65537), (257, 255)):
+        patches = size[0] * size[1]
+        for ratio in (0.37, 1 - 1.5 / patches):
+            kept = patch_mask(some_seeds(2), size, ratio=ratio)
+            assert ((~kept).sum((1, 2, 3)) == int(ratio * patches)).all(), (size, ratio)
+
+
+# what the formula is worth. Seeds are fixed, so nothing fails by chance; limits are 5 sigma
+
+SIGMA, CONSECUTIVE = 5.0, torch.arange(4096)
+
+
+def masked_patches(seeds: Tensor, patches: int, count: int) -> Tensor:
+    """(N, P) fp64, 1 where a patch is masked."""
+    mask = patch_mask(seeds.to(DEVICE), (1, patches), ratio=min((count + 0.5) / patches, 1.0))
+    return (~mask[:, 0, 0]).cpu().double()
+
+
+def deviations(counts: Tensor, number: int, probability: float) -> Tensor:
+    """Counts among `number` trials, in sigma of the binomial distribution."""
+    return (counts - number * probability) / math.sqrt(number * probability * (1 - probability))
+
+
+@pytest.mark.parametrize(("patches", "count"), [(4, 2), (6, 3), (7, 2)])
+@pytest.mark.parametrize("first", [0, 2**32 - 4096], ids=["first-seeds", "last-seeds"])
+def test_all_sets_of_patches_are_equally_likely(patches: int, count: int, first: int) -> None:
+    masked = masked_patches(first + CONSECUTIVE, patches, count)
+    sets = torch.tensor([sum(2**p for p in chosen) for chosen in combinations(range(patches), count)])
+    counts = (masked @ 2.0 ** torch.arange(patches).double() == sets[:, None]).sum(1)
+    assert counts.sum() == 4096 and deviations(counts, 4096, 1 / len(sets)).abs().max() < SIGMA
+
+
+@pytest.mark.parametrize("distance", [0, 1, 2**16, 0x9E3779B9])
+def test_patches_and_seeds_are_unrelated(distance: int) -> None:
+    one, other = (masked_patches((CONSECUTIVE + d) % 2**32, 64, 16) for d in (0, distance))
+    both = 0.25**2 if distance else 16 * 15 / (64 * 63)
+    # patch p with one seed and patch q with the other
+    off = deviations((one.T @ other).fill_diagonal_(4096 * both) if not distance else one.T @ other, 4096, both)
+    assert off.abs().max() < SIGMA
+    assert deviations(one.sum(0), 4096, 0.25).abs().max() < SIGMA
+
+
+def test_channels_are_independent() -> None:
+    masked = (~channel_mask(CONSECUTIVE.to(DEVICE), 24, ratio=0.3)[:, :, 0, 0]).cpu().double()
+    pairs = masked.T @ masked
+    assert deviations(pairs.diagonal(), 4096, 0.3).abs().max() < SIGMA
+    first, second = torch.triu_indices(24, 24, 1)
+    assert deviations(pairs[first, second], 4096, 0.09).abs().max() < SIGMA
+
+
+# images
+
+# batch, channels, rows of patches, patches in a row, side of a patch: one tile and several, and numbers of patches that
+# walk cycles
+SHAPES = [(1, 1, 1, 1, 1), (3, 1, 6, 9, 1), (1, 5, 2, 3, 4), (2, 2, 37, 41, 1), (2, 6, 4, 4, 7)]
 
 
 @every_impl
 @pytest.mark.parametrize(
     ("b", "c", "rows", "columns", "patch"), SHAPES, ids=["B{}-C{}-{}x{}-patch{}".format(*shape) for shape in SHAPES]
 )
-def test_masked_is_what_the_mask_says(b: int, c: int, rows: int, columns: int, patch: int, impl: Any) -> None:
-    images = made(b, c, rows * patch, columns * patch)
-    check_patches(images, 0.6, patch, impl=impl)
-    check_patches(views.laid_out(images, "channels-last"), 0.4, patch, impl=impl)
-    check_channels(images, 0.6, impl=impl)
-
-
-@every_impl
-def test_a_count_of_every_implementation(impl: Any) -> None:
-    seeds = some(2)
-    for rows, columns, patch in ((5, 5, 1), (3, 7, 2)):
-        ones = torch.ones(2, 1, rows * patch, columns * patch, device=DEVICE)
-        for ratio in (0.0, 0.29, 0.57, 1.0):
-            zeros = (mask_patches(ones, seeds, ratio=ratio, patch=patch, impl=impl) == 0).sum((2, 3))
-            assert (zeros == int(ratio * rows * columns) * patch**2).all()
-
-
-@every_impl
-@pytest.mark.parametrize("dtype", [*views.FLOATS.values(), torch.uint8], ids=[*views.FLOATS, "uint8"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels-last", "strided"])
-def test_dtypes(layout: str, dtype: torch.dtype, impl: Any) -> None:
-    images = views.laid_out(made(1, 2, 12, 48, dtype=dtype), layout)
-    check_patches(images, 0.4, 3, impl=impl)
-    check_channels(images, 0.4, impl=impl)
-    if images.is_floating_point():
-        # what is kept is not touched: no rounding
-        kept = patch_mask(some(1), (12, 48), ratio=0.4)
-        found = mask_patches(images, some(1), ratio=0.4, impl=impl)
-        assert torch.equal(found, torch.where(kept, images, 0))
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
-def test_fp64(layout: str) -> None:
-    images = views.laid_out(made(4, 3, 12, 15, dtype=torch.float64), layout)
-    check_patches(images, 0.4, 3)
-    check_channels(images, 0.4)
-    check_patches([images, images.float()], 0.4)
-    check_channels([images, images.float()], 0.4)
-
-
-@every_impl
-@every_layout
-def test_layouts(layout: str, impl: Any) -> None:
-    check_patches(views.laid_out(made(2, 2, 8, 32), layout), 0.4, 2, impl=impl)
-    check_channels(views.laid_out(made(2, 3, 4, 6), layout), 0.4, impl=impl)
-
-
-@every_impl
-def test_gradients_of_any_layout(impl: Any) -> None:
-    for operator in (patches_of(some(2), 0.4, impl=impl), channels_of(some(2), 0.4, impl=impl)):
-        for layout in ("contiguous", "channels-last"):
-            views.takes_gradients_of_any_layout(operator, views.laid_out(made(2, 2, 4, 16), layout))
-
-
-@every_impl
-def test_seeds_may_be_strided_or_expanded(impl: Any) -> None:
-    images, seeds = made(4, 3, 4, 16), some(4)
-    for given in (torch.stack([seeds, seeds + 1], 1)[:, 0], seeds[:1].expand(4)):
-        for operator in (patches_of, channels_of):
-            expected = views.value_and_gradients(operator(given.clone(), 0.5, impl=impl), [images])
-            found = views.value_and_gradients(operator(given, 0.5, impl=impl), [images])
-            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
-@every_impl
-@every_float
-def test_autocast_changes_nothing(dtype: torch.dtype, impl: Any) -> None:
-    images = made(1, 2, 4, 16, dtype=dtype)
-    for operator in (patches_of(some(1), 0.4, impl=impl), channels_of(some(1), 0.4, impl=impl)):
-        plain = views.value_and_gradients(operator, [images])
-        with torch.autocast(DEVICE.type, torch.bfloat16):
-            cast = views.value_and_gradients(operator, [images])
-        assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(plain, cast, strict=True))
-
-
-@every_impl
-@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=["nan", "inf", "-inf"])
-def test_masked_is_zero_whatever_was_there(value: float, layout: str, impl: Any) -> None:
-    seeds, images = some(2), made(2, 2, 8, 32)
-    for operator, kept in (
-        (patches_of(seeds, 0.5, 2, impl=impl), patch_mask(seeds, (8, 32), ratio=0.5, patch=2).expand_as(images)),
-        (channels_of(seeds, 0.5, impl=impl), channel_mask(seeds, 2, ratio=0.5).expand_as(images)),
-    ):
-        leaf = views.laid_out(torch.where(kept, images, value), layout).requires_grad_()
-        found = operator(leaf)
-        assert torch.equal(found, torch.where(kept, images, 0))
-        # and no gradient gets there
-        (gradient,) = torch.autograd.grad(found, leaf, torch.where(kept, images, value))
+def test_masked_values_are_zero_and_others_keep_their_bits(
+    b: int, c: int, rows: int, columns: int, patch: int, impl: Any
+) -> None:
+    images, seeds = made(b, c, rows * patch, columns * patch), some_seeds(b)
+    for layout in ("contiguous", "channels-last"):
+        kept = patch_mask(seeds, images.shape[2:], ratio=0.6, patch=patch)
+        # NaN where masked, in images and in gradients, must not come through
+        spoilt = laid_out(torch.where(kept, images, math.nan), layout).requires_grad_()
+        masked = mask_patches(spoilt, seeds, ratio=0.6, patch=patch, impl=impl)
+        assert torch.equal(masked, torch.where(kept, images, 0))
+        (gradient,) = torch.autograd.grad(masked, spoilt, torch.where(kept, images, math.nan))
         assert torch.equal(gradient, torch.where(kept, images, 0))
-        spoilt = views.laid_out(torch.full_like(images, value), layout)
-        assert torch.equal(operator(spoilt), torch.where(kept, spoilt, 0)) or math.isnan(value)
-        assert not operator(spoilt)[~kept].any()
+        kept = channel_mask(seeds, c, ratio=0.6)
+        masked = mask_channels(laid_out(torch.where(kept, images, math.nan), layout), seeds, ratio=0.6, impl=impl)
+        assert torch.equal(masked, torch.where(kept, images, 0))
 
 
-# sequences
+@needs_gpu
+def test_masks_are_the_same_on_a_gpu() -> None:
+    for size, patch in (((37, 41), 1), ((64, 64), 8), ((300, 301), 1)):
+        here, there = (patch_mask(x, size, ratio=0.25, patch=patch) for x in (some_seeds(50), some_seeds(50).cpu()))
+        assert torch.equal(here.cpu(), there)
 
 
-@every_impl
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
-def test_sequences(number: int, impl: Any) -> None:
-    images = (list if number % 2 else tuple)(views.mixed(number, 2, 8, 32))
-    check_patches(images, 0.4, 2, impl=impl)
-    check_channels(images, 0.4, impl=impl)
+# errors
 
 
-@every_impl
-@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
-def test_sequences_of_equals(layout: str, impl: Any) -> None:
-    images = [views.laid_out(made(2, 3, 4, 16, seed=i), layout) for i in range(5)]
-    # one image twice
-    for several in (images, [images[0], images[1], images[0]]):
-        check_patches(several, 0.4, impl=impl)
-        check_channels(several, 0.4, impl=impl)
+def test_ratios_out_of_range_are_errors() -> None:
+    images, seeds = made(2, 1, 6, 8), some_seeds(2)
+    for ratio in (-0.1, 1.1, math.nan):
+        for call in (
+            lambda ratio: mask_patches(images, seeds, ratio=ratio),
+            lambda ratio: mask_channels(images, seeds, ratio=ratio),
+            lambda ratio: patch_mask(seeds, (6, 8), ratio=ratio),
+            lambda ratio: channel_mask(seeds, 3, ratio=ratio),
+        ):
+            with pytest.raises(ValueError, match=f"ratio .*{ratio}"):
+                call(ratio)
 
 
-@every_impl
-def test_gradient_goes_only_where_it_is_asked_for(impl: Any) -> None:
-    for operator in (patches_of(some(2), 0.4, impl=impl), channels_of(some(2), 0.4, impl=impl)):
-        views.gradient_goes_only_where_it_is_asked_for(operator, (2, 4, 16))
-
-
-@every_impl
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8], ids=["fp32", "bf16", "uint8"])
-def test_no_images(dtype: torch.dtype, impl: Any) -> None:
-    none = torch.zeros(0, dtype=torch.int64, device=DEVICE)
-    assert patch_mask(none, (6, 9), ratio=0.5, patch=3).shape == (0, 1, 6, 9)
-    assert channel_mask(none, 4, ratio=0.5).shape == (0, 4, 1, 1)
-    for operator in (patches_of(none, 0.5, 3, impl=impl), channels_of(none, 0.5, impl=impl)):
-        for layout in ("contiguous", "channels-last"):
-            images = views.laid_out(made(0, 3, 6, 9, dtype=dtype), layout).requires_grad_(dtype != torch.uint8)
-            found = operator(images)
-            assert found.shape == (0, 3, 6, 9) and found.dtype == views.result_dtype(dtype)
-            if images.requires_grad:
-                found.sum().backward()
-                assert images.grad is not None and images.grad.shape == images.shape
-        assert [x.shape for x in operator([images, images])] == [(0, 3, 6, 9)] * 2
+@pytest.mark.parametrize("patch", [0, -2, 4, 5, 64])
+def test_patches_that_do_not_tile_are_errors(patch: int) -> None:
+    # 4 divides the width alone, 5 the height alone
+    says = f"patches of {patch} px do not tile images of 30x32"
+    with pytest.raises(ValueError, match=says):
+        mask_patches(made(2, 1, 30, 32), some_seeds(2), ratio=0.5, patch=patch)
+    with pytest.raises(ValueError, match=says):
+        patch_mask(some_seeds(2), (30, 32), ratio=0.5, patch=patch)

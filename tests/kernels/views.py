@@ -1,4 +1,4 @@
-"""What the tests of the views' operators share: images and layouts, limits, and what torch asks of every operator."""
+"""Images and layouts, error limits, and checks that the tests of all operators on images share."""
 
 from __future__ import annotations
 
@@ -17,21 +17,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# what is asked of fp32 and fp64: of values of images in [0, 1], and of a gradient's largest error against its largest
-# entry. half precision may round the result once more
+# the largest error of a value of images in [0, 1], and of a gradient relative to its largest entry, in fp64; fp32 has
+# limits below. half precision may also round the result once
 VALUE = {torch.float64: 1e-13}
 GRADIENT = {torch.float64: 1e-12}
-FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUTS = [
     "contiguous", "channels-last", "transposed", "strided", "unaligned", "expanded",
     "some-channels-of-channels-last", "unaligned-channels-last",
 ]  # fmt: skip
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-TRITON = pytest.param("triton", marks=needs_triton)
-every_impl = pytest.mark.parametrize("impl", ["torch", TRITON])
-every_float = pytest.mark.parametrize("dtype", list(FLOATS.values()), ids=list(FLOATS))
-every_layout = pytest.mark.parametrize("layout", LAYOUTS)
+every_impl = pytest.mark.parametrize("impl", ["torch", pytest.param("triton", marks=needs_triton)])
 
 
 def needs_gpu(test: Callable[..., None]) -> Callable[..., None]:
@@ -42,7 +38,7 @@ def needs_gpu(test: Callable[..., None]) -> Callable[..., None]:
 
 
 def made(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Images in [0, 1], or all that uint8 holds."""
+    """Random images in [0, 1], or in 0..255 for uint8."""
     generator = Generator().manual_seed(seed)
     if dtype == torch.uint8:
         return torch.randint(256, shape, generator=generator, dtype=dtype).to(DEVICE)
@@ -50,13 +46,13 @@ def made(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tens
 
 
 def upstream(value: Tensor, seed: int = 7) -> Tensor:
-    """A gradient to a result: in [−0.5, 0.5], and contiguous whatever the result is."""
+    """A gradient to a result: in [−0.5, 0.5], always contiguous."""
     noise = torch.rand(value.shape, generator=Generator().manual_seed(seed), dtype=torch.float64) - 0.5
     return noise.to(value.device, value.dtype)
 
 
 def laid_out(images: Tensor, layout: str) -> Tensor:
-    """The same images, otherwise in memory ("expanded": the first one only, as often)."""
+    """The same images in another memory layout ("expanded" repeats the first image)."""
     b, c, h, w = images.shape
     if layout == "channels-last":
         return images.contiguous(memory_format=torch.channels_last)
@@ -76,17 +72,17 @@ def laid_out(images: Tensor, layout: str) -> Tensor:
     return images.contiguous()
 
 
-def keeps_layout(found: Tensor, images: Tensor) -> bool:
-    """Contiguous for contiguous, channels-last for channels-last, contiguous for the rest; of several, any."""
+def keeps_layout(result: Tensor, images: Tensor) -> bool:
+    """Whether a result is channels-last for channels-last images and contiguous for all others."""
     formats = [torch.contiguous_format, torch.channels_last]
     given = [x for x in formats if images.is_contiguous(memory_format=x)] or formats[:1]
-    return any(found.is_contiguous(memory_format=x) for x in given)
+    return any(result.is_contiguous(memory_format=x) for x in given)
 
 
 def exactly(images: Tensor) -> Tensor:
-    """What images hold, in float64 on the CPU; uint8 scaled to [0, 1]."""
-    raised = images.detach().cpu().double()
-    return raised / 255 if images.dtype == torch.uint8 else raised
+    """The images in fp64 on the CPU; uint8 is scaled to [0, 1]."""
+    values = images.detach().cpu().double()
+    return values / 255 if images.dtype == torch.uint8 else values
 
 
 def result_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -97,7 +93,7 @@ def result_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def half_ulp(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """What one rounding to half precision may cost; 0 for the dtypes that are computed in."""
+    """The largest error of one rounding to half precision; 0 for fp32 and fp64."""
     if dtype in (torch.float32, torch.float64):
         return torch.zeros_like(exact)
     limits = torch.finfo(dtype)
@@ -105,26 +101,26 @@ def half_ulp(exact: Tensor, dtype: torch.dtype) -> Tensor:
     return limits.eps / 2 * power.clamp_min(limits.smallest_normal)
 
 
-def _check(found: Tensor, exact: Tensor, slack: float, impl: str, what: str) -> None:
-    assert found.shape == exact.shape, what
-    # Triton's interpreter cuts fp32 off where a GPU rounds it to bf16
-    half_ulps = 2 if impl == "triton" and DEVICE.type == "cpu" and found.dtype == torch.bfloat16 else 1
+def _check(result: Tensor, exact: Tensor, slack: float, impl: str, what: str) -> None:
+    assert result.shape == exact.shape, what
+    # Triton's interpreter truncates fp32 to bf16, where a GPU rounds
+    half_ulps = 2 if impl == "triton" and DEVICE.type == "cpu" and result.dtype == torch.bfloat16 else 1
     if exact.numel():
-        error = (found.detach().cpu().double() - exact).abs()
-        excess = error - half_ulps * half_ulp(exact, found.dtype) - slack
+        error = (result.detach().cpu().double() - exact).abs()
+        excess = error - half_ulps * half_ulp(exact, result.dtype) - slack
         assert excess.max() <= 0, f"{what}: {float(error.max()):.3g} off, {float(excess.max()):.3g} more than allowed"
 
 
-def check_value(found: Tensor, exact: Tensor, images: Tensor, impl: str) -> None:
-    assert found.dtype == result_dtype(images.dtype) and found.device == images.device
-    assert keeps_layout(found, images), f"{images.stride()} became {found.stride()}"
-    _check(found, exact, VALUE.get(found.dtype, 1e-6), impl, "value")
+def check_value(result: Tensor, exact: Tensor, images: Tensor, impl: str) -> None:
+    assert result.dtype == result_dtype(images.dtype) and result.device == images.device
+    assert keeps_layout(result, images), f"{images.stride()} became {result.stride()}"
+    _check(result, exact, VALUE.get(result.dtype, 1e-6), impl, "value")
 
 
-def check_gradient(found: Tensor, exact: Tensor, images: Tensor, impl: str) -> None:
-    assert found.dtype == images.dtype
+def check_gradient(result: Tensor, exact: Tensor, images: Tensor, impl: str) -> None:
+    assert result.dtype == images.dtype
     largest = float(exact.abs().max()) if exact.numel() else 0.0
-    _check(found, exact, GRADIENT.get(found.dtype, 1e-5) * largest, impl, "gradient")
+    _check(result, exact, GRADIENT.get(result.dtype, 1e-5) * largest, impl, "gradient")
 
 
 def check(
@@ -134,9 +130,9 @@ def check(
     exact_gradient: Callable[[Tensor], Tensor],
     impl: str,
 ) -> None:
-    """Hold values and gradients of an operator to two formulas, and the images to what they were."""
+    """Compares an operator's values and gradients with two formulas, and checks that the images did not change."""
     several = [images] if isinstance(images, Tensor) else list(images)
-    # images under test are views of others: a clone would not lie in memory as they do
+    # no clone, which would change the memory layout
     leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in several]
     before = [x.detach().clone() for x in several]
     results = operator(leaves[0]) if isinstance(images, Tensor) else operator(type(images)(leaves))  # type: ignore[call-arg]
@@ -144,38 +140,21 @@ def check(
         assert isinstance(results, Tensor)
         results = (results,)
     assert type(results) is tuple and len(results) == len(several)
-    for found, image in zip(results, several, strict=True):
-        check_value(found, exact(exactly(image)), image, impl)
-        assert found.requires_grad == image.is_floating_point()
-    pairs = [(found, x) for found, x in zip(results, leaves, strict=True) if x.requires_grad]
+    for result, image in zip(results, several, strict=True):
+        check_value(result, exact(exactly(image)), image, impl)
+        assert result.requires_grad == image.is_floating_point()
+    pairs = [(result, x) for result, x in zip(results, leaves, strict=True) if x.requires_grad]
     if pairs:
-        to_results = [upstream(found, seed=i) for i, (found, _) in enumerate(pairs)]
-        gradients = torch.autograd.grad([found for found, _ in pairs], [x for _, x in pairs], to_results)
+        to_results = [upstream(result, seed=i) for i, (result, _) in enumerate(pairs)]
+        gradients = torch.autograd.grad([result for result, _ in pairs], [x for _, x in pairs], to_results)
         for gradient, to_result, (_, image) in zip(gradients, to_results, pairs, strict=True):
             check_gradient(gradient, exact_gradient(exactly(to_result)), image, impl)
     for image, was in zip(several, before, strict=True):
         assert torch.equal(image, was)
 
 
-# a mixed bag, of which the first n are taken: all that a sequence may mix
-MIXED = [
-    (3, torch.float32, "contiguous"),
-    (3, torch.bfloat16, "channels-last"),
-    (1, torch.uint8, "contiguous"),
-    (3, torch.float32, "contiguous"),
-    (5, torch.float16, "strided"),
-]
-
-
-def mixed(number: int, batch: int, height: int, width: int) -> list[Tensor]:
-    return [
-        laid_out(made(batch, c, height, width, seed=i, dtype=dtype), layout)
-        for i, (c, dtype, layout) in enumerate(MIXED[:number])
-    ]
-
-
 def value_and_gradients(operator: Callable[..., Any], images: Sequence[Tensor]) -> list[Tensor]:
-    """Of an operator that takes images one by one and gives a tensor or several."""
+    """Results and gradients of an operator that takes images as separate arguments."""
     leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in images]
     results = operator(*leaves)
     results = [results] if isinstance(results, Tensor) else list(results)
@@ -185,106 +164,40 @@ def value_and_gradients(operator: Callable[..., Any], images: Sequence[Tensor]) 
     return [x.detach() for x in results] + list(gradients)
 
 
-def same_bits_twice(operator: Callable[..., Any], images: Sequence[Tensor]) -> None:
-    once, twice = (value_and_gradients(operator, images) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(once, twice, strict=True))
-
-
-def gradient_goes_only_where_it_is_asked_for(
-    operator: Callable[[Any], tuple[Tensor, ...]], size: Sequence[int]
-) -> None:
-    """Some images of a sequence take no gradient, and some results are not used."""
-    batch, height, width = size
-    images = [made(batch, 2, height, width, seed=i) for i in range(3)]
-    _, right, _ = value_and_gradients(lambda *x: operator(x), images)[3:]
-    to_result = upstream(operator(images)[0], seed=1)
-    frozen, leaf, unused = images[0], images[1].clone().requires_grad_(), images[2].clone().requires_grad_()
-    results = operator([frozen, leaf, unused])
-    # equal within rounding only: what shares a launch may be another group of images
-    (gradient,) = torch.autograd.grad(results[1], leaf, to_result)
-    torch.testing.assert_close(gradient, right, rtol=1e-5, atol=1e-6)
-    results = operator([frozen, leaf, unused])
-    (results[0].sum() + results[1].sum()).backward()
-    assert frozen.grad is None and leaf.grad is not None and (unused.grad is None or not unused.grad.any())
-    assert not any(x.requires_grad for x in operator(images))
-    with torch.no_grad():
-        assert not any(x.requires_grad for x in operator([leaf, unused]))
-
-
-def takes_gradients_of_any_layout(operator: Callable[[Tensor], Tensor], images: Tensor) -> None:
-    """A gradient may arrive expanded, channels-last or strided."""
-    leaf = images.detach().requires_grad_()
-    result = operator(leaf)
-    plain = upstream(result)
-    (right,) = torch.autograd.grad(result, leaf, plain, retain_graph=True)
-    for layout in ("channels-last", "strided", "transposed"):
-        (found,) = torch.autograd.grad(result, leaf, laid_out(plain, layout), retain_graph=True)
-        torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-6)
-    (found,) = torch.autograd.grad(result.sum(), leaf, retain_graph=True)
-    (right,) = torch.autograd.grad(result, leaf, torch.ones_like(result))
-    torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-6)
-
-
-# what no operator takes
-
-
+# images that every operator refuses
 BAD_IMAGES: dict[str, tuple[Callable[[], Any], str]] = {
     "three-axes": (lambda: made(2, 6, 9), r"2\D+6\D+9"),
-    "five-axes": (lambda: made(2, 1, 3, 6, 9), r"2\D+1\D+3\D+6\D+9"),
+    "no-pixels": (lambda: made(2, 3, 0, 9), r"2\D+3\D+0\D+9"),
     "int64": (lambda: made(2, 3, 6, 9).long(), "int64"),
     "bool": (lambda: made(2, 3, 6, 9) > 0.5, "bool"),
-    "complex": (lambda: made(2, 3, 6, 9).to(torch.complex64), "complex64"),
-    "none": (list, "images|image"),
-    "none-in-a-tuple": (tuple, "images|image"),
+    "empty-sequence": (list, "images"),
     "other-height": (lambda: [made(2, 3, 6, 9), made(2, 3, 7, 9)], r"7\D+9"),
-    "other-width": (lambda: [made(2, 3, 6, 9), made(2, 3, 6, 8)], r"6\D+8"),
     "other-batch": (lambda: (made(2, 3, 6, 9), made(3, 3, 6, 9)), r"\b3\b"),
-    "one-of-three-axes": (lambda: [made(2, 3, 6, 9), made(2, 6, 9)], r"2\D+6\D+9"),
-    "one-int64": (lambda: [made(2, 3, 6, 9), made(2, 3, 6, 9).long()], "int64"),
+    "second-of-three-axes": (lambda: [made(2, 3, 6, 9), made(2, 6, 9)], r"2\D+6\D+9"),
+    "second-int64": (lambda: [made(2, 3, 6, 9), made(2, 3, 6, 9).long()], "int64"),
     "other-device": (lambda: [made(2, 3, 6, 9), made(2, 3, 6, 9).to("meta")], "meta"),
 }
-every_bad_image = pytest.mark.parametrize(("bad", "says"), list(BAD_IMAGES.values()), ids=list(BAD_IMAGES))
 
 
-def choices_that_cannot_be_had(operator: Callable[..., Any], images: Tensor) -> None:
-    choice: Any
-    for choice in ("cuda", "reference", "", None):
-        with pytest.raises(ValueError, match="impl"):
-            operator(images, impl=choice)
-    for given in (images.double(), [images, images.double()]):
-        with pytest.raises(ValueError, match=r'impl="triton" cannot be had: .*(float64|fp64)'):
-            operator(given, impl="triton")
-
-
-def auto_takes_what_suits(operator: Callable[..., Any], images: Tensor) -> None:
-    """Triton on a GPU and torch elsewhere, torch for all of a sequence with fp64 in it."""
-    fused = "triton" if images.device.type == "cuda" else "torch"
-    assert torch.equal(operator(images), operator(images, impl=fused))
-    assert torch.equal(operator(images, impl="auto"), operator(images, impl=fused))
-    pair = [images, images.double()]
-    for found, expected in zip(operator(pair), operator(pair, impl="torch"), strict=True):
-        assert torch.equal(found, expected) and found.dtype == expected.dtype
-
-
-# how torch takes them
+# what torch requires of an operator
 
 
 def compiled_equals_eager(
     operator: Callable[..., Any], *inputs: Sequence[Tensor], backend: str = "aot_eager", dynamic: bool | None = None
 ) -> None:
-    """Values and gradients, for one list of images after the other."""
+    """Compares values and gradients for each list of images in turn."""
     torch.compiler.reset()
     compiled = torch.compile(operator, fullgraph=True, backend=backend, dynamic=dynamic)
     for images in inputs:
-        found, expected = (value_and_gradients(call, images) for call in (compiled, operator))
-        assert len(found) == len(expected)
-        for a, b in zip(found, expected, strict=True):
+        result, expected = (value_and_gradients(call, images) for call in (compiled, operator))
+        assert len(result) == len(expected)
+        for a, b in zip(result, expected, strict=True):
             assert a.dtype == b.dtype
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 class _Calls(TorchDispatchMode):
-    """Which of our operators are called, and with what."""
+    """Records the calls of fastle's operators."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -299,7 +212,7 @@ class _Calls(TorchDispatchMode):
 
 
 def passes_opcheck(name: str, operator: Callable[..., Any], images: Sequence[Tensor]) -> None:
-    """The operators that a value and its gradients take, with the arguments that they get there."""
+    """Runs opcheck on every call that a value and its gradients make."""
     with _Calls() as calls:
         value_and_gradients(operator, images)
     names = [str(func) for func, _, _ in calls.made]
@@ -313,12 +226,13 @@ def passes_opcheck(name: str, operator: Callable[..., Any], images: Sequence[Ten
         torch.library.opcheck(func, tree_map_only(Tensor, fresh, args), tree_map_only(Tensor, fresh, kwargs))
 
 
-def run_alone(script: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """A script in a process of its own, in which Triton does not interpret."""
+def run_alone(script: str, *arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script in a new process, without Triton's interpreter."""
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return subprocess.run(
         [sys.executable, "-c", script, *arguments],
-        cwd=Path(__file__).parents[2], env=inherited, capture_output=True, text=True, check=check, timeout=300,
+        cwd=Path(__file__).parents[2], env=inherited | environment,
+        capture_output=True, text=True, check=check, timeout=300,
     )  # fmt: skip
 
 
@@ -329,14 +243,14 @@ def waits_for_no_gpu(operator: Callable[[Any], Any], images: Tensor) -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         operator(leaf).backward(to_result)
-        found, _ = operator([leaf, images])
-        found.backward(to_result)
+        result, _ = operator([leaf, images])
+        result.backward(to_result)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 def replays(step: Callable[[], Sequence[Tensor]], change: Callable[[], None]) -> None:
-    """A captured step gives what an eager one does, for other inputs than those it was captured with."""
+    """Checks a captured step against an eager one, on other inputs than those of the capture."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -347,5 +261,5 @@ def replays(step: Callable[[], Sequence[Tensor]], change: Callable[[], None]) ->
         captured = step()
     change()
     graph.replay()
-    for found, expected in zip(captured, step(), strict=True):
-        assert torch.equal(found, expected)
+    for result, expected in zip(captured, step(), strict=True):
+        assert torch.equal(result, expected)

@@ -1,4 +1,4 @@
-"""What the tests of SIGReg share: samples and slices, and its conventions by the formulas."""
+"""Samples, slices, weights and the formulas of the conventions, for the tests of SIGReg."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ every_convention = pytest.mark.parametrize("convention", CONVENTIONS)
 def exact(
     convention: Any, z: Tensor, slices: Tensor, weights: Tensor | None = None, **options: Any
 ) -> tuple[Tensor, Tensor]:
-    """The loss of samples in one process and its gradient, by the formulas, in float64."""
+    """The loss of the samples of one process, and its gradient, by the formulas in fp64."""
     z, slices = z.detach().double(), slices.double()
     if convention != "eb_jepa":
-        found = oracle.sigreg_and_gradients(z, slices, weights=weights, **options)
-        return found.statistics.mean(), found.to_z
+        formula = oracle.sigreg_and_gradients(z, slices, weights=weights, **options)
+        return formula.statistics.mean(), formula.to_z
     z.requires_grad_()
     counted = torch.ones(z.shape[:-1]) if weights is None else weights
     tests = zip(z.view(-1, *z.shape[-2:]), counted.reshape(-1, z.shape[-2]), strict=True)

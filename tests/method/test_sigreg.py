@@ -81,7 +81,7 @@ def test_zero_codes_and_zero_slices_give_no_nan() -> None:
 
 def test_no_samples_is_an_error() -> None:
     for convention in CONVENTIONS:
-        with pytest.raises(ValueError, match="of nothing"):
+        with pytest.raises(ValueError, match="needs samples"):
             sigreg(torch.zeros(0, 4), slices_of(4, 5), convention=convention)
 
 
@@ -92,8 +92,8 @@ def test_implementations_agree_and_others_are_errors() -> None:
     for convention in CONVENTIONS:
         expected, _ = exact(convention, z, slices)
         for impl in ("auto", "torch"):
-            found = sigreg(z, slices, convention=convention, impl=impl)
-            torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+            result = sigreg(z, slices, convention=convention, impl=impl)
+            torch.testing.assert_close(result, expected, rtol=1e-10, atol=0)
         with pytest.raises(ValueError, match=r"impl.*cuda-graphs"):
             sigreg(z, slices, convention=convention, impl=unknown)
     with pytest.raises(ValueError, match=r"impl.*cuda-graphs"):
@@ -106,7 +106,7 @@ def test_implementations_agree_and_others_are_errors() -> None:
 @every_convention
 @pytest.mark.parametrize("shape", [(9, 4), (1, 3), (3, 6, 4), (2, 2, 5, 3)], ids=lambda s: "x".join(map(str, s)))
 def test_convention_has_its_formula(shape: tuple[int, ...], convention: Any) -> None:
-    # eb_jepa's knots have one at 0 when they are odd, and none when they are even
+    # an odd number of eb_jepa's knots has one at 0, an even number has none
     for options in ({}, {"knots": 17}, {"knots": 2}, {"t_max": 2.0, "knots": 9}, {"t_max": 5.0}):
         z, slices = made(*shape).requires_grad_(), slices_of(shape[-1], 7)
         value = sigreg(z, slices, convention=convention, **options)
@@ -120,8 +120,8 @@ def test_convention_has_its_formula(shape: tuple[int, ...], convention: Any) -> 
 def test_eb_jepa_is_the_statistic_by_n_on_mirrored_knots() -> None:
     # 33 knots on [−3, 3] are 17 on [0, 3] and their mirror images, which the weight 2 stands for
     z, slices = made(9, 4), slices_of(4, 5)
-    found = sigreg(z, slices, knots=33, convention="eb_jepa")
-    torch.testing.assert_close(9 * found, sigreg(z, slices, knots=17), rtol=1e-12, atol=0)
+    result = sigreg(z, slices, knots=33, convention="eb_jepa")
+    torch.testing.assert_close(9 * result, sigreg(z, slices, knots=17), rtol=1e-12, atol=0)
 
 
 def test_the_other_conventions_differ_between_ranks_only() -> None:
@@ -134,9 +134,9 @@ def test_the_other_conventions_differ_between_ranks_only() -> None:
 def test_a_convention_that_does_not_exist_is_an_error() -> None:
     unknown: Any = "lejepa2"
     for call in (lambda: sigreg(made(9, 4), slices_of(4, 5), convention=unknown), lambda: SIGReg(convention=unknown)):
-        with pytest.raises(ValueError, match=unknown) as found:
+        with pytest.raises(ValueError, match=unknown) as raised:
             call()
-        assert all(convention in str(found.value) for convention in CONVENTIONS)
+        assert all(convention in str(raised.value) for convention in CONVENTIONS)
 
 
 @every_convention
@@ -184,7 +184,7 @@ def test_full_graph_compile(convention: Any) -> None:
 @pytest.mark.parametrize("boolean", [False, True], ids=["real", "mask"])
 def test_weights(boolean: bool, leading: tuple[int, ...], convention: Any) -> None:
     z, slices, weights = made(*leading, 9, 4), slices_of(4, 5), weights_of(*leading, 9)
-    # what does not count may hold anything
+    # a sample of weight 0 may hold anything
     z[weights == 0] = math.nan
     weights = weights > 0 if boolean else weights
     z.requires_grad_()
@@ -200,10 +200,10 @@ def test_weights(boolean: bool, leading: tuple[int, ...], convention: Any) -> No
 def test_a_mask_is_the_subset_and_all_ones_are_no_weights(convention: Any) -> None:
     z, slices = made(9, 4), slices_of(4, 5)
     mask = torch.arange(9) % 3 > 0
-    found = sigreg(z, slices, weights=mask, convention=convention)
-    torch.testing.assert_close(found, sigreg(z[mask], slices, convention=convention), rtol=1e-12, atol=0)
-    found = sigreg(z, slices, weights=torch.ones(9), convention=convention)
-    torch.testing.assert_close(found, sigreg(z, slices, convention=convention), rtol=1e-12, atol=0)
+    result = sigreg(z, slices, weights=mask, convention=convention)
+    torch.testing.assert_close(result, sigreg(z[mask], slices, convention=convention), rtol=1e-12, atol=0)
+    result = sigreg(z, slices, weights=torch.ones(9), convention=convention)
+    torch.testing.assert_close(result, sigreg(z, slices, convention=convention), rtol=1e-12, atol=0)
 
 
 @every_convention
@@ -272,7 +272,7 @@ def test_module_has_the_knots_of_its_convention(convention: Any) -> None:
     torch.testing.assert_close(module(z), expected, rtol=1e-10, atol=0)
     expected, _ = exact(convention, z, draw_slices(4, 6, generator), weights)
     torch.testing.assert_close(module(z, weights), expected, rtol=1e-10, atol=0)
-    # asked for others, it takes those
+    # the caller's knots go first
     module = SIGReg(num_slices=6, knots=5, t_max=2.0, convention=convention, seed=3)
     expected, _ = exact(convention, z, draw_slices(4, 6, Generator().manual_seed(3)), knots=5, t_max=2.0)
     torch.testing.assert_close(module(z), expected, rtol=1e-10, atol=0)
@@ -289,11 +289,11 @@ def test_state_dict_goes_on_with_the_same_slices() -> None:
     file.seek(0)
     resumed = SIGReg(num_slices=6, seed=99)
     resumed.load_state_dict(torch.load(file, weights_only=True))
-    # saved again before its first call, it still knows
+    # the state survives a second save before the first call
     again = SIGReg(num_slices=6, seed=98)
     again.load_state_dict(resumed.state_dict())
-    for found in (resumed, again):
-        assert [torch.equal(found(z), value) for value in following] == [True, True]
+    for module in (resumed, again):
+        assert [torch.equal(module(z), value) for value in following] == [True, True]
 
 
 def test_loading_rewinds_a_module_that_has_gone_on() -> None:

@@ -29,8 +29,8 @@ def samples_of(name: str) -> list[Tensor]:
     return list(made(*leading, sum(sizes), 4, seed=7).split(sizes, dim=-2))
 
 
-def shares_of(name: str) -> list[Tensor]:
-    """A weight of each sample. Where there are positions, the second rank has none at the first of them."""
+def weights_by_rank(name: str) -> list[Tensor]:
+    """A weight for each sample. With positions, the second rank has only zeros at the first of them."""
     leading, sizes = PARTS[name]
     weights = weights_of(*leading, sum(sizes))
     if leading:
@@ -44,27 +44,27 @@ def linear() -> nn.Linear:
 
 
 def run_rank(rank: int, port: int, folder: Path) -> None:
-    """What one of the processes computes, saved to `folder`."""
+    """Computes losses and gradients in one process and saves them to `folder`."""
     address = f"tcp://127.0.0.1:{port}"
-    # made before there is a process group, which it finds nevertheless
+    # a module may be made before the process group
     module = SIGReg(num_slices=5, seed=3)
-    # half an hour is the default: a rank that waits in vain should say so
+    # the default is half an hour: a rank that waits in vain should fail sooner
     dist.init_process_group("gloo", address, rank=rank, world_size=WORLD, timeout=timedelta(seconds=120))
-    found: dict[str, Tensor] = {}
+    results: dict[str, Tensor] = {}
 
     def keep(name: str, z: Tensor, **options: Any) -> None:
         value = sigreg(z.requires_grad_(), slices_of(4, 5), **options)
-        (found[f"{name}-gradient"],) = torch.autograd.grad(value, z)
-        found[name] = value.detach()
+        (results[f"{name}-gradient"],) = torch.autograd.grad(value, z)
+        results[name] = value.detach()
 
     for name in PARTS:
         keep(name, samples_of(name)[rank])
         for convention in CONVENTIONS:
             keep(f"{name}-{convention}-plain", samples_of(name)[rank], convention=convention)
-            z, weights = samples_of(name)[rank], shares_of(name)[rank]
+            z, weights = samples_of(name)[rank], weights_by_rank(name)[rank]
             z[weights == 0] = math.nan
             keep(f"{name}-{convention}-weighted", z, weights=weights, convention=convention)
-    # a rank of which nothing counts
+    # a rank whose samples all have weight 0
     mask = torch.full((6,), rank == 0)
     for convention in CONVENTIONS:
         keep(f"masked-{convention}", samples_of("even")[rank], weights=mask, convention=convention)
@@ -73,16 +73,16 @@ def run_rank(rank: int, port: int, folder: Path) -> None:
         sigreg(model(samples_of(name)[rank]), slices_of(3, 5)).backward()
         for parameter, tensor in model.module.named_parameters():
             assert tensor.grad is not None
-            found[f"{name}-ddp-{parameter}"] = tensor.grad
-    found["module"] = torch.stack([module(samples_of("uneven")[rank]) for _ in range(2)])
-    found["module-minimal"] = SIGReg(num_slices=5, convention="minimal", seed=3)(samples_of("uneven")[rank])
-    torch.save(found, folder / f"{rank}.pt")
+            results[f"{name}-ddp-{parameter}"] = tensor.grad
+    results["module"] = torch.stack([module(samples_of("uneven")[rank]) for _ in range(2)])
+    results["module-minimal"] = SIGReg(num_slices=5, convention="minimal", seed=3)(samples_of("uneven")[rank])
+    torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
-    """What each of two processes found."""
+    """What each of two processes computed."""
     folder = tmp_path_factory.mktemp("ranks")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -95,9 +95,9 @@ def check_ranks(ranks: list[dict[str, Tensor]], name: str, value: Tensor, gradie
     """Hold every rank to the loss and gradient of the concatenated batch."""
     assert torch.equal(ranks[0][name], ranks[1][name])
     torch.testing.assert_close(ranks[0][name], value, rtol=1e-10, atol=0)
-    # each rank's part comes world size times, which DistributedDataParallel's mean takes back
-    found = torch.cat([rank[f"{name}-gradient"] for rank in ranks], dim=-2) / WORLD
-    torch.testing.assert_close(found, gradient, rtol=1e-10, atol=1e-13)
+    # each rank's part comes multiplied by the world size, which DistributedDataParallel's mean divides out
+    gathered = torch.cat([rank[f"{name}-gradient"] for rank in ranks], dim=-2) / WORLD
+    torch.testing.assert_close(gathered, gradient, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", list(PARTS))
@@ -110,7 +110,7 @@ def test_ranks_agree_with_one_process(ranks: list[dict[str, Tensor]], name: str)
 @pytest.mark.parametrize("name", list(PARTS))
 def test_ranks_make_one_batch(ranks: list[dict[str, Tensor]], name: str, convention: Any, kind: str) -> None:
     z = torch.cat(samples_of(name), dim=-2)
-    weights = torch.cat(shares_of(name), dim=-1) if WEIGHTED[kind] else None
+    weights = torch.cat(weights_by_rank(name), dim=-1) if WEIGHTED[kind] else None
     check_ranks(ranks, f"{name}-{convention}-{kind}", *exact(convention, z, slices_of(4, 5), weights))
 
 
@@ -118,11 +118,11 @@ def test_ranks_make_one_batch(ranks: list[dict[str, Tensor]], name: str, convent
 @pytest.mark.parametrize("convention", ["leautoencoder", "minimal"])
 @pytest.mark.parametrize("name", list(PARTS))
 def test_ranks_keep_to_themselves(ranks: list[dict[str, Tensor]], name: str, convention: Any, kind: str) -> None:
-    for rank, found in enumerate(ranks):
-        weights = shares_of(name)[rank] if WEIGHTED[kind] else None
+    for rank, results in enumerate(ranks):
+        weights = weights_by_rank(name)[rank] if WEIGHTED[kind] else None
         value, gradient = exact(convention, samples_of(name)[rank], slices_of(4, 5), weights)
-        torch.testing.assert_close(found[f"{name}-{convention}-{kind}"], value, rtol=1e-10, atol=0)
-        torch.testing.assert_close(found[f"{name}-{convention}-{kind}-gradient"], gradient, rtol=1e-10, atol=1e-13)
+        torch.testing.assert_close(results[f"{name}-{convention}-{kind}"], value, rtol=1e-10, atol=0)
+        torch.testing.assert_close(results[f"{name}-{convention}-{kind}-gradient"], gradient, rtol=1e-10, atol=1e-13)
 
 
 @every_convention
@@ -130,10 +130,10 @@ def test_a_rank_without_weight_adds_nothing(ranks: list[dict[str, Tensor]], conv
     own = convention in ("leautoencoder", "minimal")
     value, gradient = exact(convention, samples_of("even")[0], slices_of(4, 5))
     expected = [value, torch.zeros_like(value)] if own else [value, value]
-    for rank, found in enumerate(ranks):
-        torch.testing.assert_close(found[f"masked-{convention}"], expected[rank], rtol=1e-10, atol=0)
-    found_gradient = ranks[0][f"masked-{convention}-gradient"] / (1 if own else WORLD)
-    torch.testing.assert_close(found_gradient, gradient, rtol=1e-10, atol=1e-13)
+    for rank, results in enumerate(ranks):
+        torch.testing.assert_close(results[f"masked-{convention}"], expected[rank], rtol=1e-10, atol=0)
+    own_gradient = ranks[0][f"masked-{convention}-gradient"] / (1 if own else WORLD)
+    torch.testing.assert_close(own_gradient, gradient, rtol=1e-10, atol=1e-13)
     assert not ranks[1][f"masked-{convention}-gradient"].any()
 
 
