@@ -11,20 +11,22 @@ from fastle.config import ConfigError
 
 
 def pick_device(requested: str, console: Console) -> torch.device:
-    """The device that a flag asks for; says which it is, and why if it is not the one expected.
+    """The device that --device asks for. Prints which it is, and why it is a CPU if nobody asked for one.
 
     Args:
         requested: "auto", "cpu" or "cuda".
 
     Raises:
-        ConfigError: "cuda" cannot be had.
+        ConfigError: "cuda" was asked for, and PyTorch finds no usable GPU.
     """
     reason = None if torch.cuda.is_available() else _why_no_gpu()
     if requested == "cuda" and reason:
-        raise ConfigError(f"--device cuda cannot be had: {reason}; use --device cpu")
+        raise ConfigError(f"--device cuda is not available: {reason}; use --device cpu")
     if requested == "cpu" or reason:
-        expected = f" (no GPU: {reason}; training is many times slower than on one)" if requested == "auto" else ""
-        console.print(f"device: cpu, {torch.get_num_threads()} threads{expected}", highlight=False, soft_wrap=True)
+        console.print(f"device: cpu, {torch.get_num_threads()} threads", highlight=False)
+        if requested == "auto":
+            console.print(f"no GPU: {reason}", highlight=False, markup=False, soft_wrap=True)
+            console.print("training on a CPU is many times slower than on a GPU", highlight=False)
         return torch.device("cpu")
     device = torch.device("cuda", from_torchrun("LOCAL_RANK", 0))
     console.print(f"device: {device}, {torch.cuda.get_device_name(device)}", highlight=False)
