@@ -1,57 +1,104 @@
-"""What a run is: frozen dataclasses that check themselves.
+"""What a run computes, as frozen dataclasses that check themselves, and how people set each field.
 
-A command line, a config.json and a checkpoint all say the same thing through `RunConfig`; nothing else is an option.
+A command line, a config.json and a checkpoint all describe a run by its `RunConfig`. Each field made by `option`
+carries its range, its help text and its name as a flag (see `fastle.options`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
-from .errors import FastleError
+from .options import Checked, Option, option, options_of, pick
+from .options import ConfigError as ConfigError  # noqa: PLC0414 (where everybody imports it from)
 
 DatasetName = Literal["shapes", "cifar10", "celeba", "folder"]
 ObjectiveName = Literal["self-teaching", "pixel"]
 JudgeName = Literal["step-frozen", "live", "ema"]
 JudgeStatistics = Literal["own", "target"]
 TransformName = Literal["crop-resize", "pixel-mask", "patch-mask", "channel-mask", "noise", "identity", "detail"]
+MaskKind = Literal["pixel", "patch", "channel"]
 Precision = Literal["fp32", "bf16"]
 BadImages = Literal["error", "skip"]
 
-MASKS: tuple[TransformName, ...] = ("pixel-mask", "patch-mask", "channel-mask")
+HOLE_RATIO = 0.35
+# features of the masked setting's latent
+POOLED_LATENT = 128
+DEFAULT_TRANSFORM: TransformName = "crop-resize"
 
 
-class ConfigError(FastleError):
-    """A value that cannot be, or values that cannot be together."""
+def _size() -> Any:
+    """A field of the data and of the model."""
+    text = "height and width of the images, pixels, divisible by 8"
+    return option(text, at_least=1, multiple_of=8, group="data", metavar="PX")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelConfig:
-    """The autoencoder of method section 4.
+class DataConfig(Checked):
+    """Where the images come from.
+
+    Attributes:
+        dataset: the kind of source.
+        root: absolute path of the data; None for shapes, which are made.
+        size, channels: of the images that the loader hands out.
+        bad_images: whether an image file that cannot be used is an error, or is left out.
+    """
+
+    dataset: DatasetName = option("shapes are made on the fly; folder is any tree of images", group="data", default="")
+    root: str | None = option(
+        "the folder that holds the images", initial=None, name="data", group="data", metavar="DIR", default=""
+    )
+    size: int = _size()
+    channels: int = option("1 reads a folder's images as grey, 3 as colour", choices=(1, 3), group="data")
+    bad_images: BadImages = option(
+        "whether image files that cannot be used are an error, which names all of them, or are left out",
+        initial="error",
+        group="data",
+    )
+
+    def __post_init__(self) -> None:
+        # slots=True makes the class anew, and super() without arguments would mean the old one
+        Checked.__post_init__(self)
+        if self.bad_images == "skip" and self.dataset in ("shapes", "cifar10"):
+            raise ConfigError(f"--bad-images skip has no effect with {self.dataset}, which has no image files")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig(Checked):
+    """The autoencoder of docs/method.md, section 4.
 
     Attributes:
         size: height and width of the images, pixels; divisible by 8.
-        channels: of the images.
+        channels: of the images, at least 1.
         hidden: h, the width after the stem.
-        map_channels: c, channels of the (c, size/8, size/8) map.
+        map_channels: c, channels of the (c, size/8, size/8) map; divides 8 h.
         latent: features of a pooled latent, or None for a spatial one (the map itself).
     """
 
-    size: int
+    size: int = _size()
     channels: int
-    hidden: int
-    map_channels: int
-    latent: int | None
+    hidden: int = option("channels after the first convolution", at_least=1, group="model")
+    map_channels: int = option(
+        "channels of the encoder's map, whose sides are an eighth of the image's", at_least=1, group="model"
+    )
+    latent: int | None = option(
+        "features of a pooled latent",
+        at_least=1,
+        group="model",
+        default=f"no pooling, the latent is the map; {POOLED_LATENT} with --masked",
+    )
 
     def __post_init__(self) -> None:
-        for name in ("size", "channels", "hidden", "map_channels"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.size % 8 == 0, "size", self.size, f"divisible by 8, {max(8, round(self.size / 8) * 8)} say")
-        _require(self.latent is None or self.latent >= 1, "latent", self.latent, "at least 1")
+        Checked.__post_init__(self)
+        if self.channels < 1:
+            raise ConfigError(f"channels must be at least 1, not {self.channels}")
         if 8 * self.hidden % self.map_channels:
-            raise ConfigError(f"map_channels {self.map_channels} must divide 8 times hidden ({8 * self.hidden})")
+            raise ConfigError(
+                f"--map-channels {self.map_channels} must divide 8 times --hidden, which is {8 * self.hidden}"
+            )
 
     @property
     def map_shape(self) -> tuple[int, int, int]:
@@ -65,147 +112,271 @@ class ModelConfig:
 
     @property
     def compression(self) -> float:
-        """Numbers in an image for each number in its code."""
+        """Numbers in an image for each number in its latent."""
         return self.channels * self.size**2 / math.prod(self.latent_shape)
 
 
+@dataclass(frozen=True, slots=True)
+class CropResizeConfig(Checked):
+    """A square crop of each image, resized to the image's size.
+
+    Attributes:
+        ratio: side of the crop over the image's, in (0, 1].
+        ratio_max: each step draws the side, up to this share, in (ratio, 1]; None keeps `ratio`.
+        crops: crops of each image, at least 1.
+    """
+
+    name: ClassVar[TransformName] = "crop-resize"
+
+    ratio: float = option(
+        "side of the crop over the image's", above=0, at_most=1, name="crop_ratio", group="objective", metavar="R"
+    )
+    ratio_max: float | None = option(
+        "draw the crop's side anew in each step, log-uniform from --crop-ratio to this share",
+        initial=None,
+        above=0,
+        at_most=1,
+        name="crop_ratio_max",
+        group="objective",
+        metavar="R",
+        default="a fixed side",
+    )
+    crops: int = option("crops of each image, each with a box of its own", initial=1, at_least=1, group="objective")
+
+    def __post_init__(self) -> None:
+        Checked.__post_init__(self)
+        if self.ratio_max is not None and self.ratio_max <= self.ratio:
+            raise ConfigError(f"--crop-ratio-max must be above --crop-ratio {self.ratio:g}, not {self.ratio_max:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class MaskConfig(Checked):
+    """Zeros in a share of the pixels, of the 4x4 patches or of the channels.
+
+    Attributes:
+        kind: what the mask sets to zero.
+        ratio: the share, in (0, 1).
+    """
+
+    kind: MaskKind
+    ratio: float = option(
+        "share that a mask transformation sets to zero",
+        initial=0.7,
+        above=0,
+        below=1,
+        name="mask_ratio",
+        group="objective",
+        metavar="R",
+    )
+
+    @property
+    def name(self) -> TransformName:
+        """The name of --transform."""
+        names: dict[MaskKind, TransformName] = {
+            "pixel": "pixel-mask", "patch": "patch-mask", "channel": "channel-mask"
+        }  # fmt: skip
+        return names[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseConfig(Checked):
+    """Gaussian noise.
+
+    Attributes:
+        std: standard deviation, above 0, on images in [0, 1].
+    """
+
+    name: ClassVar[TransformName] = "noise"
+
+    std: float = option(
+        "standard deviation of --transform noise, on images in [0, 1]",
+        initial=0.1,
+        above=0,
+        name="noise_std",
+        group="objective",
+        metavar="S",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DetailConfig(Checked):
+    """The five views of the detail stack, beside the image itself."""
+
+    name: ClassVar[TransformName] = "detail"
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityConfig(Checked):
+    """The image itself."""
+
+    name: ClassVar[TransformName] = "identity"
+
+
+TransformConfig = CropResizeConfig | MaskConfig | NoiseConfig | DetailConfig | IdentityConfig
+# the class of each transformation, and the fields that its name decides
+TRANSFORMS: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "crop-resize": (CropResizeConfig, {}),
+    "pixel-mask": (MaskConfig, {"kind": "pixel"}),
+    "patch-mask": (MaskConfig, {"kind": "patch"}),
+    "channel-mask": (MaskConfig, {"kind": "channel"}),
+    "noise": (NoiseConfig, {}),
+    "detail": (DetailConfig, {}),
+    "identity": (IdentityConfig, {}),
+}
+
+# masked is no field of its own: an objective with a hole is masked
+MASKED = Option(
+    name="masked", kind=bool, help="cut a hole into the input: the symmetric masked setting", group="objective"
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectiveConfig:
-    """One row of method section 1. What a row does not use is None, so that no setting is ever silently ignored.
+class ObjectiveConfig(Checked):
+    """One row of docs/method.md, section 1. The pixel baseline has a name and a hole ratio, and leaves the rest alone.
 
     Attributes:
         name: "self-teaching", or "pixel" for the baseline.
-        hole_ratio: the share of the input cut out in the masked setting, in (0, 1); None without.
-        judge, transform: of a self-teaching row.
-        judge_statistics: of the batch that normalises J(T x̂): its own, or that of J(T x); self-teaching only.
-        crop_ratio: side of the crop over the image's, in (0, 1]; crop-resize only.
-        crop_ratio_max: the side is drawn for each step, up to this share, in (crop_ratio, 1]; None keeps `crop_ratio`.
-        crops: of each image, ≥ 1; above 1 crop-resize only.
-        mask_ratio: share masked, in (0, 1); the three mask transformations only.
-        noise_std: standard deviation, > 0, on images in [0, 1]; noise only.
-        sigreg_weight: λ ≥ 0.
-        slices: M ≥ 1.
+        hole_ratio: share of the input that the hole covers in the masked setting, in (0, 1); None without a hole.
+        judge: the encoder that compares.
+        judge_statistics: the batch whose mean and variance normalise J(T x̂): its own, or that of J(T x).
+        transform: what the judge is shown; None for the baseline.
+        sigreg_weight: λ, at least 0.
+        slices: M, at least 1.
     """
 
-    name: ObjectiveName
-    hole_ratio: float | None = None
-    judge: JudgeName | None = None
-    judge_statistics: JudgeStatistics = "own"
-    transform: TransformName | None = None
-    crop_ratio: float | None = None
-    crop_ratio_max: float | None = None
-    crops: int = 1
-    mask_ratio: float | None = None
-    noise_std: float | None = None
-    sigreg_weight: float | None = None
-    slices: int | None = None
+    name: ObjectiveName = option(
+        "the method, or its pixel baseline", initial="self-teaching", name="objective", group="objective"
+    )
+    hole_ratio: float | None = option(
+        "share of the input that the hole covers, with --masked",
+        initial=None,
+        above=0,
+        below=1,
+        group="objective",
+        metavar="R",
+        default=str(HOLE_RATIO),
+    )
+    judge: JudgeName = option("the encoder that compares", initial="step-frozen", group="objective")
+    judge_statistics: JudgeStatistics = option(
+        "the batch whose mean and variance normalise the judged reconstructions: their own, or that of their targets",
+        initial="own",
+        group="objective",
+        default="the preset's",
+    )
+    sigreg_weight: float = option("weight λ of SIGReg", initial=0.03, at_least=0, group="objective", metavar="W")
+    slices: int = option("random slices of SIGReg", initial=256, at_least=1, group="objective", metavar="M")
+    transform: TransformConfig | None = option(
+        "what the judge is shown of each image",
+        initial=None,
+        choices=get_args(TransformName),
+        group="objective",
+        default=DEFAULT_TRANSFORM,
+    )
 
     def __post_init__(self) -> None:
-        if self.hole_ratio is not None:
-            _require(0 < self.hole_ratio < 1, "mask-ratio", self.hole_ratio, "between 0 and 1")
-        _one_of("objective", self.name, ObjectiveName)
-        _one_of("judge", self.judge, JudgeName)
-        _one_of("judge-statistics", self.judge_statistics, JudgeStatistics)
-        _one_of("transform", self.transform, TransformName)
-        used = self._used()
-        for name in ("judge", "transform", "crop_ratio", "mask_ratio", "noise_std", "sigreg_weight", "slices"):
-            value = getattr(self, name)
-            if (value is not None) != (name in used):
-                fault = "is missing" if value is None else "has no effect"
-                raise ConfigError(f"{_flag(name)} {fault} with {self._row()}")
-        if self.judge_statistics != "own" and self.name == "pixel":
-            raise ConfigError(f"--judge-statistics has no effect with {self._row()}")
-        for name, without in (("crop_ratio_max", None), ("crops", 1)):
-            if getattr(self, name) != without and self.transform != "crop-resize":
-                raise ConfigError(f"{_flag(name)} has no effect with {self._row()}")
-        if self.crop_ratio is not None:
-            _require(0 < self.crop_ratio <= 1, "crop-ratio", self.crop_ratio, "above 0 and at most 1")
-            if self.crop_ratio_max is not None:
-                rule = f"above --crop-ratio {self.crop_ratio:g} and at most 1"
-                _require(self.crop_ratio < self.crop_ratio_max <= 1, "crop-ratio-max", self.crop_ratio_max, rule)
-        _require(self.crops >= 1, "crops", self.crops, "at least 1")
-        if self.mask_ratio is not None:
-            _require(0 < self.mask_ratio < 1, "mask-ratio", self.mask_ratio, "between 0 and 1")
-        if self.noise_std is not None:
-            _require(0 < self.noise_std < math.inf, "noise-std", self.noise_std, "above 0")
-        if self.sigreg_weight is not None:
-            _require(0 <= self.sigreg_weight < math.inf, "sigreg-weight", self.sigreg_weight, "at least 0")
-        if self.slices is not None:
-            _require(self.slices >= 1, "slices", self.slices, "at least 1")
-
-    def _used(self) -> set[str]:
+        Checked.__post_init__(self)
+        if self.name == "self-teaching" and self.transform is None:
+            raise ConfigError("--objective self-teaching needs a transformation")
         if self.name == "pixel":
-            return set()
-        ratio = {"crop-resize": {"crop_ratio"}, "noise": {"noise_std"}} | {mask: {"mask_ratio"} for mask in MASKS}
-        return {"judge", "transform", "sigreg_weight", "slices"} | ratio.get(self.transform or "", set())
-
-    def _row(self) -> str:
-        return "--objective pixel" if self.name == "pixel" else f"--transform {self.transform}"
+            unused = [field for field in dataclasses.fields(self) if field.name not in PIXEL_FIELDS]
+            for field in unused:
+                if getattr(self, field.name) != field.default:
+                    flag = options_of(ObjectiveConfig)[field.name].flag
+                    raise ConfigError(f"{flag} has no effect with --objective pixel")
 
     @property
     def masked(self) -> bool:
-        """Whether a hole is cut into the input."""
+        """Whether the input has a hole."""
         return self.hole_ratio is not None
 
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict of what the row uses, the transformation as a dict with its name."""
+        names = PIXEL_FIELDS if self.transform is None else tuple(options_of(ObjectiveConfig))
+        values = {name: getattr(self, name) for name in names}
+        if self.transform is not None:
+            fields = options_of(type(self.transform))
+            values["transform"] = {"name": self.transform.name} | {f: getattr(self.transform, f) for f in fields}
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ObjectiveConfig:
+        """The inverse of `to_dict`.
+
+        It also reads what fastle wrote before transformations had settings of their own: "transform" is the name, and
+        "crop_ratio" and the like stand beside it, those that the row does not use null.
+        """
+        given = {name: value for name, value in values.items() if value is not None}
+        transform = given.pop("transform", None)
+        if isinstance(transform, dict):
+            made, decided = TRANSFORMS[transform["name"]]
+            fields = {name: value for name, value in transform.items() if name != "name"}
+            return cls(**given, transform=made(**decided, **fields))
+        flat = {name: given.pop(name) for name in TRANSFORM_OPTIONS if name in given}
+        return cls(**given, transform=None if transform is None else transform_config(transform, flat))
+
+
+PIXEL_FIELDS = ("name", "hole_ratio")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DataConfig:
-    """Where the images come from.
-
-    Attributes:
-        dataset: the kind of source.
-        root: absolute path of the data; None for shapes, which are made.
-        size, channels: of the images handed out.
-        bad_images: what images that cannot be used are: an error, or left out.
-    """
-
-    dataset: DatasetName
-    root: str | None
-    size: int
-    channels: int
-    bad_images: BadImages = "error"
-
-    def __post_init__(self) -> None:
-        _one_of("dataset", self.dataset, DatasetName)
-        _one_of("bad-images", self.bad_images, BadImages)
-        if self.bad_images == "skip" and self.dataset in ("shapes", "cifar10"):
-            raise ConfigError(f"--bad-images skip has no effect with {self.dataset}, which has no image files")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """The loop: AdamW with PyTorch's defaults at a constant learning rate.
 
     Attributes:
-        steps, epochs: exactly one is given.
+        steps, epochs: the length of the run; one of the two.
         batch_size: of all ranks together.
-        lr: learning rate, > 0.
+        lr: learning rate, above 0.
         seed: of the weights, the order of the images and every draw.
         precision: "bf16" is autocast with fp32 weights, latent and statistics.
     """
 
-    steps: int | None
-    epochs: int | None
-    batch_size: int
-    lr: float
-    seed: int
-    precision: Precision
+    steps: int | None = option("length of the run; a finished run goes on with more", initial=None, at_least=1)
+    epochs: int | None = option("length of the run in passes over the images", initial=None, at_least=1)
+    # the judge's BatchNorm has no variance over one image
+    batch_size: int = option("images in a step, of all processes together", initial=128, at_least=2)
+    lr: float = option("learning rate of AdamW", above=0, metavar="LR")
+    seed: int = option(
+        "seed of the weights, the order of the images and every draw", initial=0, at_least=0, below=2**63
+    )
+    precision: Precision = option("bf16 is autocast, with weights and statistics in fp32", initial="fp32")
 
     def __post_init__(self) -> None:
+        Checked.__post_init__(self)
         if (self.steps is None) == (self.epochs is None):
             raise ConfigError("give either --steps or --epochs, not both")
-        _require(self.steps is None or self.steps >= 1, "steps", self.steps, "at least 1")
-        _require(self.epochs is None or self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        _one_of("precision", self.precision, Precision)
-        # the judge's BatchNorm has no variance over one image
-        _require(self.batch_size >= 2, "batch-size", self.batch_size, "at least 2")
-        _require(0 < self.lr < math.inf, "lr", self.lr, "above 0")
-        _require(0 <= self.seed < 2**63, "seed", self.seed, "at least 0 and below 2^63")
+
+
+TRANSFORM_OPTIONS = {made.name: made for kind, _ in TRANSFORMS.values() for made in options_of(kind).values()}
+# every setting of a run by its name, in the order of --help
+OPTIONS: dict[str, Option] = {
+    made.name: made
+    for group in (
+        options_of(DataConfig),
+        {field: made for field, made in options_of(ModelConfig).items() if field != "size"},
+        {"masked": MASKED},
+        options_of(ObjectiveConfig),
+        TRANSFORM_OPTIONS,
+        options_of(TrainConfig),
+    )
+    for made in group.values()
+}
+
+
+def transform_config(name: str, settings: Mapping[str, Any]) -> TransformConfig:
+    """The transformation of a name, with those of the settings that are its own.
+
+    Raises:
+        ConfigError: there is no such transformation, or a setting is out of range.
+    """
+    OPTIONS["transform"].check(name)
+    made, decided = TRANSFORMS[name]
+    config: TransformConfig = made(**decided, **pick(made, settings))
+    return config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """Everything that decides what a run computes, device apart."""
+    """Everything that decides what a run computes, apart from the device."""
 
     model: ModelConfig
     objective: ObjectiveConfig
@@ -213,38 +384,49 @@ class RunConfig:
     train: TrainConfig
 
     def __post_init__(self) -> None:
-        size, crop, hole = self.model.size, self.objective.crop_ratio, self.objective.hole_ratio
-        if crop is not None and int(crop * size) < 1:
-            raise ConfigError(f"--crop-ratio {crop:g} of {size} px is less than a pixel: use {1 / size:.3g} or more")
+        size, transform, hole = self.model.size, self.objective.transform, self.objective.hole_ratio
+        if isinstance(transform, CropResizeConfig) and int(transform.ratio * size) < 1:
+            raise ConfigError(
+                f"--crop-ratio {transform.ratio:g} of {size} px is less than a pixel: use {1 / size:.3g} or more"
+            )
         if hole is not None and round(math.sqrt(hole) * size) < 1:
-            raise ConfigError(f"--mask-ratio {hole:g} of {size} px is less than a pixel: use {1 / size**2:.3g} or more")
+            raise ConfigError(f"--hole-ratio {hole:g} of {size} px is less than a pixel: use {1 / size**2:.3g} or more")
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """What the run uses, by the names of `OPTIONS`, in the groups data, model, objective and training."""
+        transform = self.objective.transform
+        groups = {
+            "data": self.data, "model": self.model, "objective": self.objective, "training": self.train
+        }  # fmt: skip
+        shown: dict[str, dict[str, Any]] = {}
+        for group, section in groups.items():
+            names = PIXEL_FIELDS if section is self.objective and transform is None else options_of(type(section))
+            values = {options_of(type(section))[field].name: getattr(section, field) for field in names}
+            shown[group] = {name: value for name, value in values.items() if value is not None}
+        del shown["model"]["size"]
+        if transform is not None:
+            fields = options_of(type(transform)).items()
+            values = {made.name: getattr(transform, field) for field, made in fields}
+            shown["objective"] |= {"transform": transform.name} | {k: v for k, v in values.items() if v is not None}
+        return shown
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dicts, as config.json holds them."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"objective": self.objective.to_dict()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RunConfig:
-        """The inverse of `to_dict`.
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The inverse of `to_dict`, also for what earlier versions wrote.
 
         Raises:
             ConfigError: a field is missing, unknown or out of range.
         """
-        sections = {"model": ModelConfig, "objective": ObjectiveConfig, "data": DataConfig, "train": TrainConfig}
         try:
-            return cls(**{name: section(**values[name]) for name, section in sections.items()})
+            return cls(
+                model=ModelConfig(**values["model"]),
+                objective=ObjectiveConfig.from_dict(values["objective"]),
+                data=DataConfig(**values["data"]),
+                train=TrainConfig(**values["train"]),
+            )
         except (KeyError, TypeError) as error:
             raise ConfigError(f"not a configuration of this version of fastle: {error}") from None
-
-
-def _require(ok: bool, name: str, value: object, rule: str) -> None:
-    if not ok:
-        raise ConfigError(f"{_flag(name)} {value} cannot be: it must be {rule}")
-
-
-def _one_of(name: str, value: object, choices: object) -> None:
-    _require(value is None or value in get_args(choices), name, value, f"one of {', '.join(get_args(choices))}")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -28,18 +28,20 @@ def find_device(requested: str) -> torch.device:
     """
     reason = None if torch.cuda.is_available() else _why_no_gpu()
     if requested == "cuda" and reason:
-        raise ConfigError(f"--device cuda cannot be had: {reason}; use --device cpu")
+        raise ConfigError(f"--device cuda is not available: {reason}; use --device cpu")
     if requested == "cpu" or reason:
         return torch.device("cpu")
     return torch.device("cuda", from_torchrun("LOCAL_RANK", 0))
 
 
 def pick_device(requested: str, console: Console) -> torch.device:
-    """As `find_device`, and prints which device it is. If "auto" finds no GPU, the line says why."""
+    """As `find_device`, and prints which device it is. If "auto" finds no GPU, it says why."""
     device = find_device(requested)
     if device.type == "cpu":
-        reason = f" (no GPU: {_why_no_gpu()}; training is many times slower than on one)" if requested == "auto" else ""
-        console.print(f"device: cpu, {torch.get_num_threads()} threads{reason}", highlight=False, soft_wrap=True)
+        console.print(f"device: cpu, {torch.get_num_threads()} threads", highlight=False)
+        if requested == "auto":
+            console.print(f"no GPU: {_why_no_gpu()}", highlight=False, markup=False, soft_wrap=True)
+            console.print("training on a CPU is many times slower than on a GPU", highlight=False)
     else:
         console.print(f"device: {device}, {torch.cuda.get_device_name(device)}", highlight=False)
     return device

@@ -1,34 +1,32 @@
-"""What a dataset stands for until a flag says otherwise (method section 4), and how flags and preset make a run."""
+"""What a dataset stands for until somebody says otherwise (docs/method.md, section 4), and how overrides meet it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import Parameter, Signature
 from pathlib import Path
+from typing import Any
 
 from .config import (
-    MASKS,
-    BadImages,
+    DEFAULT_TRANSFORM,
+    HOLE_RATIO,
+    OPTIONS,
+    PIXEL_FIELDS,
+    POOLED_LATENT,
+    TRANSFORM_OPTIONS,
+    TRANSFORMS,
     ConfigError,
     DataConfig,
     DatasetName,
-    JudgeName,
     JudgeStatistics,
     ModelConfig,
     ObjectiveConfig,
-    ObjectiveName,
-    Precision,
     RunConfig,
     TrainConfig,
-    TransformName,
+    transform_config,
 )
-
-HOLE_RATIO = 0.35
-MASK_RATIO = 0.7
-NOISE_STD = 0.1
-POOLED_LATENT = 128
-SIGREG_WEIGHT = 0.03
-SLICES = 256
-BATCH_SIZE = 128
+from .options import options_of, pick
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,140 +79,98 @@ PRESETS: dict[str, Preset] = {
 SMALL = 64
 
 
-def make_config(
-    dataset: DatasetName,
-    *,
-    data: str | Path | None = None,
-    size: int | None = None,
-    latent: int | None = None,
-    masked: bool = False,
-    objective: ObjectiveName = "self-teaching",
-    judge: JudgeName | None = None,
-    judge_statistics: JudgeStatistics | None = None,
-    transform: TransformName | None = None,
-    crop_ratio: float | None = None,
-    crop_ratio_max: float | None = None,
-    crops: int = 1,
-    mask_ratio: float | None = None,
-    noise_std: float | None = None,
-    sigreg_weight: float | None = None,
-    slices: int | None = None,
-    steps: int | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    seed: int = 0,
-    precision: Precision = "fp32",
-    bad_images: BadImages = "error",
-) -> RunConfig:
-    """The run that a dataset's preset and these overrides describe; None leaves the preset's value.
-
-    Args:
-        dataset: picks the preset.
-        data: where the images are; not for shapes.
-        size: of the images, pixels, divisible by 8.
-        latent: features of a pooled latent. None is the preset's spatial latent, or 128 when `masked`.
-        masked: cut a hole into the input; `mask_ratio` is then the hole's share.
-        (the rest): as in `ObjectiveConfig`, `TrainConfig` and `DataConfig`.
+def make_config(dataset: DatasetName, **overrides: Any) -> RunConfig:
+    """The run that a dataset's preset and some overrides describe. An override of None changes nothing.
 
     Raises:
-        ConfigError: a value out of range, or one that would have no effect.
+        ConfigError: a value is out of range, or would have no effect.
+        TypeError: there is no such override.
+
+    Overrides:
     """
-    preset = PRESETS["small folder" if dataset == "folder" and size is not None and size < SMALL else dataset]
-    if masked and latent is None:
-        latent = POOLED_LATENT
-    pooled = latent is not None
-    if steps is None and epochs is None:
-        steps, epochs = preset.steps, preset.epochs
-    if dataset == "shapes" and data is not None:
-        raise ConfigError(
-            "--data has no effect with shapes, which are made on the fly; use `folder` for your own images"
-        )
+    unknown = overrides.keys() - OPTIONS.keys()
+    if unknown:
+        raise TypeError(f"make_config has no override called {', '.join(sorted(unknown))}")
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if "data" in given:
+        given["data"] = str(Path(given["data"]).expanduser().absolute())
+    masked, pixel = bool(given.pop("masked", False)), given.get("objective") == "pixel"
+    transform = given.get("transform", DEFAULT_TRANSFORM)
+    OPTIONS["transform"].check(transform)
+    _check_effects(given, dataset, masked=masked, transform=None if pixel else transform)
+
+    small = dataset == "folder" and given.get("size", SMALL) < SMALL
+    preset = PRESETS["small folder" if small else dataset]
+    settings = {"dataset": dataset} | _defaults(preset, given, masked=masked, transform=transform) | given
+    objective = pick(ObjectiveConfig, settings) | {"transform": transform_config(transform, settings)}
+    if pixel:
+        objective = {name: objective[name] for name in PIXEL_FIELDS}
     return RunConfig(
-        model=ModelConfig(
-            size=preset.size if size is None else size,
-            channels=preset.channels,
-            hidden=preset.hidden,
-            map_channels=preset.pooled_map_channels if pooled else preset.map_channels,
-            latent=latent,
-        ),
-        objective=_objective(
-            objective,
-            masked,
-            judge,
-            judge_statistics,
-            transform,
-            crop_ratio,
-            crop_ratio_max,
-            crops,
-            mask_ratio,
-            noise_std,
-            sigreg_weight,
-            slices,
-            preset,
-            pooled,
-        ),
-        data=DataConfig(
-            dataset=dataset,
-            root=None if data is None else str(Path(data).expanduser().absolute()),
-            size=preset.size if size is None else size,
-            channels=preset.channels,
-            bad_images=bad_images,
-        ),
-        train=TrainConfig(
-            steps=steps,
-            epochs=epochs,
-            batch_size=BATCH_SIZE if batch_size is None else batch_size,
-            lr=(preset.pooled_lr if pooled else preset.lr) if lr is None else lr,
-            seed=seed,
-            precision=precision,
-        ),
+        model=ModelConfig(channels=settings["channels"], **pick(ModelConfig, settings)),
+        objective=ObjectiveConfig(**objective),
+        data=DataConfig(**pick(DataConfig, settings)),
+        train=TrainConfig(**pick(TrainConfig, settings)),
     )
 
 
-def _objective(
-    name: ObjectiveName,
-    masked: bool,
-    judge: JudgeName | None,
-    judge_statistics: JudgeStatistics | None,
-    transform: TransformName | None,
-    crop_ratio: float | None,
-    crop_ratio_max: float | None,
-    crops: int,
-    mask_ratio: float | None,
-    noise_std: float | None,
-    sigreg_weight: float | None,
-    slices: int | None,
-    preset: Preset,
-    pooled: bool,
-) -> ObjectiveConfig:
-    teaching = name == "self-teaching"
-    if teaching and transform is None:
-        transform = "crop-resize"
-    if judge_statistics is None:
-        judge_statistics = preset.pooled_judge_statistics if pooled and transform == "crop-resize" else "own"
-    hole_ratio = None
-    if masked:
-        if transform in MASKS:
-            raise ConfigError(
-                f"--transform {transform} cannot be with --masked: --mask-ratio is the hole's share there"
-            )
-        hole_ratio, mask_ratio = (HOLE_RATIO if mask_ratio is None else mask_ratio), None
+def _defaults(preset: Preset, given: Mapping[str, Any], *, masked: bool, transform: str) -> dict[str, Any]:
+    """The settings that depend on the dataset, or on other settings."""
+    latent = given.get("latent", POOLED_LATENT if masked else None)
+    pooled = latent is not None
+    shared = pooled and transform == "crop-resize"
+    return {
+        "size": preset.size,
+        "channels": preset.channels,
+        "hidden": preset.hidden,
+        "map_channels": preset.pooled_map_channels if pooled else preset.map_channels,
+        "latent": latent,
+        "hole_ratio": HOLE_RATIO if masked else None,
+        "judge_statistics": preset.pooled_judge_statistics if shared else "own",
+        "crop_ratio": preset.crop_ratio,
+        "lr": preset.pooled_lr if pooled else preset.lr,
+    } | ({} if given.keys() & {"steps", "epochs"} else {"steps": preset.steps, "epochs": preset.epochs})
 
-    def default(given: float | None, value: float, used: bool) -> float | None:
-        return value if used and given is None else given
 
-    return ObjectiveConfig(
-        name=name,
-        hole_ratio=hole_ratio,
-        judge="step-frozen" if teaching and judge is None else judge,
-        judge_statistics=judge_statistics,
-        transform=transform,
-        crop_ratio=default(crop_ratio, preset.crop_ratio, transform == "crop-resize"),
-        crop_ratio_max=crop_ratio_max,
-        crops=crops,
-        mask_ratio=default(mask_ratio, MASK_RATIO, transform in MASKS),
-        noise_std=default(noise_std, NOISE_STD, transform == "noise"),
-        sigreg_weight=default(sigreg_weight, SIGREG_WEIGHT, teaching),
-        slices=SLICES if teaching and slices is None else slices,
-    )
+def _check_effects(given: Mapping[str, Any], dataset: str, *, masked: bool, transform: str | None) -> None:
+    """Raises ConfigError for an override without effect. `transform` is None for the pixel baseline."""
+    # what each of these would need, if it has no effect
+    lacking = dict[str, str]()
+    if dataset == "shapes":
+        lacking["data"] = "with shapes, which are made on the fly; use `folder` for your own images"
+    if dataset != "folder":
+        lacking["channels"] = f"with {dataset}, whose images have {PRESETS[dataset].channels}; it is for `folder`"
+    if not masked:
+        lacking["hole_ratio"] = "without --masked"
+    if transform is None:
+        used = {options_of(ObjectiveConfig)[field].name for field in PIXEL_FIELDS}
+        rows = {option.name for option in options_of(ObjectiveConfig).values()} | TRANSFORM_OPTIONS.keys()
+        lacking |= dict.fromkeys(rows - used, "with --objective pixel")
+    else:
+        own = {option.name for option in options_of(TRANSFORMS[transform][0]).values()}
+        lacking |= dict.fromkeys(TRANSFORM_OPTIONS.keys() - own, f"with --transform {transform}")
+    for name in given:
+        if name in lacking:
+            raise ConfigError(f"{OPTIONS[name].flag} has no effect {lacking[name]}")
+
+
+# what `help` shows: the overrides are declared with the fields of the configuration
+make_config.__doc__ = (make_config.__doc__ or "") + "".join(
+    f"    {option.name}: {option.text}\n    " for option in OPTIONS.values() if option.name != "dataset"
+)
+setattr(  # noqa: B010 (mypy knows no such attribute of a function)
+    make_config,
+    "__signature__",
+    Signature(
+        [
+            Parameter("dataset", Parameter.POSITIONAL_OR_KEYWORD, annotation="DatasetName"),
+            *(
+                Parameter(
+                    option.name, Parameter.KEYWORD_ONLY, default=None, annotation=f"{option.kind.__name__} | None"
+                )
+                for option in OPTIONS.values()
+                if option.name != "dataset"
+            ),
+        ],
+        return_annotation="RunConfig",
+    ),
+)

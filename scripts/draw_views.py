@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fastle.config import ObjectiveConfig
+from fastle.config import CropResizeConfig, DetailConfig, MaskConfig, NoiseConfig, TransformConfig
 from fastle.method.transforms import Boxes, cut_hole, draw_boxes, hole_side, make_transform
 
 SIZE = 128
@@ -72,17 +72,14 @@ def pictures(x: Tensor) -> list[list[Picture]]:
     return rows
 
 
-def transformations() -> dict[str, ObjectiveConfig]:
-    def row(**fields: object) -> ObjectiveConfig:
-        return ObjectiveConfig(name="self-teaching", judge="step-frozen", sigreg_weight=0.03, slices=1, **fields)  # type: ignore[arg-type]
-
+def transformations() -> dict[str, TransformConfig]:
     return {
-        f"crop-resize {CROP}": row(transform="crop-resize", crop_ratio=CROP),
-        f"pixel-mask {MASKED}": row(transform="pixel-mask", mask_ratio=MASKED),
-        f"patch-mask {MASKED}": row(transform="patch-mask", mask_ratio=MASKED),
-        "channel-mask 0.5": row(transform="channel-mask", mask_ratio=0.5),
-        f"noise {NOISE}": row(transform="noise", noise_std=NOISE),
-        "detail": row(transform="detail"),
+        f"crop-resize {CROP}": CropResizeConfig(CROP),
+        f"pixel-mask {MASKED}": MaskConfig("pixel", MASKED),
+        f"patch-mask {MASKED}": MaskConfig("patch", MASKED),
+        "channel-mask 0.5": MaskConfig("channel", 0.5),
+        f"noise {NOISE}": NoiseConfig(NOISE),
+        "detail": DetailConfig(),
     }
 
 

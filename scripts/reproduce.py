@@ -222,7 +222,7 @@ def listing(rows: Sequence[Row], scale: ScaleName, steps: int | None, seeds: int
     for row in rows:
         plan = make_plan(row, scale, data=None, images={}, steps=steps, seeds=seeds)
         config = plan.config
-        used = {name: value for name, value in config.to_dict()["objective"].items() if value is not None}
+        used = config.settings()["objective"]
         model = {"hidden": config.model.hidden, "latent": "x".join(map(str, config.model.latent_shape))}
         length = {"steps": config.train.steps, "batch": config.train.batch_size}
         rates = {"lr": " or ".join(f"{rate:g}" for rate in plan.rates), "seeds": " ".join(map(str, plan.seeds))}

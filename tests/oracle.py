@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fastle.config import CropResizeConfig, DetailConfig, IdentityConfig, MaskConfig, NoiseConfig
+
 if TYPE_CHECKING:
-    from fastle.config import ObjectiveConfig
+    from fastle.config import ObjectiveConfig, TransformConfig
     from fastle.method.objective import Draws
     from fastle.method.transforms import Boxes, ViewDraw
 
@@ -401,35 +403,35 @@ def permuted(seed: int, number: int, count: int) -> int:
             return number
 
 
-def kept(config: ObjectiveConfig, x: Tensor, seeds: Tensor) -> Tensor:
+def kept(config: TransformConfig | None, x: Tensor, seeds: Tensor) -> Tensor:
     """1 where a random mask keeps a value of x and 0 elsewhere, in the shape of x."""
-    assert config.mask_ratio is not None
+    assert isinstance(config, MaskConfig)
     keep = torch.ones_like(x)
     batch, channels, height, width = x.shape
     for b, seed in zip(range(batch), seeds.tolist(), strict=True):
-        if config.transform == "channel-mask":
+        if config.kind == "channel":
             for c in range(channels):
-                keep[b, c] = float(keyed(seed, c) >= config.mask_ratio * 2**32)
+                keep[b, c] = float(keyed(seed, c) >= config.ratio * 2**32)
             continue
-        side = 4 if config.transform == "patch-mask" else 1
+        side = 4 if config.kind == "patch" else 1
         count, across = (height // side) * (width // side), width // side
         for p in range(count):
-            if permuted(seed, p, count) < int(config.mask_ratio * count):
+            if permuted(seed, p, count) < int(config.ratio * count):
                 row, column = p // across * side, p % across * side
                 keep[b, :, row : row + side, column : column + side] = 0
     return keep
 
 
-def views(config: ObjectiveConfig, x: Tensor, drawn: ViewDraw) -> list[Tensor]:
+def views(config: TransformConfig | None, x: Tensor, drawn: ViewDraw) -> list[Tensor]:
     """The views of x under the transformation whose random numbers are `drawn`."""
-    if config.transform == "detail":
+    if isinstance(config, DetailConfig):
         return detail_views(x)
-    if config.transform == "identity" or drawn is None:
+    if isinstance(config, IdentityConfig) or drawn is None:
         return [x]
     if isinstance(drawn, Tensor):
-        return [x + drawn] if config.transform == "noise" else [x * kept(config, x, drawn)]
-    assert config.crop_ratio is not None
-    fixed = int(config.crop_ratio * min(x.shape[2:]))
+        return [x + drawn] if isinstance(config, NoiseConfig) else [x * kept(config, x, drawn)]
+    assert isinstance(config, CropResizeConfig)
+    fixed = int(config.ratio * min(x.shape[2:]))
     crops = drawn if isinstance(drawn, tuple) else (drawn,)
     return [resize_crops(x, box.top, box.left, fixed if box.side is None else int(box.side)) for box in crops]
 
@@ -477,7 +479,7 @@ def objective(
         loss = mse(decode(state, z), x)
         return Step(loss, {"pixel": loss}, z)
 
-    assert config.sigreg_weight is not None and draws.slices is not None
+    assert draws.slices is not None
     live = config.judge == "live"
     weights = state if live else detached(state) if config.judge == "step-frozen" else detached(ema or {})
     slices = draws.slices.to(x.dtype)
@@ -491,9 +493,11 @@ def objective(
         return mse(representation if live else representation.detach(), judge(weights, view, like))
 
     def agreement(xhat: Tensor) -> tuple[Tensor, Tensor | None]:
-        pairs = list(zip(views(config, x, draws.view), views(config, xhat, draws.view), strict=True))
+        pairs = list(
+            zip(views(config.transform, x, draws.view), views(config.transform, xhat, draws.view), strict=True)
+        )
         mean = torch.stack([compare(target, view) for target, view in pairs]).mean()
-        return mean, compare(x, xhat) if config.transform == "detail" else None
+        return mean, compare(x, xhat) if isinstance(config.transform, DetailConfig) else None
 
     def combined(mean: Tensor, full: Tensor | None) -> Tensor:
         return mean if full is None else (mean + full) / 2

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # a room may import from itself and from the rooms of lower floors
 FLOORS = (
     ("errors",),
+    ("options",),
     ("config",),
     ("checkpoint", "machine", "phases", "kernels"),
     ("method",),

@@ -10,10 +10,9 @@ from torch import Generator, Tensor
 
 from bench.reproduce.measure import FADED, NEIGHBOURS, PROBE_C, Record
 from bench.reproduce.rows import ROWS, Group, Row
-from fastle.config import DataConfig
+from fastle.config import HOLE_RATIO, DataConfig
 from fastle.data import open_images
 from fastle.method.model import Autoencoder
-from fastle.presets import HOLE_RATIO
 from fastle.training.evaluate import reconstruction_rows, spread
 from fastle.training.report import save_grid
 

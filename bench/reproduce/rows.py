@@ -81,11 +81,14 @@ POST: dict[str, Any] = {"judge_statistics": "own"}
 
 
 def _photographs(name: str, about: str, **options: Any) -> Row:
-    return Row(name=name, group="photographs", about=about, options=POST | options)
+    # judge statistics have no effect on the baseline
+    post = {} if options.get("objective") == "pixel" else POST
+    return Row(name=name, group="photographs", about=about, options=post | options)
 
 
 def _hole(name: str, about: str, **options: Any) -> Row:
-    return Row(name=name, group="hole", about=about, options=POST | options | {"masked": True})
+    post = {} if options.get("objective") == "pixel" else POST
+    return Row(name=name, group="hole", about=about, options=post | options | {"masked": True})
 
 
 def _shapes(name: str, about: str, **options: Any) -> Row:
@@ -206,9 +209,14 @@ def make_plan(
         rates: tuple[float, ...] = (config.train.lr,)
     else:
         config = make_config(
-            "folder", data=data, size=SIZE, steps=steps or shared.steps, batch_size=shared.batch_size, **row.options
+            "folder",
+            data=data,
+            size=SIZE,
+            hidden=shared.hidden,
+            steps=steps or shared.steps,
+            batch_size=shared.batch_size,
+            **row.options,
         )
-        config = replace(config, model=replace(config.model, hidden=shared.hidden))
         rates = shared.hole_rates if row.group == "hole" else shared.rates
     length = cast(int, config.train.steps)
     return Plan(

@@ -1,40 +1,73 @@
-"""What every command shares: its parser, the device flag, and errors as one line on stderr without a traceback."""
+"""What the commands share: the parser, options, errors in one line without a traceback, and what is printed and how."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
+import textwrap
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
+import fastle
 from fastle.errors import FastleError
+from fastle.options import Option
 from fastle.training.loop import Interrupted
+
+COLUMNS = 80
+DEVICE = Option(
+    name="device", choices=("auto", "cpu", "cuda"), help="where to compute", default="a GPU if there is one"
+)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, for a command whose errors are one line and status 2."""
+    """argparse's parser, for a command that reports an error in one line and ends with status 2."""
 
     def error(self, message: str) -> NoReturn:
-        # argparse would print the usage first, and the error scrolls away below it
+        # argparse would print the usage first, and the error would scroll away below it
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Adds --device."""
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
-    )
+def add_option(parser: argparse._ActionsContainer, option: Option) -> None:
+    """Adds an option's flag, or for "dataset" its position. What nobody gives is None."""
+    text = option.text.replace("%", "%%")
+    if option.kind is bool:
+        parser.add_argument(option.flag, action="store_true", default=None, help=text)
+    elif option.name == "dataset":
+        parser.add_argument(option.name, choices=option.choices, help=text)
+    elif option.choices:
+        kind = type(option.choices[0])
+        parser.add_argument(option.flag, type=kind, choices=option.choices, help=text)
+    else:
+        parser.add_argument(option.flag, type=option.kind, metavar=option.metavar, help=text)
+
+
+def wrapped(label: str, items: list[str]) -> str:
+    """Items behind a label, in lines of at most 80 columns; only an item that is longer by itself goes beyond."""
+    # spaces inside of an item do not break it
+    text = "  ".join(item.replace(" ", "\0") for item in items)
+    lines = textwrap.wrap(
+        text, COLUMNS, initial_indent=f"{label:<11}", subsequent_indent=" " * 11,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    return "\n".join(lines).replace("\0", " ")
 
 
 @contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """Ends the process with one line for what a user can mend, and the shell's status for a signal."""
+    """Ends the process with one line for what a user can mend, and with the shell's status for a signal.
+
+    Warnings of fastle are lines too.
+    """
     rank = os.environ.get("RANK")
     prefix = program if rank is None else f"{program} (rank {rank})"
     try:
-        yield
+        with _plain_warnings():
+            yield
     except FastleError as error:
         sys.exit(f"{prefix}: error: {error}")
     except OSError as error:
@@ -45,3 +78,29 @@ def one_line_errors(program: str) -> Iterator[None]:
         sys.exit(128 + stop.signum)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Shows warnings of fastle without path and source line, and leaves those of other libraries as they are."""
+    ours, show = str(Path(fastle.__file__).parent), warnings.showwarning
+
+    def show_plainly(message, category, filename, lineno, file=None, line=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        if filename.startswith(ours):
+            print(textwrap.fill(str(message), COLUMNS, break_long_words=False), file=file or sys.stderr)
+        else:
+            show(message, category, filename, lineno, file, line)
+
+    # torch tells every user of a CPU that its compiler could have used a GPU
+    extension = logging.getLogger("torch.utils.cpp_extension")
+    warnings.showwarning = show_plainly
+    extension.addFilter(_not_about_cuda_home)
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
+        extension.removeFilter(_not_about_cuda_home)
+
+
+def _not_about_cuda_home(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("No CUDA runtime is found")

@@ -18,7 +18,7 @@ from fastle.method.model import Autoencoder
 from fastle.training.evaluate import Figures, evaluate
 from fastle.training.loop import make_loading
 
-from .cli import Parser, add_device
+from .cli import DEVICE, Parser, add_option
 
 
 def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -26,9 +26,11 @@ def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser("eval", help="PSNR and SSIM over the whole test split", allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="a run directory")
     parser.add_argument("--data", metavar="DIR", help="measure every image below this folder instead")
-    add_device(parser)
+    add_option(parser, DEVICE)
     parser.set_defaults(
-        call=lambda flags, console: _eval(Path(flags.run), flags.data, pick_device(flags.device, console), console)
+        call=lambda flags, console: _eval(
+            Path(flags.run), flags.data, pick_device(flags.device or "auto", console), console
+        )
     )
 
 

@@ -15,7 +15,7 @@ from fastle.method.model import Autoencoder
 from fastle.training.evaluate import reconstruction_rows
 from fastle.training.report import save_grid
 
-from .cli import Parser, add_device
+from .cli import DEVICE, Parser, add_option
 
 
 def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -24,10 +24,10 @@ def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("run", metavar="RUN", help="a run directory")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, cut to size as in training")
     parser.add_argument("-o", "--output", metavar="OUT.png", required=True, help="where the picture goes")
-    add_device(parser)
+    add_option(parser, DEVICE)
     parser.set_defaults(
         call=lambda flags, console: _reconstruct(
-            Path(flags.run), flags.images, Path(flags.output), pick_device(flags.device, console), console
+            Path(flags.run), flags.images, Path(flags.output), pick_device(flags.device or "auto", console), console
         )
     )
 

@@ -62,6 +62,8 @@ def make_decoder(loading: Loading, *, size: int, channels: int, resize: bool) ->
     if channels != 3:
         if choice in ("dali", "dali-gpu"):
             raise DataError(f"--decoder {choice} decodes colour images only; use --decoder torchvision")
+        if choice == "auto":
+            loading.say("decoder: torchvision, because DALI decodes colour images only")
         return TorchvisionDecoder(size, channels, resize)
     if choice in ("dali", "dali-gpu") and missing:
         raise DataError(f"--decoder {choice} cannot be had: {missing}; use --decoder torchvision")

@@ -15,7 +15,7 @@ little of it look right. The consistency term has no target: own ones, always.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -98,8 +98,7 @@ class PixelBaseline(nn.Module):
         """The losses of a batch (B, C, H, W), uint8 or in [0, 1]."""
         x = unit_range(images)
         source = x
-        if self.config.hole_ratio is not None:
-            assert draws.hole is not None
+        if draws.hole is not None and self.config.hole_ratio is not None:
             with phase("views"):
                 source = cut_hole(x, draws.hole, self.config.hole_ratio)
         with phase("encode"):
@@ -126,10 +125,10 @@ class SelfTeaching(nn.Module):
 
     def __init__(self, model: Autoencoder, config: ObjectiveConfig) -> None:
         super().__init__()
-        assert config.judge is not None and config.sigreg_weight is not None
+        if config.transform is None:
+            raise ValueError(f"the pixel baseline has no transformation: {config} is PixelBaseline's")
         self.model, self.config = model, config
-        self.transform = make_transform(config)
-        self.sigreg_weight = config.sigreg_weight
+        self.transform = make_transform(config.transform)
         self._judge = (make_judge(config.judge, model.encoder),)  # in a tuple, or it would be registered
 
     @property
@@ -144,7 +143,6 @@ class SelfTeaching(nn.Module):
             shared: a generator in the same state on every rank (the slices).
             local: this rank's own (boxes, masks, noise, holes).
         """
-        assert self.config.slices is not None
         return Draws(
             slices=draw_slices(self.model.config.latent_shape[0], self.config.slices, shared),
             view=self.transform.draw(shape, local),
@@ -154,7 +152,12 @@ class SelfTeaching(nn.Module):
     def forward(self, images: Tensor, draws: Draws) -> Losses:
         """The losses of a batch (B, C, H, W), uint8 or in [0, 1]."""
         x = unit_range(images)
-        return self._plain(x, draws) if draws.hole is None else self._masked(x, draws, draws.hole)
+        hole, ratio = draws.hole, self.config.hole_ratio
+        if hole is None or ratio is None:
+            return self._plain(x, draws)
+        with phase("views"):
+            y = cut_hole(x, hole, ratio)
+        return self._masked(x, y, draws)
 
     def update_judge(self) -> None:
         """After the optimizer's step: moves the EMA; the other judges follow the encoder by themselves."""
@@ -174,14 +177,11 @@ class SelfTeaching(nn.Module):
         wanted, seen = self._judged(targets, views)
         ((agreement, full_view),) = self._agreements(wanted, seen)
         regularizer = self._sigreg(z, draws)
-        total = _average(agreement, full_view) + self.sigreg_weight * regularizer
+        total = _average(agreement, full_view) + self.config.sigreg_weight * regularizer
         return Losses(total=total, agreement=agreement, full_view=full_view, sigreg=regularizer, latent=z.detach())
 
-    def _masked(self, x: Tensor, draws: Draws, hole: Boxes) -> Losses:
-        """(consistency + clean + masked) / 3 + λ/2 · (SIGReg(z_c) + SIGReg(z_m))."""
-        assert self.config.hole_ratio is not None
-        with phase("views"):
-            y = cut_hole(x, hole, self.config.hole_ratio)
+    def _masked(self, x: Tensor, y: Tensor, draws: Draws) -> Losses:
+        """(consistency + clean + masked) / 3 + λ/2 · (SIGReg(z_c) + SIGReg(z_m)), with y the images with their hole."""
         with phase("encode"):
             z_clean, z_masked = self.model.encoder.encode_batches((x, y))
         with phase("decode"):
@@ -200,7 +200,7 @@ class SelfTeaching(nn.Module):
             consistency = F.mse_loss(self.judge.normalize(clean_full), self.judge.normalize(masked_full))
         clean, masked = (_average(*terms) for terms in self._agreements(wanted, seen_clean, seen_masked))
         regularizer = (self._sigreg(z_clean, draws) + self._sigreg(z_masked, draws)) / 2
-        total = (consistency + clean + masked) / 3 + self.sigreg_weight * regularizer
+        total = (consistency + clean + masked) / 3 + self.config.sigreg_weight * regularizer
         return Losses(
             total=total,
             consistency=consistency,
@@ -252,10 +252,7 @@ Objective = PixelBaseline | SelfTeaching
 
 def make_objective(model: Autoencoder, config: ObjectiveConfig) -> Objective:
     """The row that `config` names, around a model that is already on its device."""
-    make: Callable[[Autoencoder, ObjectiveConfig], Objective] = (
-        PixelBaseline if config.name == "pixel" else SelfTeaching
-    )
-    return make(model, config)
+    return PixelBaseline(model, config) if config.name == "pixel" else SelfTeaching(model, config)
 
 
 def make_judge(name: JudgeName, encoder: Encoder) -> Encoder:

@@ -17,7 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from fastle.config import ObjectiveConfig
+from fastle.config import (
+    CropResizeConfig,
+    DetailConfig,
+    IdentityConfig,
+    MaskConfig,
+    NoiseConfig,
+    TransformConfig,
+)
 from fastle.kernels.crop_resize import crop_resize
 from fastle.kernels.mask_fill import mask_fill, rectangle
 from fastle.kernels.random_mask import WORD, check_tiling, mask_channels, mask_patches
@@ -59,24 +66,21 @@ class Transform(Protocol):
         """The views of each of several (B, C, H, W) images, all of the same shape: T x, T x̂, ..."""
 
 
-def make_transform(config: ObjectiveConfig) -> Transform:
-    """The transformation that a self-teaching row names."""
+def make_transform(config: TransformConfig) -> Transform:
+    """The transformation that a configuration describes."""
     match config:
-        case ObjectiveConfig(transform="crop-resize", crop_ratio=ratio) if ratio is not None:
-            return CropResize(ratio, config.crop_ratio_max, config.crops)
-        case ObjectiveConfig(transform="pixel-mask", mask_ratio=ratio) if ratio is not None:
-            return PatchMask(ratio, patch=1)
-        case ObjectiveConfig(transform="patch-mask", mask_ratio=ratio) if ratio is not None:
-            return PatchMask(ratio, patch=PATCH)
-        case ObjectiveConfig(transform="channel-mask", mask_ratio=ratio) if ratio is not None:
-            return ChannelMask(ratio)
-        case ObjectiveConfig(transform="noise", noise_std=std) if std is not None:
-            return Noise(std)
-        case ObjectiveConfig(transform="detail"):
+        case CropResizeConfig():
+            return CropResize(config.ratio, config.ratio_max, config.crops)
+        case MaskConfig(kind="channel"):
+            return ChannelMask(config.ratio)
+        case MaskConfig():
+            return PatchMask(config.ratio, patch=PATCH if config.kind == "patch" else 1)
+        case NoiseConfig():
+            return Noise(config.std)
+        case DetailConfig():
             return Detail()
-        case ObjectiveConfig(transform="identity"):
+        case IdentityConfig():
             return Identity()
-    raise ValueError(f"no transformation in {config}")
 
 
 @dataclass(frozen=True, slots=True)

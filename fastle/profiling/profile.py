@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, record_function
 
 from fastle.checkpoint import write_atomic
-from fastle.config import ConfigError, Precision, RunConfig
+from fastle.config import ConfigError, CropResizeConfig, Precision, RunConfig
 from fastle.data import Feed, Images, Loading, open_images
 from fastle.errors import FastleError
 from fastle.machine import allocated_memory, peak_memory, quiet_profiler, synchronize
@@ -137,13 +137,13 @@ def check_plain(config: RunConfig) -> None:
     Raises:
         ConfigError: it does not.
     """
-    row = (config.objective.judge, config.objective.transform)
-    if row != ("step-frozen", "crop-resize"):
-        asked = f"--judge {row[0]} --transform {row[1]}" if row[0] else "--objective pixel"
+    judge, transform = config.objective.judge, config.objective.transform
+    if judge != "step-frozen" or not isinstance(transform, CropResizeConfig):
+        asked = f"--judge {judge} --transform {transform.name}" if transform else "--objective pixel"
         raise ConfigError(f"--against eager knows --judge step-frozen with --transform crop-resize only, not {asked}")
     for flag, value, known in (
-        ("--crop-ratio-max", config.objective.crop_ratio_max, None),
-        ("--crops", config.objective.crops, 1),
+        ("--crop-ratio-max", transform.ratio_max, None),
+        ("--crops", transform.crops, 1),
     ):
         if value != known:
             raise ConfigError(f"--against eager knows one crop of a fixed side only, not {flag} {value}")

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastle.config import ModelConfig, ObjectiveConfig, Precision, RunConfig
+from fastle.config import CropResizeConfig, ModelConfig, ObjectiveConfig, Precision, RunConfig
 from fastle.kernels import reference
 from fastle.method.objective import Draws
 from fastle.method.transforms import Boxes
@@ -113,9 +113,9 @@ class PlainObjective(nn.Module):
 
     def __init__(self, model: PlainAutoencoder, config: ObjectiveConfig) -> None:
         super().__init__()
-        if (config.judge, config.transform) != ("step-frozen", "crop-resize"):
+        if config.judge != "step-frozen" or not isinstance(config.transform, CropResizeConfig):
             raise ValueError(f"the plain step has a step-frozen judge and crop-resize, not {config}")
-        self.model, self.config = model, config
+        self.model, self.config, self.crop_ratio = model, config, config.transform.ratio
         self.judge = copy.deepcopy(model.encoder).requires_grad_(False)
         # without running statistics, BatchNorm uses those of the batch
         self.judge.norm.track_running_stats = False
@@ -124,9 +124,9 @@ class PlainObjective(nn.Module):
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """The loss, a scalar, of a batch (B, C, H, W), uint8 or float in [0, 1]."""
         config, encoder, decoder = self.config, self.model.encoder, self.model.decoder
-        assert config.crop_ratio is not None and config.sigreg_weight is not None and isinstance(draws.view, Boxes)
+        assert isinstance(draws.view, Boxes)
         x = images.float() / 255 if images.dtype == torch.uint8 else images
-        boxes, side = draws.view, int(config.crop_ratio * min(x.shape[2:]))
+        boxes, side = draws.view, int(self.crop_ratio * min(x.shape[2:]))
         with torch.no_grad():
             seen = crop(x, boxes, side)
             target, like = self._judged(seen, None), None

@@ -134,12 +134,16 @@ def check_same_run(path: Path, before: RunConfig, now: RunConfig) -> None:
     if same_length == before:
         return
     old, new = _flatten(before.to_dict()), _flatten(same_length.to_dict())
-    differences = [f"{name} {old[name]} → {new[name]}" for name in old if old[name] != new[name]]
+    names = old | new
+    differences = [f"{name} {old.get(name)} → {new.get(name)}" for name in names if old.get(name) != new.get(name)]
     raise ConfigError(
         f"{path} holds a run with another configuration ({', '.join(differences)}): give another --run, "
         "or --overwrite to start anew"
     )
 
 
-def _flatten(config: dict[str, Any]) -> dict[str, Any]:
-    return {f"{section}.{name}": value for section, values in config.items() for name, value in values.items()}
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from bench.measure import Effort, Row, interleave, peak_memory
 from torch import Tensor
 
 from bench import harness, measure, sigreg_bench
-from bench.measure import Effort, Row, interleave, peak_memory
 from bench.sigreg_bench import KNOTS, Shape, exact, floors, naive
 from fastle.kernels.reference import sigreg as reference_sigreg
 

@@ -12,11 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
-
-from bench import harness, loader_bench, loader_sides, loader_step
-from bench.loader_bench import comparison, difference, rates, refusal
 from bench.loader_sides import (
     BATCH,
     FastleLoader,
@@ -30,6 +25,11 @@ from bench.loader_sides import (
     training_files,
 )
 from bench.measure import Effort, Row
+from PIL import Image
+from torch import Tensor
+
+from bench import harness, loader_bench, loader_sides, loader_step
+from bench.loader_bench import comparison, difference, rates, refusal
 from fastle.data import Images
 from fastle.data.images import ArrayImages
 from fastle.errors import DataError

@@ -17,7 +17,7 @@ from rich.console import Console
 from bench.reproduce import measure, rows
 from bench.reproduce.report import markdown
 from bench.reproduce.rows import ROWS, SCALES, ScaleName, make_plan, pick_rows, same_settings
-from fastle.config import ConfigError, RunConfig
+from fastle.config import ConfigError, IdentityConfig, RunConfig
 from fastle.training.loop import NonFiniteLoss, train
 from scripts import reproduce
 
@@ -206,7 +206,7 @@ def test_a_failing_row_is_recorded_and_the_table_continues(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def diverge(config: RunConfig, path: Path, **more: Any) -> None:
-        if config.objective.transform == "identity" or config.train.lr == 2e-3:
+        if isinstance(config.objective.transform, IdentityConfig) or config.train.lr == 2e-3:
             raise NonFiniteLoss("the loss of step 1 is not finite (total nan); there is no earlier checkpoint; try …")
         train(config, path, **more)
 

@@ -11,13 +11,13 @@ from typing import Any, cast
 
 import pytest
 import torch
+from bench.measure import Effort
+from bench.step_measure import adamw, distance
+from bench.step_sides import CHUNK, Result, Start, count_flops, exact, first_result, make_sides
 from torch import Tensor, nn
 
 from bench import harness, step_bench, step_measure, step_sides
-from bench.measure import Effort
 from bench.step_bench import Shape, make_batch, pick_shapes
-from bench.step_measure import adamw, distance
-from bench.step_sides import CHUNK, Result, Start, count_flops, exact, first_result, make_sides
 from fastle.config import RunConfig
 from fastle.method.model import Autoencoder
 from fastle.method.objective import Losses, SelfTeaching

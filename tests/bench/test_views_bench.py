@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from bench.measure import Effort, Result, Row
+from bench.views_sides import Images, align_corners_regions, make_sides
 from torchvision.ops import roi_align
 
 from bench import harness, measure, views_bench, views_sides
-from bench.measure import Effort, Result, Row
 from bench.views_bench import Batch, Shape, Task, bytes_to_move, exact, make_batch, pick_tasks
-from bench.views_sides import Images, align_corners_regions, make_sides
 
 CPU = torch.device("cpu")
 TINY = ("--device", "cpu", "--quick", "--shapes")

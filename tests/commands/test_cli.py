@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -15,6 +18,9 @@ import fastle.commands.main
 import fastle.commands.train
 import fastle.training.loop
 from fastle.checkpoint import latest_checkpoint
+from fastle.commands.cli import one_line_errors
+from fastle.config import OPTIONS
+from fastle.options import Group
 from fastle.training.run import RunDirectory
 
 Command = Callable[..., tuple[int, str, str]]
@@ -62,21 +68,15 @@ def test_dry_run_reads_nothing_and_makes_nothing(command: Command, tmp_path: Pat
     assert status == 0
     assert "parameters 36.32 M  compression 96x  latent 512" in out
     assert "63,550 (50 epochs of 1,271)" in out
-    for setting in (
-        "hole_ratio 0.35",
-        "judge step-frozen",
-        "crop_ratio 0.15",
-        "lr 0.001",
-        "batch_size 128",
-        "root /nowhere",
-    ):
+    for setting in ("hole-ratio 0.35", "judge step-frozen", "crop-ratio 0.15", "lr 0.001", "batch-size 128"):
         assert setting in out
+    assert "data /nowhere" in out and all(len(line) <= 80 for line in out.splitlines())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_dry_run_shows_the_crops(command: Command) -> None:
     _, out, _ = command("train", "celeba", "--crop-ratio", "0.1", "--crop-ratio-max", "1", "--crops", "2", "--dry-run")
-    assert "crop_ratio 0.1  crop_ratio_max 1.0  crops 2" in out
+    assert "crop-ratio 0.1  crop-ratio-max 1.0  crops 2" in out
 
 
 @pytest.mark.parametrize("arguments", [("folder",), ("folder", "--data", "/nowhere"), ("cifar10",)])
@@ -94,10 +94,10 @@ def test_the_device_is_always_said(command: Command, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "device: cpu, " in command("train", "shapes", *TINY)[1]
     automatic = command("train", "shapes", *TINY[:-1], "auto")[1]
-    assert re.search(r"device: cpu, \d+ threads \(no GPU: .+; training is many times slower than on one\)", automatic)
+    assert re.search(r"device: cpu, \d+ threads\nno GPU: .+\ntraining on a CPU is many times slower", automatic)
     status, _, err = command("train", "shapes", *TINY[:-1], "cuda")
     assert status == 1 and re.fullmatch(
-        r"fastle-train: error: --device cuda cannot be had: .+; use --device cpu\n", err
+        r"fastle-train: error: --device cuda is not available: .+; use --device cpu\n", err
     )
 
 
@@ -131,6 +131,60 @@ def test_train_eval_and_reconstruct_one_s_own_photographs(
     assert picture.height == 4 + 4 * (96 + 4) and picture.width > 3 * 96
 
 
+def test_help_shows_every_option_in_its_group(command: Command) -> None:
+    status, out, _ = command("train", "--help")
+    groups = re.findall(r"^(data|model|objective|training|speed|output):\n((?:  .*\n)+)", out, re.MULTILINE)
+    assert status == 0 and [name for name, _ in groups] == list(get_args(Group))
+    flags = {name: re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE) for name, text in groups}
+    for option in (*OPTIONS.values(), *fastle.commands.train.FLAGS.values()):
+        assert option.name == "dataset" or flags[option.group].count(option.flag) == 1
+    assert sum(map(len, flags.values())) == len(OPTIONS) - 1 + len(fastle.commands.train.FLAGS)
+    for own in ("--size", "--channels", "--download"):
+        assert own in flags["data"]
+    assert "--hidden" in flags["model"] and "--step" in flags["speed"] and "--run" in flags["output"]
+    text = " ".join(out.split())
+    assert "share of the input that the hole covers, with --masked, above 0 and below 1 (default: 0.35)" in text
+
+
+def test_a_folder_read_in_grey(command: Command, photographs: Path, tmp_path: Path) -> None:
+    grey = ("--data", photographs, "--size", "32", "--channels", "1")
+    status, out, err = command("train", "folder", *grey, "--run", "grey", *TINY)
+    assert (status, err) == (0, "")
+    assert out.count("decoder: torchvision, because DALI decodes colour images only") == 1
+    assert command("main", "eval", "grey", "--device", "cpu")[0] == 0
+    figures = json.loads((tmp_path / "grey" / "eval-test.json").read_text())
+    assert "psnr_chroma" not in figures["clean"]
+    refused = command("train", "folder", *grey, "--run", "other", "--decoder", "dali", *TINY)
+    assert refused[0] == 1 and "decodes colour images only" in refused[2]
+
+
+def test_warnings_of_fastle_are_lines_and_others_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    ours = str(Path(fastle.commands.train.__file__).parents[1] / "kernels" / "any.py")
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    with pytest.warns(UserWarning, match="outside") as outside, one_line_errors("fastle-train"):
+        warnings.showwarning("fastle compiles " + "for long " * 12, UserWarning, ours, 7)
+        warnings.showwarning("outside", UserWarning, "/elsewhere/numpy.py", 8)
+        logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local/cuda")
+        logger.warning("another line")
+    assert len(outside) == 1
+    err = capsys.readouterr().err
+    assert "No CUDA" not in err and "any.py" not in err
+    lines = [line for line in err.splitlines() if "long" in line]
+    assert lines[0].startswith("fastle compiles for long") and max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_the_first_lines_fit_into_a_terminal_and_none_is_blank(
+    command: Command, monkeypatch: pytest.MonkeyPatch, columns: int, photographs: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _, out, _ = command("train", "folder", "--data", photographs, "--size", "32", "--masked", "--run", "r", *TINY)
+    first = out[: out.index("step 1/2")].splitlines()
+    # a path, and what holds one, is not broken
+    assert all(len(line) <= 80 or str(photographs.parent) in line for line in first)
+    assert all(first), "a blank line"
+
+
 def test_a_default_run_directory_for_each_setting(command: Command, tmp_path: Path) -> None:
     for flags, name in [
         ((), "shapes"),
@@ -145,17 +199,20 @@ def test_a_default_run_directory_for_each_setting(command: Command, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("shapes", "--latent", "0"), "--latent 0 cannot be: it must be at least 1"),
-        (("shapes", "--crops", "0"), "--crops 0 cannot be: it must be at least 1"),
-        (("shapes", "--crop-ratio-max", "0.2"), "--crop-ratio-max 0.2 cannot be: it must be above --crop-ratio 0.3"),
+        (("shapes", "--latent", "0"), "--latent must be at least 1, not 0"),
+        (("shapes", "--hole-ratio", "0.3"), "--hole-ratio has no effect without --masked"),
+        (("shapes", "--channels", "3"), "--channels has no effect with shapes, whose images have 1"),
+        (("folder", "--channels", "2"), "invalid choice: 2"),
+        (("shapes", "--noise-std", "0.2"), "--noise-std has no effect with --transform crop-resize"),
+        (("shapes", "--crop-ratio-max", "0.2"), "--crop-ratio-max must be above --crop-ratio 0.3"),
         (("shapes", "--transform", "noise", "--crops", "2"), "--crops has no effect with --transform noise"),
         (("shapes", "--profile", "1", "--against", "eager", "--crops", "2"), "one crop of a fixed side only, not"),
         (("shapes", "--profile", "1", "--against", "eager", "--crop-ratio-max", "1"), "not --crop-ratio-max 1.0"),
         (("shapes", "--transform", "crop"), "invalid choice: 'crop'"),
-        (("shapes", "--size", "30"), "--size 30 cannot be"),
+        (("shapes", "--size", "30"), "--size must be divisible by 8"),
         (("shapes", "--size", "big"), "invalid int value: 'big'"),
         (("shapes", "--objective", "pixel", "--judge", "ema"), "--judge has no effect with --objective pixel"),
-        (("shapes", "--steps", "5", "--epochs", "5"), "not allowed with argument --steps"),
+        (("shapes", "--steps", "5", "--epochs", "5"), "give either --steps or --epochs, not both"),
         (("shapes", "--data", "here"), "--data has no effect with shapes"),
         (("shapes", "--download"), "--download fetches CIFAR-10 only"),
         (("shapes", "--batch-size", "20000"), "use --batch-size 12000 or less"),
@@ -264,8 +321,10 @@ def test_every_objective_row_trains_from_the_command_line(command: Command) -> N
         (),
         ("--judge", "ema"),
         ("--transform", "detail"),
-        ("--masked", "--mask-ratio", "0.4"),
+        ("--masked", "--hole-ratio", "0.4"),
         ("--crop-ratio", "0.1", "--crop-ratio-max", "1", "--crops", "2"),
+        ("--masked", "--transform", "patch-mask", "--mask-ratio", "0.4", "--hole-ratio", "0.2"),
+        ("--hidden", "8", "--map-channels", "4"),
         ("--masked", "--crop-ratio-max", "0.9", "--crops", "2"),
         ("--judge-statistics", "target"),
         ("--masked", "--objective", "pixel"),

@@ -256,7 +256,7 @@ def test_the_rule_for_bad_images_is_a_part_of_the_configuration() -> None:
     values = plain.to_dict()
     del values["data"]["bad_images"]
     assert RunConfig.from_dict(values) == plain
-    with pytest.raises(ConfigError, match="--bad-images maybe cannot be"):
+    with pytest.raises(ConfigError, match="--bad-images must be one of error, skip, not maybe"):
         replace(plain.data, bad_images="maybe")  # type: ignore[arg-type]
 
 

@@ -150,7 +150,7 @@ def test_masked_row_judges_the_same_boxes_of_all_three(judged: list[Judged]) -> 
     clean = oracle.decode(state, oracle.encode(state, images))
     masked = oracle.decode(state, oracle.encode(state, oracle.cut_hole(images, draws.hole, 0.35)))
     for image in (images, clean, masked):
-        view = oracle.views(config, image, draws.view)[0]
+        view = oracle.views(config.transform, image, draws.view)[0]
         assert any(torch.allclose(call.view, view, rtol=1e-9, atol=1e-11) for call in judged)
     for image in (clean, masked):
         assert any(torch.allclose(call.view, image, rtol=1e-9, atol=1e-11) for call in judged)

@@ -7,13 +7,23 @@ import itertools
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import torch
 from torch import Generator, Tensor
 
-from fastle.config import JudgeName, ModelConfig, ObjectiveConfig, TransformName
+from fastle.config import (
+    CropResizeConfig,
+    DetailConfig,
+    IdentityConfig,
+    JudgeName,
+    MaskConfig,
+    ModelConfig,
+    NoiseConfig,
+    ObjectiveConfig,
+    TransformConfig,
+)
 from fastle.method.model import Autoencoder, Encoder
 from fastle.method.objective import Draws, Losses, Objective, SelfTeaching, make_objective
 from tests import oracle
@@ -35,21 +45,24 @@ CASES = {
     "pooled-five-8": Case(ModelConfig(size=8, channels=5, hidden=3, map_channels=6, latent=3), 4),
 }
 
-FIELDS: dict[TransformName, dict[str, Any]] = {
-    "crop-resize": {"crop_ratio": 0.45},
-    "pixel-mask": {"mask_ratio": 0.7},
-    "patch-mask": {"mask_ratio": 0.5},
-    "channel-mask": {"mask_ratio": 0.4},
-    "noise": {"noise_std": 0.2},
-    "identity": {},
-    "detail": {},
+TRANSFORMS: dict[str, TransformConfig] = {
+    "crop-resize": CropResizeConfig(0.45),
+    "pixel-mask": MaskConfig("pixel", 0.7),
+    "patch-mask": MaskConfig("patch", 0.5),
+    "channel-mask": MaskConfig("channel", 0.4),
+    "noise": NoiseConfig(0.2),
+    "identity": IdentityConfig(),
+    "detail": DetailConfig(),
 }
 
 
-def teaching(judge: JudgeName, transform: TransformName, hole_ratio: float | None = None) -> ObjectiveConfig:
+def teaching(
+    judge: JudgeName, transform: str, hole_ratio: float | None = None, config: TransformConfig | None = None
+) -> ObjectiveConfig:
+    """A row with this transformation, as in `TRANSFORMS` or in `config`."""
     return ObjectiveConfig(
-        name="self-teaching", judge=judge, transform=transform, hole_ratio=hole_ratio,
-        sigreg_weight=0.3, slices=7, **FIELDS[transform],
+        name="self-teaching", judge=judge, transform=config or TRANSFORMS[transform], hole_ratio=hole_ratio,
+        sigreg_weight=0.3, slices=7,
     )  # fmt: skip
 
 
@@ -67,7 +80,7 @@ def rows() -> Iterator[tuple[str, ObjectiveConfig]]:
 def other_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
     known = [config for _, config in rows()]
     for judge in get_args(JudgeName):
-        for transform in FIELDS:
+        for transform in TRANSFORMS:
             for hole, prefix in ((None, ""), (0.35, "masked-")):
                 config = teaching(judge, transform, hole)
                 if config not in known:
@@ -81,13 +94,12 @@ def crop_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
     judges: tuple[JudgeName, ...] = ("step-frozen", "live")
     for judge, hole, (ratio_max, crops) in itertools.product(judges, (None, 0.35), ((None, 2), (1.0, 1), (1.0, 2))):
         name = f"{'masked-' if hole else ''}{judge}-{crops}-{'varying' if ratio_max else 'fixed'}-crops"
-        config = teaching(judge, "crop-resize", hole)
-        yield name, dataclasses.replace(config, crop_ratio_max=ratio_max, crops=crops)
+        yield name, teaching(judge, "crop-resize", hole, CropResizeConfig(0.45, ratio_max, crops))
 
 
 def target_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
     """Reconstructions normalised as their targets are: both kinds of branches, one view and several, every judge."""
-    transforms: tuple[TransformName, ...] = ("crop-resize", "detail")
+    transforms = ("crop-resize", "detail")
     for judge, transform, hole in itertools.product(get_args(JudgeName), transforms, (None, 0.35)):
         config = teaching(judge, transform, hole)
         name = f"{'masked-' if hole else ''}{judge}-{transform}-target-statistics"
@@ -244,9 +256,9 @@ def test_fp32_is_close_to_the_oracle(name: str) -> None:
     assert_same(model_gradients(model), oracle_gradients(step, state), rel=FP32_GRADIENT)
 
 
-@pytest.mark.parametrize("transform", list(FIELDS))
+@pytest.mark.parametrize("transform", list(TRANSFORMS))
 @pytest.mark.parametrize("hole", [None, 0.35], ids=["plain", "masked"])
-def test_bf16_autocast_is_finite_and_keeps_sigreg_in_fp32(transform: TransformName, hole: float | None) -> None:
+def test_bf16_autocast_is_finite_and_keeps_sigreg_in_fp32(transform: str, hole: float | None) -> None:
     case = CASES["spatial-rgb-8"]
     model = build(case, torch.float32)
     objective = make_objective(model, teaching("step-frozen", transform, hole))
@@ -268,8 +280,9 @@ def test_bf16_autocast_is_finite_and_keeps_sigreg_in_fp32(transform: TransformNa
 @pytest.mark.parametrize("ratio_max", [None, 1.0], ids=["fixed", "varying"])
 def test_agreement_of_two_crops_is_the_mean_of_each_alone(ratio_max: float | None, hole: float | None) -> None:
     case = CASES["pooled-rgb-16"]
-    two = dataclasses.replace(teaching("step-frozen", "crop-resize", hole), crop_ratio_max=ratio_max, crops=2)
-    one = dataclasses.replace(two, crops=1)
+    two, one = (
+        teaching("step-frozen", "crop-resize", hole, CropResizeConfig(0.45, ratio_max, crops)) for crops in (2, 1)
+    )
     images = images_of(case, 9)
     objective = make_objective(build(case), two)
     draws = drawn(objective, images, 9)
@@ -286,8 +299,7 @@ def test_agreement_of_two_crops_is_the_mean_of_each_alone(ratio_max: float | Non
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
 def test_crops_of_drawn_sides_compile_once_to_the_same() -> None:
     case = CASES["spatial-rgb-8"]
-    config = teaching("step-frozen", "crop-resize", 0.35)
-    config = dataclasses.replace(config, crop_ratio=0.2, crop_ratio_max=1.0, crops=2)
+    config = teaching("step-frozen", "crop-resize", 0.35, CropResizeConfig(0.2, 1.0, 2))
     eager, compiled = (make_objective(build(case), config) for _ in range(2))
     compiled.compile(fullgraph=True, dynamic=False)
     sides = set()
@@ -346,4 +358,4 @@ def test_draws_hold_only_what_the_row_uses() -> None:
         draws = drawn(objective, images_of(case, 1), 1)
         assert (draws.slices is None) == (config.name == "pixel"), name
         assert (draws.hole is None) == (config.hole_ratio is None), name
-        assert (draws.view is None) == (config.transform in (None, "identity", "detail")), name
+        assert (draws.view is None) == (isinstance(config.transform, IdentityConfig | DetailConfig | None)), name

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import Generator, Tensor
 
-from fastle.config import ObjectiveConfig, TransformName
+from fastle.config import (
+    CropResizeConfig,
+    DetailConfig,
+    IdentityConfig,
+    MaskConfig,
+    MaskKind,
+    NoiseConfig,
+    TransformConfig,
+)
 from fastle.kernels.crop_resize import crop_resize
 from fastle.method.transforms import (
     Boxes,
@@ -28,29 +35,18 @@ from fastle.method.transforms import (
 )
 from tests import oracle
 
-FIELDS: dict[TransformName, dict[str, Any]] = {
-    "crop-resize": {"crop_ratio": 0.45},
-    "pixel-mask": {"mask_ratio": 0.7},
-    "patch-mask": {"mask_ratio": 0.7},
-    "channel-mask": {"mask_ratio": 0.3},
-    "noise": {"noise_std": 0.2},
-    "identity": {},
-    "detail": {},
-}
-
-
-def row(transform: TransformName, **fields: Any) -> ObjectiveConfig:
-    return ObjectiveConfig(
-        name="self-teaching", judge="step-frozen", transform=transform, sigreg_weight=0.03, slices=8,
-        **(fields or FIELDS[transform]),
-    )  # fmt: skip
-
-
 # every transformation, and crop-resize with its other settings
-ROWS: dict[str, ObjectiveConfig] = {transform: row(transform) for transform in FIELDS} | {
-    "crops": row("crop-resize", crop_ratio=0.45, crops=2),
-    "varying-crop": row("crop-resize", crop_ratio=0.2, crop_ratio_max=1.0),
-    "varying-crops": row("crop-resize", crop_ratio=0.2, crop_ratio_max=0.9, crops=3),
+TRANSFORMS: dict[str, TransformConfig] = {
+    "crop-resize": CropResizeConfig(0.45),
+    "pixel-mask": MaskConfig("pixel", 0.7),
+    "patch-mask": MaskConfig("patch", 0.7),
+    "channel-mask": MaskConfig("channel", 0.3),
+    "noise": NoiseConfig(0.2),
+    "identity": IdentityConfig(),
+    "detail": DetailConfig(),
+    "crops": CropResizeConfig(0.45, crops=2),
+    "varying-crop": CropResizeConfig(0.2, 1.0),
+    "varying-crops": CropResizeConfig(0.2, 0.9, 3),
 }
 
 
@@ -100,7 +96,7 @@ def test_corners_are_uniform_over_all_positions(height: int, width: int, side: i
 
 def test_default_draws_are_what_they_were() -> None:
     # a run that was begun by an earlier version goes on with its numbers
-    crop, shape, generator = make_transform(row("crop-resize", crop_ratio=0.15)), (4, 3, 128, 128), seeded(2)
+    crop, shape, generator = make_transform(CropResizeConfig(0.15)), (4, 3, 128, 128), seeded(2)
     view, hole = crop.draw(shape, generator), draw_boxes(shape, hole_side(0.35, shape), generator)
     assert isinstance(view, Boxes)
     assert (view.top.tolist(), view.left.tolist()) == ([58, 107, 71, 54], [88, 79, 32, 75])
@@ -162,7 +158,7 @@ def test_every_crop_has_its_own_boxes_and_side() -> None:
 
 @pytest.mark.parametrize("name", ["crops", "varying-crop", "varying-crops"])
 def test_crops_are_those_of_each_image_by_itself(name: str) -> None:
-    made, shape = make_transform(ROWS[name]), (5, 3, 16, 20)
+    made, shape = make_transform(TRANSFORMS[name]), (5, 3, 16, 20)
     assert isinstance(made, CropResize)
     x, xhat = (torch.rand(shape, generator=seeded(seed)) for seed in (25, 26))
     for seed in range(8):
@@ -190,7 +186,7 @@ def test_crop_of_the_greatest_side_is_the_whole_image() -> None:
     ids=["celeba", "cifar10", "cifar10-least", "whole", "ragged"],
 )
 def test_crop_side(ratio: float, size: tuple[int, int], side: int) -> None:
-    crop = make_transform(row("crop-resize", crop_ratio=ratio))
+    crop = make_transform(CropResizeConfig(ratio))
     assert isinstance(crop, CropResize)
     assert crop.side((2, 3, *size)) == side
     boxes = crop.draw((500, 3, *size), seeded(0))
@@ -224,10 +220,10 @@ def test_hole_is_filled_with_the_mean_of_each_image_and_channel(size: tuple[int,
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.7, 0.9, 0.99])
-@pytest.mark.parametrize(("transform", "patch"), [("pixel-mask", 1), ("patch-mask", 4)], ids=["pixel", "patch"])
+@pytest.mark.parametrize(("kind", "patch"), [("pixel", 1), ("patch", 4)], ids=["pixel", "patch"])
 @pytest.mark.parametrize("size", [(16, 16), (8, 24)], ids=["square", "ragged"])
-def test_masks_cover_an_exact_share(transform: TransformName, patch: int, ratio: float, size: tuple[int, int]) -> None:
-    keep = mask_of(make_transform(row(transform, mask_ratio=ratio)), (7, 3, *size))
+def test_masks_cover_an_exact_share(kind: MaskKind, patch: int, ratio: float, size: tuple[int, int]) -> None:
+    keep = mask_of(make_transform(MaskConfig(kind, ratio)), (7, 3, *size))
     assert torch.equal(keep, keep[:, :1].expand_as(keep))
     keep = keep[:, :1]
     whole = size[0] * size[1] // patch**2
@@ -237,10 +233,10 @@ def test_masks_cover_an_exact_share(transform: TransformName, patch: int, ratio:
     assert ((tiles == 0) | (tiles == 1)).all()
 
 
-@pytest.mark.parametrize("transform", ["pixel-mask", "patch-mask"])
-def test_every_pixel_is_masked_equally_often(transform: TransformName) -> None:
+@pytest.mark.parametrize("kind", ["pixel", "patch"])
+def test_every_pixel_is_masked_equally_often(kind: MaskKind) -> None:
     batch = 4000
-    keep = mask_of(make_transform(row(transform, mask_ratio=0.5)), (batch, 1, 8, 8)).float()
+    keep = mask_of(make_transform(MaskConfig(kind, 0.5)), (batch, 1, 8, 8)).float()
     share = keep.mean(0)
     assert float((share - 0.5).abs().max()) < 5 * 0.5 / math.sqrt(batch)
     assert not torch.equal(keep[0], keep[1])
@@ -248,7 +244,7 @@ def test_every_pixel_is_masked_equally_often(transform: TransformName) -> None:
 
 def test_channel_mask_is_bernoulli_by_channel() -> None:
     batch = 20_000
-    keep = mask_of(make_transform(row("channel-mask", mask_ratio=0.3)), (batch, 3, 8, 8))
+    keep = mask_of(make_transform(MaskConfig("channel", 0.3)), (batch, 3, 8, 8))
     assert torch.equal(keep, keep[:, :, :1, :1].expand_as(keep))
     keep = keep[:, :, :1, :1]
     flat_keep = keep.flatten(1).double()
@@ -262,7 +258,7 @@ def test_channel_mask_is_bernoulli_by_channel() -> None:
 
 
 def test_noise_has_the_standard_deviation_asked_for_and_is_not_clamped() -> None:
-    noise = make_transform(row("noise", noise_std=0.2))
+    noise = make_transform(NoiseConfig(0.2))
     drawn = noise.draw((8, 3, 64, 64), seeded(4))
     assert isinstance(drawn, Tensor)
     spread = 0.2 / math.sqrt(drawn.numel())
@@ -272,9 +268,9 @@ def test_noise_has_the_standard_deviation_asked_for_and_is_not_clamped() -> None
     assert torch.equal(view, images + drawn) and float(view.max()) > 1.5
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", TRANSFORMS)
 def test_draws_are_determined_by_the_generator(name: str) -> None:
-    made = make_transform(ROWS[name])
+    made = make_transform(TRANSFORMS[name])
     shape = (16, 3, 16, 16)
     generator = seeded(5)
     first, second = flat(made.draw(shape, generator)), flat(made.draw(shape, generator))
@@ -292,9 +288,9 @@ def test_draws_are_determined_by_the_generator(name: str) -> None:
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
 @pytest.mark.parametrize("size", [(16, 16), (8, 20)], ids=["square", "ragged"])
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", TRANSFORMS)
 def test_views_equal_the_oracle(name: str, size: tuple[int, int], channels: int) -> None:
-    config = ROWS[name]
+    config = TRANSFORMS[name]
     made = make_transform(config)
     images = torch.rand(4, channels, *size, generator=seeded(7), dtype=torch.float64)
     untouched = images.clone()
@@ -302,17 +298,17 @@ def test_views_equal_the_oracle(name: str, size: tuple[int, int], channels: int)
     (views,) = made.views([images], draws)
     expected = oracle.views(config, images, draws)
     assert made.full_view == (name == "detail")
-    assert len(views) == len(expected) == (5 if name == "detail" else config.crops)
+    assert len(views) == len(expected) == (5 if name == "detail" else getattr(config, "crops", 1))
     for view, wanted in zip(views, expected, strict=True):
         assert view.shape == images.shape and view.dtype == images.dtype
         torch.testing.assert_close(view, wanted, rtol=1e-11, atol=1e-12)
     assert torch.equal(images, untouched)
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", TRANSFORMS)
 def test_one_draw_for_every_view_of_a_sample(name: str) -> None:
     # a pure function of image and draw: a batch of two copies gives the same view twice
-    made = make_transform(ROWS[name])
+    made = make_transform(TRANSFORMS[name])
     images = torch.rand(3, 3, 16, 16, generator=seeded(9))
     draws = made.draw((3, 3, 16, 16), seeded(10))
     for one, two in zip(*made.views([images, images.clone()], draws), strict=True):
@@ -321,7 +317,7 @@ def test_one_draw_for_every_view_of_a_sample(name: str) -> None:
 
 def test_detail_views_lie_in_the_unit_range_and_fill_it() -> None:
     images = torch.rand(5, 3, 16, 16, generator=seeded(11))
-    ((blur, colour, edges, texture, contrast),) = make_transform(row("detail")).views([images], None)
+    ((blur, colour, edges, texture, contrast),) = make_transform(DetailConfig()).views([images], None)
     for view in (blur, colour, edges, texture, contrast):
         assert float(view.min()) >= 0 and float(view.max()) <= 1
     # the maximum is each image's own
@@ -335,7 +331,7 @@ def test_detail_views_lie_in_the_unit_range_and_fill_it() -> None:
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0], ids=["black", "grey", "white"])
 def test_detail_of_a_flat_image_is_finite_with_its_gradient(value: float) -> None:
     images = torch.full((2, 3, 16, 16), value, requires_grad=True)
-    (views,) = make_transform(row("detail")).views([images], None)
+    (views,) = make_transform(DetailConfig()).views([images], None)
     (gradient,) = torch.autograd.grad(torch.stack([view.sum() for view in views]).sum(), images)
     assert all(view.isfinite().all() for view in views)
     assert gradient.isfinite().all()
@@ -358,4 +354,4 @@ def test_grey_blur_and_edges_by_hand() -> None:
 
 def test_patches_must_tile_the_image() -> None:
     with pytest.raises(ValueError, match="do not tile"):
-        make_transform(row("patch-mask")).draw((2, 3, 16, 18), seeded(0))
+        make_transform(MaskConfig("patch", 0.7)).draw((2, 3, 16, 18), seeded(0))

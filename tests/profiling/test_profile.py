@@ -120,7 +120,7 @@ def test_the_plain_step_is_fp32_whatever_the_run_is(command: Command) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--profile", "0"), "--profile 0 cannot be: it must be at least 1"),
+        (("--profile", "0"), "--profile must be at least 1, not 0"),
         (("--against", "eager"), "--against eager has no effect without --profile N"),
         (("--profile", "2", "--overwrite"), "--overwrite has no effect with --profile"),
         (("--profile", "2", "--dry-run"), "--dry-run has no effect with --profile"),

@@ -251,7 +251,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
     ("size", "message"),
     [
         (256, "--size 256 cannot be: the images of CelebA are 178x218, and are not resized"),
-        (100, "--size 100 cannot be: it must be divisible by 8"),
+        (100, "--size must be divisible by 8, such as 96, not 100"),
     ],
 )
 def test_a_size_that_cannot_be(size: int, message: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,142 @@
+"""How people set a value: the flag, range and help of a dataclass field, declared at the field and read from there.
+
+The checks of the configuration, the command line, `--help` and the signature of `make_config` all come from these
+declarations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import MISSING, dataclass, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from .errors import FastleError
+
+# the argument groups of --help
+Group = Literal["data", "model", "objective", "training", "speed", "output"]
+
+
+class ConfigError(FastleError):
+    """A value is out of its range, or has no effect beside the others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """How people set a value.
+
+    Attributes:
+        help: what the value is, as a phrase.
+        name: the keyword of `make_config`; the flag is the same with hyphens.
+        kind: int, float, str, or bool for a flag without a value.
+        choices: the only values, where they are few.
+        above, at_least, at_most, below: bounds of a number.
+        multiple_of: what divides the number.
+        default: what holds when nobody sets the value, in words.
+        group, metavar: where and how --help shows the flag.
+    """
+
+    help: str
+    name: str = ""
+    kind: type = str
+    choices: tuple[Any, ...] = ()
+    above: float = -math.inf
+    at_least: float = -math.inf
+    at_most: float = math.inf
+    below: float = math.inf
+    multiple_of: int | None = None
+    default: str | None = None
+    group: Group = "training"
+    metavar: str = "N"
+
+    @property
+    def flag(self) -> str:
+        """The flag of the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def rule(self) -> str:
+        """The choices or the bounds, in words."""
+        if self.choices:
+            return f"one of {', '.join(map(str, self.choices))}"
+        bounds = {"above": self.above, "at least": self.at_least, "at most": self.at_most, "below": self.below}
+        return " and ".join(f"{word} {bound:.3g}" for word, bound in bounds.items() if abs(bound) < math.inf)
+
+    @property
+    def text(self) -> str:
+        """The help text, with the bounds of a number and the default."""
+        bounds = f", {self.rule}" if self.rule and not self.choices else ""
+        return self.help + bounds + (f" (default: {self.default})" if self.default else "")
+
+    def check(self, value: Any) -> None:
+        """Raises ConfigError for a value that is not one of the choices, or out of bounds."""
+        if self.choices:
+            self._require(value in self.choices, self.rule, value)
+        elif self.kind in (int, float):
+            inside = self.above < value < self.below and self.at_least <= value <= self.at_most
+            self._require(inside and abs(value) < math.inf, self.rule, value)
+            if self.multiple_of is not None:
+                nearest = max(1, round(value / self.multiple_of)) * self.multiple_of
+                rule = f"divisible by {self.multiple_of}, such as {nearest}"
+                self._require(value % self.multiple_of == 0, rule, value)
+
+    def _require(self, ok: bool, rule: str, value: Any) -> None:
+        if not ok:
+            raise ConfigError(f"{self.flag} must be {rule}, not {value}")
+
+
+def option(text: str, *, initial: Any = MISSING, **about: Any) -> Any:
+    """A dataclass field that people can set.
+
+    Args:
+        text: the option's help.
+        initial: the field's default; none, if the preset decides.
+        about: the option's other attributes. Its kind and choices follow from the annotation, its name from the field's
+            and its default from `initial`, unless they are given.
+    """
+    return dataclasses.field(default=initial, metadata={"option": Option(help=text, **about)})
+
+
+def options_of(section: type) -> Mapping[str, Option]:
+    """The options of a dataclass by the names of their fields."""
+    return _options_of(section)
+
+
+@functools.cache
+def _options_of(section: Hashable) -> Mapping[str, Option]:
+    assert isinstance(section, type)
+    hints, options = get_type_hints(section), {}
+    for field in dataclasses.fields(section):
+        if "option" not in field.metadata:
+            continue
+        made: Option = field.metadata["option"]
+        hint = hints[field.name]
+        default = "the preset's" if field.default in (MISSING, None) else str(field.default)
+        options[field.name] = replace(
+            made,
+            name=made.name or field.name,
+            kind=next(kind for kind in (int, float, str) if kind in (hint, *get_args(hint), str)),
+            choices=made.choices or (get_args(hint) if get_origin(hint) is Literal else ()),
+            default=default if made.default is None else made.default,
+        )
+    return options
+
+
+class Checked:
+    """A dataclass whose options are checked when it is made."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        for name, made in options_of(type(self)).items():
+            value = getattr(self, name)
+            # a transformation has checked itself
+            if value is not None and not dataclasses.is_dataclass(value):
+                made.check(value)
+
+
+def pick(section: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a dataclass, out of settings by the names of their options."""
+    return {field: settings[made.name] for field, made in options_of(section).items() if made.name in settings}
