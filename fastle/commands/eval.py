@@ -43,7 +43,8 @@ def _eval(run: Path, data: str | None, device: torch.device, console: Console) -
         images = open_images(config.data, "test")
     else:
         images = open_images(config.data, "test", make_loading("auto", "none", device, console))
-    with Progress(console=console, transient=True) as progress:
+    # of a bar that vanishes, rich leaves a blank line where there is no terminal
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("evaluating", total=len(images))
         figures = evaluate(
             model,

@@ -131,6 +131,9 @@ def make_loading(
     """How a command loads images: with its lines and progress bars on a console."""
 
     def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+        if not console.is_terminal:
+            # of a bar that vanishes, rich leaves a blank line
+            return items
         return show_progress(items, description, total, console=console, transient=True)
 
     return Loading(

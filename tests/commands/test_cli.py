@@ -76,7 +76,7 @@ def test_dry_run_reads_nothing_and_makes_nothing(command: Command, tmp_path: Pat
 
 def test_dry_run_shows_the_crops(command: Command) -> None:
     _, out, _ = command("train", "celeba", "--crop-ratio", "0.1", "--crop-ratio-max", "1", "--crops", "2", "--dry-run")
-    assert "crop-ratio 0.1  crop-ratio-max 1.0  crops 2" in out
+    assert "crop-ratio 0.1 crop-ratio-max 1.0 crops 2" in " ".join(out.split())
 
 
 @pytest.mark.parametrize("arguments", [("folder",), ("folder", "--data", "/nowhere"), ("cifar10",)])
@@ -158,17 +158,20 @@ def test_a_folder_read_in_grey(command: Command, photographs: Path, tmp_path: Pa
     assert refused[0] == 1 and "decodes colour images only" in refused[2]
 
 
-def test_warnings_of_fastle_are_lines_and_others_stay(capsys: pytest.CaptureFixture[str]) -> None:
+def test_warnings_of_fastle_are_lines_and_others_stay(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     ours = str(Path(fastle.commands.train.__file__).parents[1] / "kernels" / "any.py")
     logger = logging.getLogger("torch.utils.cpp_extension")
-    with pytest.warns(UserWarning, match="outside") as outside, one_line_errors("fastle-train"):
+    others: list[str] = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *place: others.append(str(message)))
+    with one_line_errors("fastle-train"):
         warnings.showwarning("fastle compiles " + "for long " * 12, UserWarning, ours, 7)
         warnings.showwarning("outside", UserWarning, "/elsewhere/numpy.py", 8)
         logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local/cuda")
-        logger.warning("another line")
-    assert len(outside) == 1
+    assert others == ["outside"]
     err = capsys.readouterr().err
-    assert "No CUDA" not in err and "any.py" not in err
+    assert "any.py" not in err and not caplog.records
     lines = [line for line in err.splitlines() if "long" in line]
     assert lines[0].startswith("fastle compiles for long") and max(map(len, lines)) <= 80
 
@@ -178,11 +181,14 @@ def test_the_first_lines_fit_into_a_terminal_and_none_is_blank(
     command: Command, monkeypatch: pytest.MonkeyPatch, columns: int, photographs: Path
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    _, out, _ = command("train", "folder", "--data", photographs, "--size", "32", "--masked", "--run", "r", *TINY)
+    _, out, _ = command(
+        "train", "folder", "--data", photographs, "--size", "32", "--decoder", "torchvision", "--run", "r", *TINY
+    )
     first = out[: out.index("step 1/2")].splitlines()
-    # a path, and what holds one, is not broken
-    assert all(len(line) <= 80 or str(photographs.parent) in line for line in first)
+    # a line that holds a path is not broken
+    assert all(len(line) <= 80 or "/" in line for line in first)
     assert all(first), "a blank line"
+    assert all(command("main", "eval", "r", "--device", "cpu")[1].splitlines())
 
 
 def test_a_default_run_directory_for_each_setting(command: Command, tmp_path: Path) -> None:
