@@ -346,7 +346,7 @@ def columns(row: Row) -> list[Column]:
     """The columns of a row's table."""
 
     def rate(name: str, side: Row) -> float:
-        return row["traffic_bytes"] / side.get("graph_ms", side["ms"])["p50"] / 1e6
+        return row["traffic_bytes"] / (side["graph_ms"] if "graph_ms" in side else side["ms"])["p50"] / 1e6
 
     return [
         *operator_columns(row),

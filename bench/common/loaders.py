@@ -47,7 +47,7 @@ class PilLoader:
         self._spent: dict[int, float] = {}
         self._loader: DataLoader[Any] = DataLoader(
             _PilImages(files),
-            batch_sampler=self,  # type: ignore[arg-type]
+            batch_sampler=self,
             num_workers=workers,
             collate_fn=_collate,
             # the workers are started once, as in a long run

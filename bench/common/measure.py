@@ -28,8 +28,8 @@ from fastle.machine import free_memory, peak_memory, synchronize
 from fastle.profiling.measure import Stopwatch, percentiles
 
 Row: TypeAlias = dict[str, Any]
-# from an input to a result
-Call: TypeAlias = Callable[[Any], Any]
+# what a side computes its result with: mostly a function of an input
+Call: TypeAlias = Any
 
 MAX_ROUNDS = 200
 CPU_MEMORY_SHARE = 0.6  # of the free memory: the rest is for other programs

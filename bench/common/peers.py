@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def compiled(function: F) -> F:
     """The function under torch.compile, with static shapes."""
     # the whole graph or an error: a silent fallback would be timed as if it were compiled
-    return torch.compile(function, dynamic=False, fullgraph=True)
+    return cast(F, torch.compile(function, dynamic=False, fullgraph=True))
 
 
 def naive_sigreg(z: Tensor, slices: Tensor) -> Tensor:

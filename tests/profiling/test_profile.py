@@ -16,12 +16,14 @@ import torch
 from rich.console import Console
 
 import fastle.commands.train
+import fastle.profiling.measure
 import fastle.profiling.profile
 import fastle.training.loop
 from fastle.config import RunConfig
 from fastle.phases import PHASES, phase
 from fastle.presets import make_config
-from fastle.profiling.profile import count_flop, profile
+from fastle.profiling.measure import count_flop
+from fastle.profiling.profile import profile
 from fastle.profiling.trace import phase_times
 
 CPU = torch.device("cpu")
@@ -37,7 +39,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(fastle.training.loop, "VALIDATION_IMAGES", 16)
-    monkeypatch.setitem(fastle.profiling.profile.MATRIX, "cpu", 64)
+    monkeypatch.setitem(fastle.profiling.measure.MATRIX_SIDE, "cpu", 64)
 
     def call(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -70,13 +72,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def flop(config: RunConfig, images: int = 2) -> float:
     side = fastle.profiling.profile._fastle(config, CPU, "eager")
-    return count_flop(side, torch.zeros(images, 1, config.model.size, config.model.size, dtype=torch.uint8))
+    zeros = torch.zeros(images, 1, config.model.size, config.model.size, dtype=torch.uint8)
+    return count_flop(lambda batch: side.loss(batch).backward(), zeros)
 
 
 def test_both_sides_beside_a_run_that_is_left_alone(command: Command, tmp_path: Path) -> None:
     assert command("shapes", *TINY, "--steps", "2", "--run", "run")[0] == 0
     before = contents(tmp_path / "run")
-    status, out, err = command("shapes", *TINY, "--run", "run", "--profile", str(STEPS), "--against", "eager")
+    status, out, err = command(
+        "shapes", *TINY, "--precision", "bf16", "--run", "run", "--profile", str(STEPS), "--against", "eager"
+    )
     assert (status, err) == (0, "")
     after = contents(tmp_path / "run")
     assert after.keys() - before.keys() == {"profile/fastle.json", "profile/eager.json"}
@@ -99,22 +104,18 @@ def test_both_sides_beside_a_run_that_is_left_alone(command: Command, tmp_path: 
     assert 1.1 < plain_flop / fastle_flop < 1.6
     for label in ("images/s", "TFLOP/s", "peak memory, MB"):
         assert all(float(cell.replace(",", "")) > 0 for cell in cells(out, label))
-    assert [cell.split()[1] for cell in cells(out, "measured peak, TFLOP/s")] == ["(fp32)", "(fp32)"]
+    # the plain step is fp32, whatever the run is
+    assert [cell.split()[1] for cell in cells(out, "measured peak, TFLOP/s")] == ["(bf16)", "(fp32)"]
     assert "open in https://ui.perfetto.dev" in out
 
 
 def test_nothing_is_made_but_the_trace(command: Command, tmp_path: Path) -> None:
-    status, out, _ = command("shapes", *TINY, "--precision", "bf16", "--profile", "1")
+    status, out, _ = command("shapes", *TINY, "--profile", "1")
     assert status == 0
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()] == [
         "runs/shapes-masked-16/profile/fastle.json"
     ]
-    assert "(bf16)" in cells(out, "measured peak, TFLOP/s")[0] and len(cells(out, "total")) == 1
-
-
-def test_the_plain_step_is_fp32_whatever_the_run_is(command: Command) -> None:
-    _, out, _ = command("shapes", *TINY, "--precision", "bf16", "--profile", "1", "--against", "eager")
-    assert [cell.split()[1] for cell in cells(out, "measured peak, TFLOP/s")] == ["(bf16)", "(fp32)"]
+    assert "(fp32)" in cells(out, "measured peak, TFLOP/s")[0] and len(cells(out, "total")) == 1
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def test_phases_are_named_under_a_profiler_only() -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
 def test_one_graph_has_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(fastle.profiling.profile.MATRIX, "cpu", 64)
+    monkeypatch.setitem(fastle.profiling.measure.MATRIX_SIDE, "cpu", 64)
     output = io.StringIO()
     console = Console(file=output, width=200)
     profile(tiny(objective="pixel"), tmp_path, steps=1, device=CPU, console=console, mode="compiled")

@@ -10,9 +10,10 @@ import torch
 from torch import Generator, Tensor
 
 from fastle.config import RunConfig
+from fastle.machine import peak_memory
 from fastle.presets import make_config
 from fastle.training import step as step_module
-from fastle.training.memory import Estimate, OutOfMemory, estimate, out_of_memory, peak_allocated, too_large
+from fastle.training.memory import Estimate, OutOfMemory, estimate, out_of_memory, too_large
 from fastle.training.step import TrainStep
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -32,7 +33,7 @@ def test_estimate_is_what_an_eager_step_takes(flags: dict[str, Any]) -> None:
     step(images)
     step.model.zero_grad()
     weights = 4 * step.model.parameter_count()
-    measured = peak_allocated(lambda: step(images)) + 3 * weights
+    measured = peak_memory(lambda: step(images), CPU) + 3 * weights
     assert estimate(step.config).of(24) == pytest.approx(measured, rel=0.1)
 
 
@@ -44,7 +45,7 @@ def test_peak_is_the_most_that_is_held_at_once() -> None:
         torch.ones(250_000)
         del kept
 
-    assert peak_allocated(call) == 4_000_000
+    assert peak_memory(call, CPU) == 4_000_000
 
 
 def test_batch_that_fits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
