@@ -20,7 +20,7 @@ from fastle.config import RunConfig
 from fastle.data import Feed, Images
 from fastle.errors import FastleError
 from fastle.presets import make_config
-from fastle.training.step import StepMode, TrainStep
+from fastle.training.trainer import StepMode, Trainer
 
 FIXED = "fixed batch"
 WARM_STEPS = 4  # untimed: the feed is ahead of the first ones
@@ -50,7 +50,7 @@ def measure_step(work: Workload, device: torch.device, effort: Effort) -> Row:
         row["refused"] = work.refused or "none of fastle's sides can be had"
     if row["refused"]:
         return row
-    step = TrainStep(config, device, mode=mode)
+    step = Trainer(config, device, mode=mode)
     fixed = next(iter(work.opened.values())).batch(range(batch)).to(device)
     try:
         for _ in range(WARM_STEPS):  # the first one compiles
@@ -83,7 +83,7 @@ def step_config(work: Workload, device: torch.device) -> tuple[RunConfig, StepMo
     return config, cast(StepMode, modes[0])
 
 
-def _train(step: TrainStep, source: Images | Tensor, waits: list[float], times: list[float], turn: int) -> float:
+def _train(step: Trainer, source: Images | Tensor, waits: list[float], times: list[float], turn: int) -> float:
     """ms of a step, fed by the images or the same batch again and again; its share of waiting goes to `waits`."""
     steps = STEPS[step.device.type]
     with ExitStack() as stack:

@@ -3,7 +3,7 @@
     plain                   fastle/training/plain_step.py: eager, fp32, contiguous
     plain bf16              the same under autocast, channels-last
     plain compiled          that, its loss as one graph of torch.compile
-    fastle eager            TrainStep(mode="eager"), fp32
+    fastle eager            Trainer(mode="eager"), fp32
     fastle compiled         mode="compiled"
     fastle captured         mode="captured"; CUDA only
     fastle … bf16           the same, precision="bf16"
@@ -29,9 +29,9 @@ from fastle.config import Precision, RunConfig
 from fastle.method.model import Autoencoder
 from fastle.method.objective import Draws, SelfTeaching
 from fastle.training.plain_step import PlainStep
-from fastle.training.step import StepMode, TrainStep
+from fastle.training.trainer import StepMode, Trainer
 
-Step: TypeAlias = PlainStep | TrainStep
+Step: TypeAlias = PlainStep | Trainer
 
 NAMES = (
     "plain",
@@ -80,7 +80,7 @@ class Start:
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         # never stepped
-        self._step = TrainStep(config, device)
+        self._step = Trainer(config, device)
         self.weights: dict[str, Tensor] = self._step.model.state_dict()
 
     def draw(self, images: Tensor, done: int) -> Draws:
@@ -121,12 +121,12 @@ def _make_side(start: Start, name: str) -> Side:
     return Side(name=name, make=make, ours=name.startswith("fastle"), precision=precision)
 
 
-def _make_ours(config: RunConfig, device: torch.device, mode: str) -> TrainStep:
+def _make_ours(config: RunConfig, device: torch.device, mode: str) -> Trainer:
     """Raises ValueError for a mode that this checkout's step does not have."""
     if mode not in get_args(StepMode):
-        raise ValueError(f"TrainStep has no mode {mode!r}")
+        raise ValueError(f"Trainer has no mode {mode!r}")
     # a name that is not in the type yet
-    make: Callable[..., TrainStep] = TrainStep
+    make: Callable[..., Trainer] = Trainer
     return make(config, device, mode=mode)
 
 

@@ -31,7 +31,7 @@ from fastle.method.model import Autoencoder
 from fastle.presets import make_config
 from fastle.profiling.profile import profile
 from fastle.training.loop import make_loading, total_steps, train
-from fastle.training.step import StepMode
+from fastle.training.trainer import StepMode
 
 from .cli import Parser, add_device, one_line_errors
 

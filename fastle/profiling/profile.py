@@ -34,7 +34,7 @@ from fastle.machine import synchronize
 from fastle.method.objective import Draws
 from fastle.training.memory import peak_allocated
 from fastle.training.plain_step import PlainStep
-from fastle.training.step import StepMode, TrainStep
+from fastle.training.trainer import StepMode, Trainer
 
 from .tables import Figures, legend, phase_table, rate_table
 from .trace import phase_times
@@ -64,7 +64,7 @@ class Side:
     model: nn.Module
     step: Callable[[Tensor], object]
     loss: Callable[[Tensor], Tensor]
-    ours: TrainStep | None = None
+    ours: Trainer | None = None
 
 
 def profile(
@@ -117,7 +117,7 @@ def profile(
 
 
 def _fastle(config: RunConfig, device: torch.device, mode: StepMode) -> Side:
-    step = TrainStep(config, device, mode=mode)
+    step = Trainer(config, device, mode=mode)
 
     def loss(images: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
@@ -154,7 +154,7 @@ def _plain(config: RunConfig, device: torch.device) -> Callable[[], Side]:
     config = replace(config, train=replace(config.train, precision="fp32"))
 
     # for its weights and draws; made before the side is, so that it does not count as the side's memory
-    source = TrainStep(config, device)
+    source = Trainer(config, device)
 
     def draw(images: Tensor, done: int) -> Draws:
         source.done = done
@@ -195,8 +195,8 @@ def _measure(
             + (", compilation included: a minute or more" if side.compiles else "")
         )
         seconds = WARM_UP * _seconds_per_step(side, batches, WARM_UP, device)
-        if side.ours is not None and side.ours.refused:
-            say(f"{side.name}: {side.ours.refused}")
+        if side.ours is not None and side.ours.why_not_captured:
+            say(f"{side.name}: {side.ours.why_not_captured}")
         say(f"{side.name}: warm after {seconds:.1f} s; {steps} steps without the profiler, {steps} with it")
         step_ms = 1e3 * _seconds_per_step(side, batches, steps, device)
         memory = step_memory(side, next(batches), device) - held

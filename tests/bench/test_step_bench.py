@@ -23,7 +23,7 @@ from fastle.method.model import Autoencoder
 from fastle.method.objective import Losses, SelfTeaching
 from fastle.presets import make_config
 from fastle.training.plain_step import PlainAutoencoder, PlainObjective, PlainStep
-from fastle.training.step import TrainStep
+from fastle.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 TINY = ("--device", "cpu", "--quick", "--shapes", "tiny:16")
@@ -99,7 +99,7 @@ def test_plain_objective_is_fastles(name: str) -> None:
 def test_plain_steps_go_the_way_of_fastles() -> None:
     start, images = a_start(CONFIGS["celeba-masked"])
     plain = PlainStep(start.config, CPU, weights=start.weights, draw=start.draw)
-    ours = TrainStep(start.config, CPU)
+    ours = Trainer(start.config, CPU)
     for _ in range(3):
         torch.testing.assert_close(plain(images), ours(images).total.detach(), rtol=1e-5, atol=0)
     encoder, judge = plain.model.encoder.state_dict(), plain.objective.judge.state_dict()
@@ -180,23 +180,23 @@ def test_widest_table_and_gaps(report_file: Path, capsys: pytest.CaptureFixture[
     assert table and max(map(len, table)) <= 120
 
 
-def loss_off(step: TrainStep, losses: Losses) -> Losses:
+def loss_off(step: Trainer, losses: Losses) -> Losses:
     return dataclasses.replace(losses, total=losses.total + 1e-3)
 
 
-def gradient_off(step: TrainStep, losses: Losses) -> Losses:
+def gradient_off(step: Trainer, losses: Losses) -> Losses:
     for state in step.optimizer.state.values():
         state["exp_avg"] *= 1.01
     return losses
 
 
-def not_moved(step: TrainStep, losses: Losses) -> Losses:
+def not_moved(step: Trainer, losses: Losses) -> Losses:
     with torch.no_grad():
         step.model.decoder.head.bias.add_(1e-5)
     return losses
 
 
-WRONG: dict[Callable[[TrainStep, Losses], Losses], str] = {
+WRONG: dict[Callable[[Trainer, Losses], Losses], str] = {
     loss_off: "value error",
     gradient_off: "gradient error 1.0e-02 is over 1e-03",
     not_moved: "update error",
@@ -205,13 +205,13 @@ WRONG: dict[Callable[[TrainStep, Losses], Losses], str] = {
 
 @pytest.mark.parametrize("change", WRONG, ids=lambda change: change.__name__)
 def test_a_wrong_step_has_no_times(
-    change: Callable[[TrainStep, Losses], Losses],
+    change: Callable[[Trainer, Losses], Losses],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    right = TrainStep.__call__
-    monkeypatch.setattr(TrainStep, "__call__", lambda self, images: change(self, right(self, images)))
+    right = Trainer.__call__
+    monkeypatch.setattr(Trainer, "__call__", lambda self, images: change(self, right(self, images)))
     path = tmp_path / "report.json"
     assert step_bench.main([*TINY, "--json", str(path), "--sides", "plain", "fastle eager"]) == 1
     (row,) = json.loads(path.read_text())["rows"]
@@ -251,7 +251,7 @@ def test_a_mode_that_is_not_there_is_no_other_mode() -> None:
             self.mode = "compiled"
 
     with pytest.raises(RuntimeError, match="went on as compiled"):
-        first_result(cast(TrainStep, Fallen()), images)
+        first_result(cast(Trainer, Fallen()), images)
 
 
 def test_adamw_by_hand() -> None:

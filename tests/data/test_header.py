@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastle.data.header import Header, check_png, fault_of, looks_whole, read_header, scan_is_clean
+from fastle.data.header import Header, check_png, download_fault, looks_complete, read_header, scan_is_clean
 from tests.data.pictures import chunk, encoded, with_alpha
 
 Picture = Callable[..., Image.Image]
@@ -66,7 +66,7 @@ def test_kind_and_size_are_pillows(name: str, width: int, height: int) -> None:
     header = read_header(data)
     assert (header.kind, header.width, header.height) == (expected.kind, width, height)
     assert header.plain == expected.plain
-    assert looks_whole(data[:12], data[-64:], len(data))
+    assert looks_complete(data[:12], data[-64:], len(data))
     assert scan_is_clean(data, header)
 
 
@@ -74,7 +74,7 @@ def test_kind_and_size_are_pillows(name: str, width: int, height: int) -> None:
 def test_a_file_cut_off_does_not_look_whole(name: str, picture: Picture) -> None:
     data = KINDS[name][0](picture(0, 40, 50))
     for size in (12, 64, len(data) // 2, len(data) - 40, len(data) - 1):
-        assert not looks_whole(data[:12], data[:size][-64:], size)
+        assert not looks_complete(data[:12], data[:size][-64:], size)
 
 
 @each_kind
@@ -198,8 +198,8 @@ def test_bytes_of_any_kind_give_a_header_or_a_fault_of_one_line(start: bytes, re
         assert "\n" not in header
     else:
         assert 0 < header.width * header.height <= 100_000_000
-    fault_of(rest)
-    looks_whole(start[:12], rest[-64:], len(rest))
+    download_fault(rest)
+    looks_complete(start[:12], rest[-64:], len(rest))
 
 
 @settings(deadline=None, max_examples=300)

@@ -12,16 +12,16 @@ from rich.console import Console
 from torch import Generator, Tensor, nn
 
 from fastle.method.objective import Losses
-from fastle.training import step as step_module
+from fastle.training import trainer as trainer_module
 from fastle.training.capture import StepGraph
 from fastle.training.loop import train
 from fastle.training.memory import OutOfMemory
-from fastle.training.step import TrainStep
+from fastle.training.trainer import Trainer
 from tests.training import fake_graph
 from tests.training.test_step import config
 
 CPU = torch.device("cpu")
-UNPATCHED = step_module._no_capture
+UNPATCHED = trainer_module._no_capture
 ROWS: dict[str, dict[str, Any]] = {
     "pixel": {"objective": "pixel", "slices": None},
     "live": {"judge": "live", "masked": False},
@@ -37,7 +37,7 @@ ROWS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_graph.install(monkeypatch)
-    monkeypatch.setattr(step_module, "_no_capture", lambda device, world_size: None)
+    monkeypatch.setattr(trainer_module, "_no_capture", lambda device, world_size: None)
     # compiled code cannot be recorded operator by operator
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: None)
 
@@ -48,11 +48,11 @@ def batch(number: int, count: int = 4) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def everything(step: TrainStep) -> dict[str, Tensor]:
+def everything(step: Trainer) -> dict[str, Tensor]:
     return {f"{section}.{name}": value for section, part in step.state().items() for name, value in part.items()}
 
 
-def assert_same(left: TrainStep, right: TrainStep) -> None:
+def assert_same(left: Trainer, right: Trainer) -> None:
     ours, theirs = everything(left), everything(right)
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
@@ -61,7 +61,7 @@ def assert_same(left: TrainStep, right: TrainStep) -> None:
 
 @pytest.mark.parametrize("row", ROWS)
 def test_captured_steps_are_the_eager_ones(row: str) -> None:
-    eager, captured = TrainStep(config(**ROWS[row]), CPU), TrainStep(config(**ROWS[row]), CPU, mode="captured")
+    eager, captured = Trainer(config(**ROWS[row]), CPU), Trainer(config(**ROWS[row]), CPU, mode="captured")
     for number in range(6):
         wanted, losses = eager(batch(number)), captured(batch(number))
         assert captured.mode == "captured" and captured.graph_memory == 123
@@ -72,7 +72,7 @@ def test_captured_steps_are_the_eager_ones(row: str) -> None:
 
 
 def test_losses_are_not_overwritten_by_later_steps() -> None:
-    step = TrainStep(config(), CPU, mode="captured")
+    step = Trainer(config(), CPU, mode="captured")
     first = step(batch(0))
     kept = {name: value.clone() for name, value in first.terms().items()} | {"latent": first.latent.clone()}
     step(batch(1))
@@ -81,7 +81,7 @@ def test_losses_are_not_overwritten_by_later_steps() -> None:
 
 
 def test_step_is_recorded_once() -> None:
-    step, count = TrainStep(config(), CPU, mode="captured"), 0
+    step, count = Trainer(config(), CPU, mode="captured"), 0
     update = step._update
 
     def counted(images: Tensor) -> Losses:
@@ -100,8 +100,8 @@ def test_rate_that_is_a_tensor_may_change_between_steps(monkeypatch: pytest.Monk
     def tensor_rate(model: nn.Module, lr: float, device: torch.device) -> torch.optim.AdamW:
         return torch.optim.AdamW(model.parameters(), lr=torch.tensor(lr), fused=True)
 
-    monkeypatch.setattr(step_module, "make_optimizer", tensor_rate)
-    eager, captured = TrainStep(config(), CPU), TrainStep(config(), CPU, mode="captured")
+    monkeypatch.setattr(trainer_module, "make_optimizer", tensor_rate)
+    eager, captured = Trainer(config(), CPU), Trainer(config(), CPU, mode="captured")
     for number, rate in enumerate((1e-3, 5e-4, 2e-4)):
         for step in (eager, captured):
             step.optimizer.param_groups[0]["lr"].fill_(rate)
@@ -122,9 +122,9 @@ def test_captured_run_resumes_exactly(tmp_path: Path) -> None:
 
 
 def test_loading_forgets_the_graph() -> None:
-    source = TrainStep(config(), CPU)
+    source = Trainer(config(), CPU)
     source(batch(0))
-    step = TrainStep(config(), CPU, mode="captured")
+    step = Trainer(config(), CPU, mode="captured")
     step(batch(5))
     state = source.state()
 
@@ -140,7 +140,7 @@ def test_loading_forgets_the_graph() -> None:
 
 
 def test_batch_of_another_shape_is_refused() -> None:
-    step = TrainStep(config(), CPU, mode="captured")
+    step = Trainer(config(), CPU, mode="captured")
     step(batch(0))
     with pytest.raises(ValueError, match=r"\(3, 1, 16, 16\), not \(4, 1, 16, 16\)"):
         step(batch(1, count=3))
@@ -162,12 +162,12 @@ def refusing(monkeypatch: pytest.MonkeyPatch, error: Exception, *, after: int) -
 @pytest.mark.parametrize("after", [0, 40, 400])
 def test_refused_capture_leaves_no_trace_and_goes_on_compiled(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     refusing(monkeypatch, RuntimeError("operation not permitted\nwhen stream is capturing"), after=after)
-    eager, captured = TrainStep(config(judge="ema"), CPU), TrainStep(config(judge="ema"), CPU, mode="captured")
+    eager, captured = Trainer(config(judge="ema"), CPU), Trainer(config(judge="ema"), CPU, mode="captured")
     for number in range(3):
         eager(batch(number))
         captured(batch(number))
     assert captured.mode == "compiled"
-    assert captured.refused == "steps cannot be captured (operation not permitted): they are compiled"
+    assert captured.why_not_captured == "steps cannot be captured (operation not permitted): they are compiled"
     assert_same(captured, eager)
 
 
@@ -180,12 +180,12 @@ def test_replay_that_computes_something_else_is_refused(monkeypatch: pytest.Monk
         replay(self)
 
     monkeypatch.setattr(fake_graph.FakeGraph, "replay", astray)
-    eager, captured = TrainStep(config(), CPU), TrainStep(config(), CPU, mode="captured")
+    eager, captured = Trainer(config(), CPU), Trainer(config(), CPU, mode="captured")
     for number in range(2):
         eager(batch(number))
         captured(batch(number))
-    assert captured.mode == "compiled" and captured.refused is not None
-    assert "a replay computes a loss of " in captured.refused
+    assert captured.mode == "compiled" and captured.why_not_captured is not None
+    assert "a replay computes a loss of " in captured.why_not_captured
     assert_same(captured, eager)
 
 
@@ -199,7 +199,7 @@ def test_refusal_is_said_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 def test_recording_that_does_not_fit_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     refusing(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"), after=30)
-    step = TrainStep(config(), CPU, mode="captured")
+    step = Trainer(config(), CPU, mode="captured")
     with pytest.raises(OutOfMemory, match="a step of 4 images"):
         step(batch(0))
     assert step.mode == "captured" and step.done == 0

@@ -29,7 +29,7 @@ from fastle.presets import make_config
 from fastle.training.loop import Interrupted, NonFiniteLoss, train
 from fastle.training.report import read_metrics
 from fastle.training.run import RunDirectory
-from fastle.training.step import TrainStep
+from fastle.training.trainer import Trainer
 from tests.training.killing import Killed, kill_after
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -178,9 +178,9 @@ def test_sigkill_of_the_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_before_leaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals) -> None:
-    original = TrainStep.__call__
+    original = Trainer.__call__
 
-    def call(self: TrainStep, images: Tensor) -> Any:
+    def call(self: Trainer, images: Tensor) -> Any:
         losses = original(self, images)
         if self.done == 5:
             signal.raise_signal(signum)
@@ -188,7 +188,7 @@ def test_a_signal_saves_before_leaving(tmp_path: Path, monkeypatch: pytest.Monke
 
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(TrainStep, "__call__", call)
+        patch.setattr(Trainer, "__call__", call)
         with pytest.raises(Interrupted) as stopped:
             go(tmp_path / "run")
     assert stopped.value.signum == signum
@@ -200,13 +200,13 @@ def test_a_signal_saves_before_leaving(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_loss_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = TrainStep.__call__
+    original = Trainer.__call__
 
-    def call(self: TrainStep, images: Tensor) -> Any:
+    def call(self: Trainer, images: Tensor) -> Any:
         losses = original(self, images)
         return replace(losses, total=losses.total * float("nan")) if self.done == 8 else losses
 
-    monkeypatch.setattr(TrainStep, "__call__", call)
+    monkeypatch.setattr(Trainer, "__call__", call)
     with pytest.raises(NonFiniteLoss) as error:
         go(tmp_path)
     message = str(error.value)
@@ -254,16 +254,16 @@ def test_a_validation_image_that_goes_bad_costs_no_step(tmp_path: Path, monkeypa
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = TrainStep.__call__
+    original = Trainer.__call__
 
-    def call(self: TrainStep, images: Tensor) -> Any:
+    def call(self: Trainer, images: Tensor) -> Any:
         losses = original(self, images)
         if self.done == 8:
             with torch.no_grad():
                 self.model.decoder.head.bias[0] = float("inf")
         return losses
 
-    monkeypatch.setattr(TrainStep, "__call__", call)
+    monkeypatch.setattr(Trainer, "__call__", call)
     with pytest.raises(NonFiniteLoss, match="after step 8 the weights are not finite") as error:
         go(tmp_path)
     assert str(latest_checkpoint(tmp_path)) in str(error.value)
@@ -360,7 +360,7 @@ def test_the_seed_decides_everything(tmp_path: Path) -> None:
 
 
 def test_draws_differ_from_step_to_step_and_between_ranks() -> None:
-    step, other = TrainStep(config(), CPU), TrainStep(config(), CPU, rank=1)
+    step, other = Trainer(config(), CPU), Trainer(config(), CPU, rank=1)
     images = torch.zeros(64, 1, 16, 16, dtype=torch.uint8)
     first, elsewhere = step.draw(images), other.draw(images)
     step.done = 1

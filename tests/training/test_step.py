@@ -21,7 +21,7 @@ from fastle.config import RunConfig
 from fastle.method.model import DownBlock
 from fastle.presets import make_config
 from fastle.training.loop import train
-from fastle.training.step import StepMode, TrainStep, compile_options
+from fastle.training.trainer import StepMode, Trainer, compile_options
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[StepMode, tuple[Path,
 def test_modes_agree_over_twenty_steps(runs: dict[StepMode, tuple[Path, str]]) -> None:
     eager, compiled = weights(runs["eager"][0]), weights(runs["compiled"][0])
     assert list(eager) == list(compiled)
-    start = TrainStep(config(), CPU).model.state_dict()
+    start = Trainer(config(), CPU).model.state_dict()
     for name, wanted in start.items():
         ours, theirs = compiled[f"model.{name}"].double(), eager[f"model.{name}"].double()
         scale = theirs.abs().max()
@@ -69,7 +69,7 @@ def test_modes_agree_over_twenty_steps(runs: dict[StepMode, tuple[Path, str]]) -
 
 
 def test_modes_have_the_same_loss_curve_in_bf16() -> None:
-    steps = [TrainStep(config(precision="bf16"), CPU, mode=mode) for mode in ("eager", "compiled")]
+    steps = [Trainer(config(precision="bf16"), CPU, mode=mode) for mode in ("eager", "compiled")]
     curves: list[list[float]] = [[], []]
     for number in range(STEPS):
         generator = torch.Generator().manual_seed(number)
