@@ -138,10 +138,10 @@ def test_steps_are_those_of_the_eager_mode_and_do_not_wait(
             losses = other(images)
         assert other.mode == mode, other.why_not_captured
         torch.testing.assert_close(losses.total, wanted.total.detach(), rtol=1e-3, atol=1e-5)
-    found = other.model.state_dict()
+    weights = other.model.state_dict()
     for name, value in eager.model.state_dict().items():
         scale = value.double().abs().max()
-        assert float((found[name].double() - value.double()).abs().max()) <= 1e-4 * float(scale), name
+        assert float((weights[name].double() - value.double()).abs().max()) <= 1e-4 * float(scale), name
 
 
 def test_learning_rate_of_a_captured_step_may_change() -> None:

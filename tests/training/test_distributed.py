@@ -26,15 +26,15 @@ import fastle.training.loop
 from fastle.commands.train import main
 from fastle.training.trainer import Trainer
 fastle.training.loop.VALIDATION_IMAGES = 16
-steps = []
+trainers = []
 original = Trainer.__init__
 def init(self, *arguments, **more):
     original(self, *arguments, **more)
-    steps.append(self)
+    trainers.append(self)
 Trainer.__init__ = init
 out = Path(sys.argv.pop(1))
 main()
-torch.save([p.detach() for p in steps[0].model.parameters()], out / f"rank{os.environ['RANK']}.pt")
+torch.save([p.detach() for p in trainers[0].model.parameters()], out / f"rank{os.environ['RANK']}.pt")
 """
 
 
