@@ -61,7 +61,7 @@ from fastle.errors import FastleError
 from fastle.machine import package_version, synchronize
 from fastle.presets import make_config
 from fastle.profiling.measure import percentiles
-from fastle.training.step import StepMode, TrainStep
+from fastle.training.trainer import StepMode, Trainer
 
 IMAGES, QUICK_IMAGES = 4096, 1024
 MOST_BATCHES = 32  # of a call
@@ -285,7 +285,7 @@ def measure_step(work: Workload, device: torch.device, effort: Effort) -> Row:
     }
     if row["refused"]:
         return row
-    step = TrainStep(config, device, mode=mode)
+    step = Trainer(config, device, mode=mode)
     fixed = next(iter(work.opened.values())).batch(range(batch)).to(device)
     try:
         # the first one compiles
@@ -317,7 +317,7 @@ def step_config(work: Workload, device: torch.device) -> tuple[RunConfig, StepMo
     return config, "captured"
 
 
-def train(step: TrainStep, source: Images | Tensor, waits: list[float], turn: int) -> float:
+def train(step: Trainer, source: Images | Tensor, waits: list[float], turn: int) -> float:
     """Milliseconds per step on images, or on the same batch again and again; appends the share that was waiting."""
     steps = STEPS[step.device.type]
     with ExitStack() as stack:

@@ -12,7 +12,7 @@ presets. A call is one step on a uint8 batch that is on the device already: draw
     plain                   fastle/training/plain_step.py: eager, fp32, contiguous
     plain bf16              the same under autocast, channels-last
     plain compiled          that, its loss as one graph of torch.compile
-    fastle eager            TrainStep(mode="eager"), fp32
+    fastle eager            Trainer(mode="eager"), fp32
     fastle compiled         mode="compiled"
     fastle captured         mode="captured"; CUDA only
     fastle … bf16           the same, precision="bf16"
@@ -60,9 +60,9 @@ from fastle.method.objective import SelfTeaching
 from fastle.presets import make_config
 from fastle.profiling.measure import count_flop, matmul_peak, product_type
 from fastle.training.plain_step import PlainStep, StartingPoint
-from fastle.training.step import StepMode, TrainStep
+from fastle.training.trainer import StepMode, Trainer
 
-Step: TypeAlias = PlainStep | TrainStep
+Step: TypeAlias = PlainStep | Trainer
 
 ROTATION = 3  # inputs
 SETTINGS: dict[str, Callable[..., RunConfig]] = {
@@ -205,7 +205,7 @@ def make_side(start: StartingPoint, name: str) -> Side:
     if ours:
         train = dataclasses.replace(start.config.train, precision=precision)
         config, mode = dataclasses.replace(start.config, train=train), cast(StepMode, name.split()[1])
-        make = partial(TrainStep, config, start.device, mode=mode)
+        make = partial(Trainer, config, start.device, mode=mode)
     else:
         compiled = name == "plain compiled"
         make = partial(PlainStep, start, precision=precision, channels_last=fast, compiled=compiled)

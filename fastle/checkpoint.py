@@ -1,7 +1,7 @@
-"""Files of a run that must never be half-written: safetensors and JSON, to a temporary name, flushed, renamed.
+"""Checkpoints, and atomic writes: a file is written to a temporary name, flushed and renamed, so it is whole or absent.
 
-A checkpoint is one safetensors file: tensors named `section.name`, and one JSON object as its metadata. This file knows
-bytes, names and errors; what goes in is the trainer's business.
+A checkpoint is one safetensors file. Its tensors are named `section.name`, and its metadata is one JSON object. This
+module knows bytes, names and errors; the trainer decides what a checkpoint holds.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ from torch import Tensor
 from .config import RunConfig
 from .errors import FastleError
 
-KEPT = 2
+KEPT = 2  # checkpoints of a run
 
 
 class CheckpointError(FastleError):
-    """A run or a checkpoint that is not there, cannot be read or cannot be written."""
+    """A run or a checkpoint is missing, cannot be read, or cannot be written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a checkpoint file holds."""
+    """The contents of a checkpoint file, with the tensors on the CPU."""
 
     path: Path
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
 
     def section(self, name: str) -> dict[str, Tensor]:
-        """The tensors saved under `name`, without that prefix.
+        """The tensors of a section, named without its prefix.
 
         Raises:
-            CheckpointError: there is no such section.
+            CheckpointError: There is no such section.
         """
         prefix = f"{name}."
-        found = {key[len(prefix) :]: value for key, value in self.tensors.items() if key.startswith(prefix)}
-        if not found:
+        tensors = {key[len(prefix) :]: value for key, value in self.tensors.items() if key.startswith(prefix)}
+        if not tensors:
             raise CheckpointError(f"{self.path} holds no {name}: it was not written by this version of fastle")
-        return found
+        return tensors
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Writes a file that is there whole or not at all, and survives a power cut once this returns.
+    """Writes a file completely or not at all. Once this returns, the file survives a power cut.
 
     Raises:
-        CheckpointError: the disk is full or the folder cannot be written; an earlier file of that name is untouched.
+        CheckpointError: The disk is full or the folder is not writable. An earlier file of that name is left untouched.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -71,10 +71,16 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def save_checkpoint(run: Path, step: int, sections: dict[str, dict[str, Tensor]], metadata: dict[str, Any]) -> Path:
-    """Writes `checkpoints/step-NNNNNNNN.safetensors` and keeps the `KEPT` newest.
+    """Writes `checkpoints/step-NNNNNNNN.safetensors`, and deletes all but the `KEPT` newest checkpoints.
+
+    Args:
+        run: The run directory.
+        step: The number of steps taken.
+        sections: The tensors, by section and name.
+        metadata: Any JSON object.
 
     Raises:
-        CheckpointError: see `write_atomic`.
+        CheckpointError: See `write_atomic`.
     """
     tensors = {f"{section}.{name}": t.contiguous() for section, ts in sections.items() for name, t in ts.items()}
     path = run / "checkpoints" / f"step-{step:08d}.safetensors"
@@ -85,10 +91,10 @@ def save_checkpoint(run: Path, step: int, sections: dict[str, dict[str, Tensor]]
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint, all of it, onto the CPU.
+    """Reads a whole checkpoint onto the CPU.
 
     Raises:
-        CheckpointError: the file is truncated, damaged or not a checkpoint of fastle.
+        CheckpointError: The file is truncated, damaged or not a checkpoint of fastle.
     """
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
@@ -96,10 +102,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         others = [other.name for other in _checkpoints(path.parents[1]) if other != path]
-        way_out = (
-            f"move it away to go on from {others[-1]}" if others else "move it away or use --overwrite to start anew"
-        )
-        raise CheckpointError(f"{path} cannot be read ({_one_line(error)}): {way_out}") from None
+        hint = f"move it away to go on from {others[-1]}" if others else "move it away or use --overwrite to start anew"
+        raise CheckpointError(f"{path} cannot be read ({_one_line(error)}): {hint}") from None
     return Checkpoint(path, tensors, metadata)
 
 
@@ -107,25 +111,25 @@ def latest_checkpoint(run: Path) -> Path:
     """The newest checkpoint of a run.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: There is none.
     """
-    found = _checkpoints(run)
-    if not found:
+    checkpoints = _checkpoints(run)
+    if not checkpoints:
         raise CheckpointError(f"{run} holds no checkpoint: give a directory that fastle-train made with --run")
-    return found[-1]
+    return checkpoints[-1]
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Whether there is a checkpoint to resume from."""
+    """Whether the run has a checkpoint to resume from."""
     return bool(_checkpoints(run))
 
 
 def read_run_config(run: Path) -> RunConfig:
-    """The configuration that a run directory was made with.
+    """The configuration of the run in a directory.
 
     Raises:
-        CheckpointError: there is no config.json, or it is damaged.
-        ConfigError: it is of another version.
+        CheckpointError: There is no config.json, or it is damaged.
+        ConfigError: Another version of fastle wrote it.
     """
     path = run / "config.json"
     try:

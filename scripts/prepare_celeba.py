@@ -1,11 +1,12 @@
-"""Says what of CelebA you have and what is missing, checks every image, and packs the training split into a cache.
+"""Reports which parts of CelebA you have and which are missing, checks every image, and caches the training split.
 
-    python scripts/prepare_celeba.py DIR              # of 128 px, as the preset has it
+    python scripts/prepare_celeba.py DIR              # crops of 128 pixels, as in the preset
     python scripts/prepare_celeba.py DIR --size 96
     python scripts/prepare_celeba.py DIR --check      # checks every image and writes nothing
 
-DIR is in any of the three layouts that CelebA is found in: torchvision's, Kaggle's, or the parquet files on Hugging
-Face. Nothing is fetched and nothing in DIR is changed. Exit status: 0 all is there, 1 something is missing or bad.
+DIR may have any of the three layouts that CelebA is distributed in: torchvision's, Kaggle's, or the parquet files on
+Hugging Face. The script downloads nothing and changes nothing in DIR. Exit status: 0 if everything is there, 1 if
+something is missing or bad.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track as show_progress
 
-# first, so that it prepares for the fastle of its own checkout, installed or not
+# import the fastle of this checkout, whether or not one is installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fastle.commands.cli import Parser
@@ -33,15 +34,15 @@ from fastle.data.images import SPLITS, Split
 from fastle.errors import FastleError
 from fastle.presets import PRESETS, make_config
 
-WIDTH, HEIGHT = 178, 218
-WHOLE: dict[Split, int] = {"train": TRAIN, "valid": 19_867, "test": 19_962}
+WIDTH, HEIGHT = 178, 218  # pixels
+COUNTS: dict[Split, int] = {"train": TRAIN, "valid": 19_867, "test": 19_962}
 CHUNK = 256  # images decoded in one call
 PARTITION = "list_eval_partition"
 
 SOURCES = """\
-Any one of these is enough (by the terms of its makers CelebA is for research that is not commercial):
+Any one of these is enough (the makers of CelebA permit non-commercial research only):
 
-  torchvision, from Google Drive, which refuses when too many ask: then take another
+  torchvision, from Google Drive, whose quota is often exceeded: then choose another
       pip install gdown
       python -c "from torchvision.datasets import CelebA; CelebA({python}, download=True)"
     or by hand: img_align_celeba.zip (Img) and list_eval_partition.txt (Eval) from the Google Drive of
@@ -65,12 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="prepare_celeba.py",
         allow_abbrev=False,
-        description="Says what of CelebA is there and what is missing, checks every image, builds the cache.",
+        description="Reports which parts of CelebA are missing, checks every image, and builds the cache.",
     )
-    parser.add_argument("dir", type=Path, metavar="DIR", help="where CelebA is, or is to be")
+    parser.add_argument("dir", type=Path, metavar="DIR", help="the folder of CelebA, or where it should go")
     preset = PRESETS["celeba"].size
     parser.add_argument(
-        "--size", type=int, metavar="N", default=preset, help="of the crop, pixels (default: %(default)s)"
+        "--size", type=int, metavar="N", default=preset, help="size of the crops in pixels (default: %(default)s)"
     )
     parser.add_argument("--check", action="store_true", help="check every image and write nothing")
     flags = parser.parse_args(argv)
@@ -85,33 +86,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prepare(root: Path, size: int, say: Callable[[str], object], track: Track, *, check_only: bool) -> None:
-    """Does it all.
+    """Reports what is there, checks every image and, unless `check_only`, builds the cache of the training split.
 
     Raises:
-        FastleError: something is missing, and the message says where it comes from; or images are bad: it lists them.
+        FastleError: Something is missing, and the message says where to get it; or images are bad, and it lists them.
     """
     if size > WIDTH:
-        raise ConfigError(f"--size {size} cannot be: the images of CelebA are {WIDTH}x{HEIGHT}, and are not resized")
+        raise ConfigError(f"--size {size} cannot be: the images of CelebA are {WIDTH}x{HEIGHT} and are not resized")
     config = make_config("celeba", data=root, size=size).data
-    # not DALI, which has to build a pipeline anew for every chunk with a bad image
+    # not DALI, which has to rebuild its pipeline after every chunk with a bad image
     decoder = TorchvisionDecoder(size, config.channels, resize=False)
-    splits = find(root, decoder)
-    say(f"layout: {layout(splits['train'])}")
+    splits = find_splits(root, decoder)
+    say(f"layout: {describe_layout(splits['train'])}")
     for split, files in splits.items():
-        part = "" if len(files) == WHOLE[split] else f" (CelebA has {WHOLE[split]:,}: this is not all of it, or not it)"
-        say(f"{split}: {len(files):,} images{part}")
+        complete = len(files) == COUNTS[split]
+        say(f"{split}: {len(files):,} images" + ("" if complete else f" (CelebA has {COUNTS[split]:,})"))
 
-    # the cache is built of whole images, so that building it is the check
+    # building the cache decodes every image, so it is the check of the training split
     checked = {split: files for split, files in splits.items() if check_only or split != "train"}
-    bad = [fault for split, files in checked.items() for fault in faults(files, decoder, split, track)]
+    bad = [fault for split, files in checked.items() for fault in check_files(files, decoder, split, track)]
     if not check_only:
         try:
             open_images(config, "train", Loading(cache="disk", say=say, track=track))
         except BadFiles as error:
-            bad += [error.faults[position] for position in sorted(error.faults)]
+            bad += error.faults.values()
     if bad:
-        advice = "fetch them again, or leave those to train and validate with out by --bad-images skip"
-        raise FastleError(f"{len(bad)} bad images: {advice}\n" + "\n".join(f"  {fault}" for fault in bad))
+        hint = "download them again, or train without them with --bad-images skip"
+        raise FastleError(f"{len(bad)} bad images: {hint}\n" + "\n".join(f"  {fault}" for fault in bad))
     say(f"all {sum(map(len, splits.values())):,} images are good")
     sized = "" if size == PRESETS["celeba"].size else f" --size {size}"
     if check_only:
@@ -119,11 +120,11 @@ def prepare(root: Path, size: int, say: Callable[[str], object], track: Track, *
     say(f"to train: fastle-train celeba --data {shlex.quote(str(root))}{sized}")
 
 
-def find(root: Path, decoder: TorchvisionDecoder) -> dict[Split, Sequence[ImageFile]]:
-    """The encoded images of each split, by the rules of `open_celeba`.
+def find_splits(root: Path, decoder: TorchvisionDecoder) -> dict[Split, Sequence[ImageFile]]:
+    """The files of each split, found as by `open_celeba`.
 
     Raises:
-        FastleError: one of the splits is not there or not whole.
+        FastleError: A split is missing or not complete.
     """
     splits: dict[Split, Sequence[ImageFile]] = {}
     missing: list[str] = []
@@ -132,46 +133,38 @@ def find(root: Path, decoder: TorchvisionDecoder) -> dict[Split, Sequence[ImageF
             splits[split] = open_celeba(root, split, decoder).files
         except FastleError as error:
             missing.append(str(error))
-    missing += [f"{root}: no image is in the {split} split" for split, files in splits.items() if not files]
+    missing += [f"{root}: the {split} split has no images" for split, files in splits.items() if not files]
     if missing:
-        # what is wrong with all splits is said once
-        raise FastleError("; ".join(dict.fromkeys(missing)) + "\n\n" + where_from(root))
+        # a fault of all splits is reported once
+        sources = SOURCES.format(root=root, shell=shlex.quote(str(root)), python=repr(str(root)))
+        raise FastleError("; ".join(dict.fromkeys(missing)) + "\n\n" + sources)
     return splits
 
 
-def where_from(root: Path) -> str:
-    """The ways to fetch what is missing, with their commands."""
-    return SOURCES.format(
-        root=root,
-        shell=shlex.quote(str(root)),
-        python=repr(str(root)),
-    )
-
-
-def layout(files: Sequence[ImageFile]) -> str:
-    """Which of the three layouts it is, and where, in words."""
+def describe_layout(files: Sequence[ImageFile]) -> str:
+    """Says which of the three layouts the files have, and where they are."""
     first = files[0]
     if not isinstance(first, DiskFile):
         return f"Hugging Face's, parquet files in {Path(first.name.split('.parquet')[0]).parent}"
     folder = Path(first.name).parent
-    # beside the images, or one or two folders above them
+    # the partition is beside the images, or one or two folders above them
     bases = (folder, *folder.parents[:2])
     partitions = (base / f"{PARTITION}{ending}" for base in reversed(bases) for ending in (".txt", ".csv"))
     partition = next(path for path in partitions if path.exists())
-    whose = "torchvision's" if partition.suffix == ".txt" else "Kaggle's"
-    return f"{whose}, images in {folder}, partition in {partition}"
+    layout = "torchvision's" if partition.suffix == ".txt" else "Kaggle's"
+    return f"{layout}, images in {folder}, partition in {partition}"
 
 
-def faults(files: Sequence[ImageFile], decoder: TorchvisionDecoder, split: Split, track: Track) -> list[str]:
-    """Decodes every image; the file and the fault of each that cannot be used."""
-    found: list[str] = []
+def check_files(files: Sequence[ImageFile], decoder: TorchvisionDecoder, split: Split, track: Track) -> list[str]:
+    """Decodes every image. Returns a message "NAME fault" for each that cannot be used."""
+    faults: list[str] = []
     starts = range(0, len(files), CHUNK)
     for start in track(starts, f"checking {split}", math.ceil(len(files) / CHUNK)):
         try:
             decoder(files[start : start + CHUNK])
         except BadFiles as error:
-            found += [error.faults[position] for position in sorted(error.faults)]
-    return found
+            faults += error.faults.values()
+    return faults
 
 
 def _track(items: Iterable[Any], description: str, total: float, *, console: Console) -> Iterable[Any]:

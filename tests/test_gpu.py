@@ -21,7 +21,7 @@ from fastle.presets import make_config
 from fastle.training.loop import train
 from fastle.training.memory import OutOfMemory
 from fastle.training.report import read_metrics
-from fastle.training.step import StepMode, TrainStep
+from fastle.training.trainer import StepMode, Trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")]
 CUDA = torch.device("cuda")
@@ -61,7 +61,7 @@ def on_gpu(draws: Draws) -> Draws:
 def test_losses_and_gradients_are_those_of_the_cpu(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # convolutions run in TF32 by default, which is not what is compared here
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    here, there = (TrainStep(small(**ROWS[row]), device) for device in (torch.device("cpu"), CUDA))
+    here, there = (Trainer(small(**ROWS[row]), device) for device in (torch.device("cpu"), CUDA))
     images = torch.randint(0, 256, (16, 1, 16, 16), dtype=torch.uint8, generator=Generator().manual_seed(0))
     draws = here.draw(images)
     losses, on_device = here.objective(images, draws), there.objective(images.to(CUDA), on_gpu(draws))
@@ -87,7 +87,7 @@ def test_a_run_on_the_gpu_learns_and_resumes(tmp_path: Path, precision: str, mod
 
 
 def test_draws_are_made_on_the_gpu() -> None:
-    step = TrainStep(small(masked=True, latent=16), CUDA)
+    step = Trainer(small(masked=True, latent=16), CUDA)
     draws = step.draw(torch.zeros(4, 1, 16, 16, dtype=torch.uint8, device=CUDA))
     again = step.draw(torch.zeros(4, 1, 16, 16, dtype=torch.uint8, device=CUDA))
     assert draws.slices is not None and draws.slices.device.type == "cuda"
@@ -113,7 +113,7 @@ def batch(number: int) -> Tensor:
 
 @pytest.mark.parametrize("row", ROWS)
 def test_step_does_not_wait_for_the_gpu(row: str) -> None:
-    step = TrainStep(small(**ROWS[row]), CUDA)
+    step = Trainer(small(**ROWS[row]), CUDA)
     images = batch(0)
     # allocates and tunes
     step(images)
@@ -130,22 +130,22 @@ def test_steps_are_those_of_the_eager_mode_and_do_not_wait(
     # spatial: a pooled code's bias has no gradient but rounding, before BatchNorm, which AdamW turns into steps
     config = small(**ROWS[row])
     config = replace(config, model=replace(config.model, latent=None))
-    eager, other = TrainStep(config, CUDA), TrainStep(config, CUDA, mode=mode)
+    eager, other = Trainer(config, CUDA), Trainer(config, CUDA, mode=mode)
     for number in range(20):
         images = batch(number)
         wanted = eager(images)
         with no_waiting() if number > 1 else nullcontext():
             losses = other(images)
-        assert other.mode == mode, other.refused
+        assert other.mode == mode, other.why_not_captured
         torch.testing.assert_close(losses.total, wanted.total.detach(), rtol=1e-3, atol=1e-5)
-    found = other.model.state_dict()
+    weights = other.model.state_dict()
     for name, value in eager.model.state_dict().items():
         scale = value.double().abs().max()
-        assert float((found[name].double() - value.double()).abs().max()) <= 1e-4 * float(scale), name
+        assert float((weights[name].double() - value.double()).abs().max()) <= 1e-4 * float(scale), name
 
 
 def test_learning_rate_of_a_captured_step_may_change() -> None:
-    step = TrainStep(small(), CUDA, mode="captured")
+    step = Trainer(small(), CUDA, mode="captured")
     images = batch(0)
     step(images)
     step.optimizer.param_groups[0]["lr"].zero_()
@@ -155,7 +155,7 @@ def test_learning_rate_of_a_captured_step_may_change() -> None:
 
 
 def test_step_that_does_not_fit_says_what_to_change() -> None:
-    step = TrainStep(small(), CUDA, mode="captured")
+    step = Trainer(small(), CUDA, mode="captured")
     images = torch.zeros(2, 1, 16, 16, dtype=torch.uint8, device=CUDA)
     with pytest.raises(OutOfMemory, match="--batch-size"):
         # a view: no memory is asked for but by the step

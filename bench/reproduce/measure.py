@@ -27,9 +27,9 @@ from fastle.data import Images, open_images
 from fastle.data.folder import split_paths
 from fastle.errors import FastleError
 from fastle.method.model import Autoencoder, unit_range
-from fastle.training.evaluate import Figures, evaluate, spread, validation_psnr
+from fastle.training.evaluate import Metrics, evaluate, evenly_spaced, validation_psnr
 from fastle.training.loop import NonFiniteLoss, train
-from fastle.training.step import StepMode
+from fastle.training.trainer import StepMode
 
 Record = dict[str, Any]
 NEIGHBOURS = 20
@@ -146,7 +146,7 @@ class RowRunner:
         train(config, path, device=self._device, console=Console(quiet=True), mode=mode)
         return Autoencoder.from_pretrained(path, self._device)
 
-    def _evaluate(self, model: Autoencoder, config: RunConfig, split: Any) -> dict[str, Figures]:
+    def _evaluate(self, model: Autoencoder, config: RunConfig, split: Any) -> dict[str, Metrics]:
         images = open_images(config.data, split)
         return evaluate(model, images, hole_ratio=config.objective.hole_ratio, device=self._device)
 
@@ -196,7 +196,7 @@ def probe(model: Autoencoder, plan: Plan) -> dict[str, float]:
     from sklearn.preprocessing import StandardScaler
 
     count = plan.images["train"] if plan.probe_images is None else plan.probe_images
-    chosen = spread(plan.images["train"], count)
+    chosen = evenly_spaced(plan.images["train"], count)
     latents, labels = _latents(model, plan, "train", chosen)
     test_latents, test_labels = _latents(model, plan, "test", range(plan.images["test"]))
     linear = make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_C, max_iter=PROBE_ITERATIONS))
@@ -221,7 +221,7 @@ def check_probes() -> None:
 def _faded(model: Autoencoder, plan: Plan) -> dict[str, float]:
     """The distance that the judge sees between images and the same at a fifth of their contrast; see `probe`."""
     images, encoder = open_images(plan.config.data, "test"), model.encoder
-    chosen = images.batch(spread(len(images), FADED_IMAGES)).to(next(model.parameters()).device)
+    chosen = images.batch(evenly_spaced(len(images), FADED_IMAGES)).to(next(model.parameters()).device)
     x = unit_range(chosen)
     mean = x.mean((0, 2, 3), keepdim=True)
     whole, faded = encoder.features((x, mean + FADED * (x - mean)))

@@ -13,7 +13,7 @@ from bench.reproduce.rows import ROWS, Group, Row
 from fastle.config import HOLE_RATIO, DataConfig
 from fastle.data import open_images
 from fastle.method.model import Autoencoder
-from fastle.training.evaluate import reconstruction_rows, spread
+from fastle.training.evaluate import evenly_spaced, reconstruction_rows
 from fastle.training.report import save_grid
 
 PICTURED = 8  # images in a row
@@ -214,7 +214,7 @@ def save_reconstructions(
     if not there:
         return False
     images = open_images(data, "test")
-    batch = images.batch(spread(len(images), PICTURED)).to(device)
+    batch = images.batch(evenly_spaced(len(images), PICTURED)).to(device)
     rows: dict[str, Tensor] = {}
     for name, run in there.items():
         made = reconstruction_rows(Autoencoder.from_pretrained(run, device), batch, _hole_ratio(group))

@@ -15,7 +15,7 @@ from fastle.checkpoint import latest_checkpoint, load_checkpoint, read_run_confi
 from fastle.data import IN_MEMORY, open_images, open_tree
 from fastle.machine import pick_device
 from fastle.method.model import Autoencoder
-from fastle.training.evaluate import Figures, evaluate
+from fastle.training.evaluate import Metrics, evaluate
 from fastle.training.loop import make_loading
 
 from .cli import DEVICE, Parser, add_option
@@ -71,7 +71,7 @@ def _eval(run: Path, data: str | None, device: torch.device, console: Console) -
     console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _figures_table(figures: dict[str, Figures]) -> Table:
+def _figures_table(figures: dict[str, Metrics]) -> Table:
     # a line for each figure: side by side they would not fit into a narrow terminal
     table = Table("input", *figures)
     for name in max(figures.values(), key=len):

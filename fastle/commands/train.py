@@ -22,7 +22,7 @@ from fastle.options import Group, Option
 from fastle.presets import make_config
 from fastle.profiling.profile import profile
 from fastle.training.loop import make_loading, total_steps, train
-from fastle.training.step import StepMode
+from fastle.training.trainer import StepMode
 
 from .cli import DEVICE, Parser, add_option, one_line_errors, wrapped
 

@@ -1,4 +1,4 @@
-"""Where images come from: shapes, CIFAR-10, CelebA, any folder; decoded, ordered and fed to the device."""
+"""The datasets: shapes, CIFAR-10, CelebA and any folder of images; decoded, cached, ordered and fed to the device."""
 
 from .decode import BadFiles, Decoder
 from .feed import Feed

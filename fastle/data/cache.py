@@ -1,13 +1,13 @@
-"""The packed cache: a split decoded once into one file, which later runs read instead of decoding again.
+"""The packed cache: a split is decoded once into one file, which later runs read instead of decoding again.
 
-The file is in the safetensors format, so that anything can open it:
+The file is in the safetensors format, so that other tools can open it:
 
     images      uint8 (N, H, W, C)
-    checksums   int64 (blocks,): crc32 of every `BLOCK` images
-    skipped     uint8: JSON, a list of what is wrong with the files that are left out
-    metadata    which files these images are of, and how they were decoded
+    checksums   int64 (blocks,): the crc32 of every `BLOCK` images
+    skipped     uint8: JSON, the faults of the files that were left out
+    metadata    identifies the source files, and how they were decoded
 
-It is written to another name, flushed and renamed, by one process at a time. Reading it checks every block.
+One process at a time writes it, to a temporary name, flushes and renames it. Reading it checks every block.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from .decode import BadFiles, ImageFile, default_threads
 from .images import ArrayImages, EncodedImages, Images
 from .loading import Loading
 
-BLOCK = 256  # images
-HEADER = 4096  # bytes, padded: it is written last, in front of the images
+BLOCK = 256  # images per checksum
+HEADER = 4096  # bytes, padded, because the header is written after the images that follow it
 VERSION = "1"
 
 Place = Literal["device", "host", "disk"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Packing:
-    """What a cache file is of; everything but the files' own bytes.
+class CacheKey:
+    """Identifies a cache file: everything that its pixels depend on, except the contents of the source files.
 
     Attributes:
-        name: of the file, for people: dataset, split and size.
-        root: of the images.
-        size, channels, resize: see `TorchvisionDecoder`.
-        pixels: "cpu", the same for every CPU decoder, or "gpu".
+        name: The beginning of the file's name, for people: dataset, split and size.
+        root: The folder of the images.
+        size, channels, resize: See `TorchvisionDecoder`.
+        pixels: "cpu" (all CPU decoders give the same pixels) or "gpu".
     """
 
     name: str
@@ -63,17 +63,17 @@ class Packing:
     pixels: Literal["cpu", "gpu"]
 
     def path(self) -> Path:
-        """Where the file lies."""
-        told = json.dumps([self.root, self.size, self.channels, self.resize, self.pixels])
-        digest = hashlib.blake2b(told.encode(), digest_size=6).hexdigest()
+        """The path of the cache file."""
+        fields = json.dumps([self.root, self.size, self.channels, self.resize, self.pixels])
+        digest = hashlib.blake2b(fields.encode(), digest_size=6).hexdigest()
         return cache_folder() / f"{self.name}-{digest}.safetensors"
 
     def bytes(self, count: int) -> int:
-        """Of so many images."""
+        """The size of `count` decoded images."""
         return count * self.channels * self.size**2
 
     def metadata(self, fingerprint: str) -> dict[str, str]:
-        """What the file says of itself."""
+        """The metadata of the cache file of source files with this fingerprint."""
         rule = f"shorter side resized to {self.size}, centre cut out" if self.resize else f"centre {self.size} cut out"
         return {
             "fastle_cache": VERSION,
@@ -89,39 +89,41 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastle"
 
 
-def packed(images: EncodedImages, packing: Packing, loading: Loading) -> tuple[Images, list[str]]:
-    """The images of a split out of its cache, which is built if need be, and what is wrong with those left out.
+def open_cached(images: EncodedImages, key: CacheKey, loading: Loading) -> tuple[Images, list[str]]:
+    """Opens a split from its cache, which is built first if need be.
 
-    Where "auto" finds no room on disk the images are given back as they are, to be decoded again in every epoch.
+    Returns:
+        The images, and the faults of the files that were left out. If the cache is "auto" and the disk has no room, the
+        images are returned as they came, to be decoded again in every epoch.
 
     Raises:
-        DataError: there is no room, or the cache cannot be written; the message says what to do.
+        DataError: There is no room, or the cache cannot be written. The message says what to do.
     """
-    path, count = packing.path(), len(images)
-    place = _pick(loading, packing.bytes(count), path)
+    path, count = key.path(), len(images)
+    place = _choose_place(loading, key.bytes(count), path)
     if place is None:
         return images, []
     fingerprint = _fingerprint(images.files)
-    with _only_one(path, loading):
-        fault = _outdated(path, packing.metadata(fingerprint))
-        found = None if fault else _read(path, place, loading)
-        if isinstance(found, str) or (fault and path.exists()):
-            loading.say(f"cache: {path} is {found or fault}: building it again")
-        reused = isinstance(found, _Contents)
-        if not isinstance(found, _Contents):
-            _build(path, images, packing, fingerprint, loading)
-            found = _read(path, place, loading)
-        if isinstance(found, str):
-            raise DataError(f"{path} is {found} right after it was written: the disk is failing; use --cache none")
+    with _locked(path, loading):
+        stale = _why_stale(path, key.metadata(fingerprint))
+        contents = stale or _read(path, place, loading)
+        reused = isinstance(contents, _Contents)
+        if isinstance(contents, str):
+            if path.exists():
+                loading.say(f"cache: {path} is {contents}: building it again")
+            _build(path, images, key, fingerprint, loading)
+            contents = _read(path, place, loading)
+        if isinstance(contents, str):
+            raise DataError(f"{path} is {contents} right after it was written: the disk is failing; use --cache none")
     how = "reused" if reused else "built"
     where = {"device": "on the GPU", "host": "in memory", "disk": "mapped from disk"}[place]
-    size = format_bytes(packing.bytes(len(found.images)))
+    size = format_bytes(key.bytes(len(contents.images)))
     loading.say(f"cache: {place}, {size} {where}, {path} ({how})")
-    return Packed(found.images), found.skipped
+    return CachedImages(contents.images), contents.skipped
 
 
-class Packed:
-    """Images held in one array: uint8 (N, H, W, C). Batches are channels-last."""
+class CachedImages:
+    """Images held in one array, uint8 (N, H, W, C), on the GPU, in memory or mapped. Batches are channels-last."""
 
     def __init__(self, images: Tensor) -> None:
         self._images = images
@@ -133,21 +135,21 @@ class Packed:
         if self._images.is_cuda:
             rows = ArrayImages(self._images).batch(indices)
         else:
-            # not by torch: its threads take ten times as long when the caller is not the main thread, as the feed's is
+            # NumPy, because torch takes ten times as long when the caller is not the main thread, like the feed's
             rows = torch.from_numpy(self._images.numpy().take(indices, axis=0))
         return rows.permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class _Contents:
-    """What a whole cache file holds."""
+    """The contents of a cache file: uint8 (N, H, W, C), and the faults of the files left out."""
 
     images: Tensor
     skipped: list[str]
 
 
-def _pick(loading: Loading, size: int, path: Path) -> Place | None:
-    """Where decoded images of so many bytes go; None is nowhere."""
+def _choose_place(loading: Loading, size: int, path: Path) -> Place | None:
+    """Where to keep `size` bytes of decoded images; None if they are not kept."""
     choice = loading.cache
     if choice == "none":
         return None
@@ -155,7 +157,7 @@ def _pick(loading: Loading, size: int, path: Path) -> Place | None:
         raise DataError(f"--cache device needs a CUDA GPU, not a {loading.device.type}: use host or disk")
     if choice != "auto":
         return choice
-    # the file itself is written with room to spare, unless it is there
+    # a new file must leave as much room again
     folder = _first_existing(path.parent)
     if not path.exists() and 2 * size > (free := shutil.disk_usage(folder).free):
         loading.say(
@@ -173,39 +175,39 @@ def _first_existing(folder: Path) -> Path:
 
 
 def _free_memory() -> int:
-    """Bytes of the host's memory that could be had."""
+    """The bytes of host memory that can be allocated."""
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    # elsewhere than on Linux: half of what there is
+    # not Linux: assume half of the memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _fingerprint(files: Sequence[ImageFile]) -> str:
-    """Changes when a file is added, taken away, renamed or written to."""
+    """A digest that changes when a file is added, removed, renamed or written to."""
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
         try:
             stamp = file.stamp()
         except OSError:
-            stamp = "gone"
+            stamp = "missing"
         digest.update(f"{file.name}\0{stamp}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
 @contextmanager
-def _only_one(path: Path, loading: Loading) -> Iterator[None]:
-    """While the others wait; a process that dies lets go."""
+def _locked(path: Path, loading: Loading) -> Iterator[None]:
+    """Holds the lock of a cache file while other processes wait. If this process dies, the lock is released."""
     lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            loading.say(f"cache: waiting for another process, which is at {path}")
+            loading.say(f"cache: waiting for another process that builds or reads {path}")
             lock.acquire()
     except OSError as error:
         raise _cannot_write(path.parent, error) from None
@@ -215,32 +217,32 @@ def _only_one(path: Path, loading: Loading) -> Iterator[None]:
         lock.release()
 
 
-def _outdated(path: Path, metadata: dict[str, str]) -> str | None:
-    """Why a cache is not that of these images, or None."""
+def _why_stale(path: Path, metadata: dict[str, str]) -> str | None:
+    """Why a cache file cannot be used for images with this metadata, or None if it can."""
     if not path.exists():
-        return "not there"
+        return "missing"
     try:
         with safe_open(path, framework="pt") as file:
-            found = file.metadata() or {}
+            stored = file.metadata() or {}
     except (SafetensorError, OSError):
         return "damaged"
-    if found.get("fastle_cache") != VERSION:
+    if stored.get("fastle_cache") != VERSION:
         return "of another version of fastle"
-    if found.get("fingerprint") != metadata["fingerprint"]:
-        return "of other images: some have changed since"
-    return None if found == metadata else "damaged"
+    if stored.get("fingerprint") != metadata["fingerprint"]:
+        return "out of date: some images have changed since"
+    return None if stored == metadata else "damaged"
 
 
 def _read(path: Path, place: Place, loading: Loading) -> _Contents | str:
-    """The contents of a cache, every block checked, or what is wrong with it."""
+    """The contents of a cache file, with every block checked, or what is wrong with it."""
     try:
         with safe_open(path, framework="pt") as file:
             # memory-mapped
             images, checksums, skipped = (file.get_tensor(name) for name in ("images", "checksums", "skipped"))
-        told = json.loads(bytes(skipped.numpy()))
-        if told["crc32"] != zlib.crc32(json.dumps(told["faults"]).encode()):
+        record = json.loads(bytes(skipped.numpy()))
+        if record["crc32"] != zlib.crc32(json.dumps(record["faults"]).encode()):
             return "damaged (the list of skipped files)"
-        faults: list[str] = told["faults"]
+        faults: list[str] = record["faults"]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         return "damaged"
     kept = images
@@ -253,34 +255,34 @@ def _read(path: Path, place: Place, loading: Loading) -> _Contents | str:
     def check(start: int) -> bool:
         block = images[start : start + BLOCK]
         if place == "host":
-            # what is checked is what is kept
+            # checked after the copy, so that the copy is right as well
             block = kept[start : start + BLOCK].copy_(block)
         elif place == "device":
             kept[start : start + BLOCK].copy_(block)
         return zlib.crc32(block.numpy().data) == int(checksums[start // BLOCK])
 
     with ThreadPoolExecutor(default_threads(), thread_name_prefix="cache") as pool:
-        for start, whole in zip(
+        for start, intact in zip(
             starts, loading.track(pool.map(check, starts), "reading the cache", len(starts)), strict=True
         ):
-            if not whole:
+            if not intact:
                 return f"damaged (block {start // BLOCK})"
     return _Contents(kept, faults)
 
 
-def _build(path: Path, images: EncodedImages, packing: Packing, fingerprint: str, loading: Loading) -> None:
-    """Decodes every image and writes the file."""
-    needed = packing.bytes(len(images)) + HEADER
+def _build(path: Path, images: EncodedImages, key: CacheKey, fingerprint: str, loading: Loading) -> None:
+    """Decodes every image and writes the cache file."""
+    needed = key.bytes(len(images)) + HEADER
     partial = path.with_name(f"{path.name}.partial")
     try:
         partial.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free + (path.stat().st_size if path.exists() else 0)
         if needed > free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        # an outdated one would take the room of its successor
+        # a stale file would take the room of its successor
         path.unlink(missing_ok=True)
         with partial.open("wb") as file:
-            _write(file, images, packing, fingerprint, loading)
+            _write(file, images, key, fingerprint, loading)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -296,9 +298,9 @@ def _build(path: Path, images: EncodedImages, packing: Packing, fingerprint: str
         partial.unlink(missing_ok=True)
 
 
-def _write(file: BinaryIO, images: EncodedImages, packing: Packing, fingerprint: str, loading: Loading) -> None:
+def _write(file: BinaryIO, images: EncodedImages, key: CacheKey, fingerprint: str, loading: Loading) -> None:
     file.seek(HEADER)
-    sums, faults = _Checksums(packing.bytes(BLOCK)), []
+    sums, faults = _Checksums(key.bytes(BLOCK)), []
     starts = range(0, len(images), BLOCK)
     for start in loading.track(starts, "building the cache", len(starts)):
         batch, bad = _decode(images, range(start, min(start + BLOCK, len(images))))
@@ -308,14 +310,14 @@ def _write(file: BinaryIO, images: EncodedImages, packing: Packing, fingerprint:
         rows = batch.permute(0, 2, 3, 1).contiguous().cpu().numpy().data.cast("B")
         sums.add(rows)
         file.write(rows)
-    count = sums.total // packing.bytes(1)
+    count = sums.total // key.bytes(1)
     checksums = torch.tensor(sums.blocks(), dtype=torch.int64).numpy().tobytes()
     skipped = json.dumps({"faults": faults, "crc32": zlib.crc32(json.dumps(faults).encode())}).encode()
     file.write(checksums + skipped)
     ends = [0, sums.total, sums.total + len(checksums), sums.total + len(checksums) + len(skipped)]
     header = {
-        "__metadata__": packing.metadata(fingerprint),
-        "images": _entry("U8", (count, packing.size, packing.size, packing.channels), ends[0:2]),
+        "__metadata__": key.metadata(fingerprint),
+        "images": _entry("U8", (count, key.size, key.size, key.channels), ends[0:2]),
         "checksums": _entry("I64", (len(checksums) // 8,), ends[1:3]),
         "skipped": _entry("U8", (len(skipped),), ends[2:4]),
     }
@@ -329,7 +331,7 @@ def _entry(dtype: str, shape: tuple[int, ...], offsets: list[int]) -> dict[str, 
 
 
 def _decode(images: EncodedImages, positions: range) -> tuple[Tensor, list[str]]:
-    """The images that can be decoded, and the faults of the others."""
+    """Decodes the images at these positions: those that can be decoded, and the faults of the others."""
     try:
         return images.batch(positions), []
     except BadFiles as bad:
@@ -338,7 +340,7 @@ def _decode(images: EncodedImages, positions: range) -> tuple[Tensor, list[str]]
 
 
 class _Checksums:
-    """crc32 of every so many bytes of a stream."""
+    """The crc32 of every `block` bytes of a stream."""
 
     def __init__(self, block: int) -> None:
         self.total = 0
@@ -347,7 +349,7 @@ class _Checksums:
         self._open = 0
 
     def add(self, data: memoryview) -> None:
-        """The bytes that come next."""
+        """Adds the next bytes of the stream."""
         while len(data):
             part = data[: self._block - self.total % self._block]
             self._open = zlib.crc32(part, self._open)
@@ -358,7 +360,7 @@ class _Checksums:
             data = data[len(part) :]
 
     def blocks(self) -> list[int]:
-        """Those so far, the last one perhaps of fewer bytes."""
+        """The checksums so far; the last one may cover fewer bytes."""
         return [*self._done, self._open] if self.total % self._block else list(self._done)
 
 

@@ -1,6 +1,6 @@
-"""CelebA in the layouts it is found in: torchvision's, Kaggle's and the parquet files on Hugging Face.
+"""CelebA in the three layouts it is distributed in: torchvision's, Kaggle's and the parquet files on Hugging Face.
 
-Only the aligned images and the partition are needed; identities, attributes and landmarks are not read.
+Only the aligned images and the partition are needed. Identities, attributes and landmarks are not read.
 """
 
 from __future__ import annotations
@@ -15,59 +15,63 @@ from typing import Any
 
 from fastle.errors import DataError
 
-from .decode import Decoder, DiskFile, ImageFile, stamp_of
-from .header import fault_of
+from .decode import Decoder, DiskFile, ImageFile, file_stamp
+from .header import download_fault
 from .images import SPLITS, EncodedImages, Split
 
-TRAIN = 162_770
+TRAIN = 162_770  # images
 
 
 def open_celeba(root: Path, split: Split, decoder: Decoder) -> EncodedImages:
-    """The aligned images of a split, in the order of the partition.
+    """Opens the aligned images of a split, in the order of the partition.
 
     Args:
-        root: the folder that holds the images and list_eval_partition.txt or .csv, or the parquet files; or the one
-            above, as torchvision ("celeba") and Hugging Face ("img_align+identity+attr" or "data") make it.
+        root: The folder that holds the images and list_eval_partition.txt or .csv, or the parquet files; or its parent,
+            if the folder is called "celeba" (torchvision), "img_align+identity+attr" or "data" (Hugging Face).
+        split: The split.
+        decoder: Decodes the images.
 
     Raises:
-        DataError: it is none of the layouts, or not complete; the message says what to do.
+        DataError: The folder has none of these layouts, or is not complete. The message says what to do.
     """
     bases = [base for base in (root, root / "celeba", root / "img_align+identity+attr", root / "data") if base.is_dir()]
     for base in bases:
         for partition in (base / "list_eval_partition.txt", base / "list_eval_partition.csv"):
             if partition.exists():
-                return EncodedImages(_listed(base, partition, split), decoder)
+                return EncodedImages(_partition_files(base, partition, split), decoder)
         if shards := sorted(base.glob(f"{split}-*.parquet")):
-            return EncodedImages(_rows(shards), decoder)
+            return EncodedImages(_parquet_rows(shards), decoder)
     for base in bases:
         _refuse_archive(base)
         if any(base.glob("*.parquet")):
             raise DataError(f"{base}: no {split}-*.parquet beside the other parquet files: download it")
         if folder := _image_folder(base):
             raise DataError(f"{folder}: images without a partition: put list_eval_partition.txt or .csv in {base}")
-    raise DataError(f"no CelebA at {root}: --data wants img_align_celeba and list_eval_partition, or parquet files")
+    raise DataError(
+        f"no CelebA at {root}: --data needs a folder with img_align_celeba and list_eval_partition, or parquet files"
+    )
 
 
-def _listed(base: Path, partition: Path, split: Split) -> list[DiskFile]:
+def _partition_files(base: Path, partition: Path, split: Split) -> list[DiskFile]:
     splits = _read_partition(partition)
     folder = _image_folder(base)
     if folder is None:
         _refuse_archive(base)
         raise DataError(f"{base}: no images: extract img_align_celeba.zip to {base / 'img_align_celeba'}")
-    there = {entry.name for entry in os.scandir(folder)}
-    missing = [name for name in splits if name not in there]
+    present = {entry.name for entry in os.scandir(folder)}
+    missing = [name for name in splits if name not in present]
     if missing:
         raise DataError(
             f"{folder}: {len(missing)} of the {len(splits)} images in {partition.name} are missing, "
             f"{missing[0]} first: extract the archive again"
         )
-    return [DiskFile(f"{folder}{os.sep}{name}") for name, part in splits.items() if part == split]
+    return [DiskFile(f"{folder}{os.sep}{name}") for name, of_image in splits.items() if of_image == split]
 
 
 def _read_partition(path: Path) -> dict[str, Split]:
-    """File name → split, from "000001.jpg 0" lines (torchvision) or "000001.jpg,0" below a header (Kaggle)."""
+    """Maps file names to splits, from lines "000001.jpg 0" (torchvision), or "000001.jpg,0" below a header (Kaggle)."""
     data = path.read_bytes()
-    if fault := fault_of(data):
+    if fault := download_fault(data):
         raise DataError(f"{path} {fault}")
     codes = {str(code): split for code, split in enumerate(SPLITS)}
     splits: dict[str, Split] = {}
@@ -78,12 +82,14 @@ def _read_partition(path: Path) -> dict[str, Split]:
             case [] | ["image_id", "partition"]:
                 pass
             case _:
-                raise DataError(f"{path}, line {number}: not an image and its split, 0, 1 or 2: {line[:60]!r}")
+                raise DataError(
+                    f"{path}, line {number}: {line[:60]!r} is not an image and its split (0, 1 or 2): download it again"
+                )
     return splits
 
 
 def _image_folder(base: Path) -> Path | None:
-    """Where the images lie; archives differ in whether they hold the folder, and Kaggle's holds it twice."""
+    """The folder of the images. Archives differ in whether they contain the folder; Kaggle's contains it twice."""
     name = "img_align_celeba"
     for folder in (base / name / name, base / name, base):
         if folder.is_dir() and any(entry.name.endswith(".jpg") for entry in os.scandir(folder)):
@@ -92,11 +98,11 @@ def _image_folder(base: Path) -> Path | None:
 
 
 def _refuse_archive(base: Path) -> None:
-    """Raises DataError for an archive that waits to be extracted, or for what a failed download left in its place."""
+    """Raises DataError for an archive that has not been extracted, or for what a failed download left in its place."""
     for archive in sorted(base.glob("*.zip")):
         with archive.open("rb") as file:
             head = file.read(256)
-        if fault := fault_of(head):
+        if fault := download_fault(head):
             raise DataError(f"{archive} {fault}")
         if not head.startswith(b"PK"):
             raise DataError(f"{archive} is not a zip archive: download it again")
@@ -116,20 +122,20 @@ class _ParquetRow:
         return f"{self.shard}, row group {self.group}, row {self.row}"
 
     def read(self) -> bytes:
-        # a null decodes as an empty file does, with the same message
+        # a null gives the message of an empty file
         return _row_group(self.shard, self.group)[self.row].as_py() or b""
 
     def stamp(self) -> str:
-        return stamp_of(self.shard)
+        return file_stamp(self.shard)
 
 
-def _rows(shards: Sequence[Path]) -> list[ImageFile]:
+def _parquet_rows(shards: Sequence[Path]) -> list[ImageFile]:
     _check_shards(shards)
     rows: list[ImageFile] = []
     for shard in shards:
         with _open_parquet(str(shard)) as parquet:
             if "image.bytes" not in [column.path for column in parquet.schema]:
-                raise DataError(f"{shard}: no column image with bytes in it: this is not flwrlabs/celeba")
+                raise DataError(f"{shard}: no column image.bytes: this is not flwrlabs/celeba, download that")
             for group in range(parquet.num_row_groups):
                 count = parquet.metadata.row_group(group).num_rows
                 rows += [_ParquetRow(str(shard), group, row) for row in range(count)]
@@ -140,13 +146,13 @@ def _check_shards(shards: Sequence[Path]) -> None:
     """Raises DataError if one of "split-00000-of-00019.parquet" to "split-00018-of-00019.parquet" is missing."""
     numbered = re.fullmatch(r"(.+)-\d+-of-(\d+)\.parquet", shards[0].name)
     if numbered:
-        there = {shard.name for shard in shards}
-        wanted = [f"{numbered[1]}-{i:05}-of-{numbered[2]}.parquet" for i in range(int(numbered[2]))]
-        missing = [name for name in wanted if name not in there]
+        present = {shard.name for shard in shards}
+        expected = [f"{numbered[1]}-{i:05}-of-{numbered[2]}.parquet" for i in range(int(numbered[2]))]
+        missing = [name for name in expected if name not in present]
         if missing:
             folder = shards[0].parent
             raise DataError(
-                f"{folder}: {len(missing)} of {len(wanted)} files are missing, {missing[0]} first: fetch it"
+                f"{folder}: {len(missing)} of {len(expected)} files are missing, {missing[0]} first: download them"
             )
 
 
@@ -156,15 +162,15 @@ def _open_parquet(shard: str) -> Any:
     except ImportError:
         raise DataError(f'{shard} needs pyarrow: pip install "fastle[parquet]"') from None
     with Path(shard).open("rb") as file:
-        fault = fault_of(file.read(256))
+        fault = download_fault(file.read(256))
     try:
         return pyarrow.parquet.ParquetFile(shard)
     except pyarrow.ArrowInvalid:
         raise DataError(f"{shard} {fault or 'is damaged or not a parquet file: download it again'}") from None
 
 
-# a row is read with its whole row group (100 images as Hugging Face writes them): the last ones are kept, for
-# neighbours that are read next
+# reading a row reads its whole row group (100 images in Hugging Face's files), so the last few groups are kept for the
+# neighbouring rows
 @lru_cache(maxsize=4)
 def _row_group(shard: str, group: int) -> Any:
     with _open_parquet(shard) as parquet:

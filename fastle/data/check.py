@@ -1,4 +1,4 @@
-"""Bad files are found before the training begins: by header and end, and by decoding where those leave a doubt."""
+"""Finds bad files before the training begins: by their first and last bytes, and in doubt by decoding them."""
 
 from __future__ import annotations
 
@@ -7,35 +7,38 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .decode import BadFiles, Decoder, DiskFile, ImageFile, check_size, default_threads
-from .header import looks_whole, read_header
+from .header import looks_complete, read_header
 from .loading import Loading
 
-HEAD, TAIL = 65_536, 64  # bytes that are looked at
-TOGETHER = 256  # files
+HEAD, TAIL = 65_536, 64  # bytes that are read of each file
+CHUNK = 256  # files
 
 
 def find_faults(files: Sequence[ImageFile], decoder: Decoder, loading: Loading, *, size: int) -> dict[int, str]:
-    """What is wrong with which files, by position: all that can be told without decoding every one of them.
+    """Finds the bad files that can be found without decoding every file.
 
     Args:
-        files: of a split.
-        decoder: for those in doubt.
-        loading: for the progress bar.
-        size: that will be cut out, pixels.
+        files: The files of a split.
+        decoder: Decodes the files that the first and last bytes leave in doubt.
+        loading: Shows the progress.
+        size: Height and width of the crops, in pixels.
+
+    Returns:
+        Messages "NAME fault", by the position of the file.
     """
     faults: dict[int, str] = {}
     doubtful: list[int] = []
     with ThreadPoolExecutor(default_threads(), thread_name_prefix="check") as pool:
-        starts = range(0, len(files), TOGETHER)
+        starts = range(0, len(files), CHUNK)
         for start in loading.track(starts, "checking the images", len(starts)):
-            found = pool.map(lambda file: _look(file, size), files[start : start + TOGETHER])
-            for position, fault in enumerate(found, start):
+            results = pool.map(lambda file: _check_file(file, size), files[start : start + CHUNK])
+            for position, fault in enumerate(results, start):
                 if fault is None:
                     doubtful.append(position)
                 elif fault:
                     faults[position] = f"{files[position].name} {fault}"
-    for start in range(0, len(doubtful), TOGETHER):
-        positions = doubtful[start : start + TOGETHER]
+    for start in range(0, len(doubtful), CHUNK):
+        positions = doubtful[start : start + CHUNK]
         try:
             decoder([files[position] for position in positions])
         except BadFiles as bad:
@@ -43,23 +46,23 @@ def find_faults(files: Sequence[ImageFile], decoder: Decoder, loading: Loading, 
     return faults
 
 
-def _look(file: ImageFile, size: int) -> str | None:
-    """The fault of a file, "" for none, None if only decoding can tell."""
+def _check_file(file: ImageFile, size: int) -> str | None:
+    """The fault of a file, "" if it has none, or None if only decoding can tell."""
     try:
-        head, tail, length = _ends(file)
+        head, tail, length = _read_ends(file)
         header = read_header(head)
         check_size(header, size)
     except OSError:
-        # the decoder finds the words
+        # the decoder words the message
         return None
     except ValueError as error:
-        # the header may end behind what was read
+        # in a longer file, the header may end beyond the bytes that were read
         return str(error) if length <= HEAD else None
-    return "" if looks_whole(head[:12], tail, length) else None
+    return "" if looks_complete(head[:12], tail, length) else None
 
 
-def _ends(file: ImageFile) -> tuple[bytes, bytes, int]:
-    """The first bytes, the last bytes, and how many there are."""
+def _read_ends(file: ImageFile) -> tuple[bytes, bytes, int]:
+    """The first bytes, the last bytes, and the length of a file."""
     if not isinstance(file, DiskFile):
         data = file.read()
         return data[:HEAD], data[-TAIL:], len(data)

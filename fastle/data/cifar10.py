@@ -1,4 +1,4 @@
-"""CIFAR-10 in its official Python layout, through torchvision, which checks every file's md5."""
+"""CIFAR-10 in its official Python layout, read by torchvision, which checks the md5 of every file."""
 
 from __future__ import annotations
 
@@ -11,44 +11,46 @@ from fastle.errors import DataError
 
 from .images import ArrayImages, Split
 
-SIZE = 32
-# of the 50,000 training images; the rest are the validation set
+SIZE = 32  # pixels
+# the first of the 50,000 official training images; the rest are the validation split
 TRAIN = 45_000
 
 
 def open_cifar10(root: Path, split: Split) -> ArrayImages:
-    """CIFAR-10, uint8 (N, 3, 32, 32): the first 45,000 training images, the last 5,000, or the 10,000 test images.
+    """Opens a split of CIFAR-10, uint8 (N, 3, 32, 32).
 
     Args:
-        root: the folder that holds cifar-10-batches-py, or that folder itself.
+        root: The folder that holds cifar-10-batches-py, or that folder itself.
+        split: "train" for the first 45,000 training images, "valid" for the last 5,000, "test" for the 10,000 test
+            images.
 
     Raises:
-        DataError: it is not there, or a file's md5 is wrong.
+        DataError: The folder does not exist, or the md5 of a file is wrong.
     """
     home = _home(root)
     batches = home / CIFAR10.base_folder
     if not batches.is_dir():
-        raise DataError(f"no CIFAR-10 at {batches}: point --data at it or fetch it with --download")
+        raise DataError(f"no CIFAR-10 at {batches}: point --data at it, or download it with --download")
     try:
         data = CIFAR10(home, train=split != "test").data
     except RuntimeError:
-        raise DataError(f"{batches}: a file is missing or damaged (md5): fetch them again with --download") from None
+        raise DataError(f"{batches}: a file is missing or damaged (md5): download them with --download") from None
     images = torch.from_numpy(data).permute(0, 3, 1, 2)
     return ArrayImages({"train": images[:TRAIN], "valid": images[TRAIN:], "test": images}[split])
 
 
 def download_cifar10(root: Path) -> None:
-    """Fetches CIFAR-10 to where `open_cifar10(root, …)` looks; does nothing if it is there already.
+    """Downloads CIFAR-10 to where `open_cifar10(root, …)` looks for it, unless it is there already.
 
     Raises:
-        DataError: the download failed, or `root` cannot be written.
+        DataError: The download failed, or `root` is not writable.
     """
     home = _home(root)
     try:
         CIFAR10(home, download=True)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"CIFAR-10 cannot be fetched to {home} ({reason}): extract {CIFAR10.url} there") from None
+        raise DataError(f"CIFAR-10 cannot be downloaded to {home} ({reason}): extract {CIFAR10.url} there") from None
 
 
 def _home(root: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Batches on the device, decoded ahead of the step that needs them."""
+"""The feed: batches on the device, decoded ahead of the steps that need them."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ import torch
 from torch import Tensor
 
 from .images import Images
-from .order import batch_indices
+from .order import batch_indices, steps_per_epoch
 
-PREFETCH = 2
+PREFETCH = 2  # batches, and threads
 
 
 class Feed:
-    """The batches of steps `start_step` to `stop_step - 1`, each uint8 (batch_size // world_size, C, H, W).
+    """Iterates over the batches of steps `start_step` to `stop_step - 1`: uint8 (batch_size // world_size, C, H, W).
 
-    Two background threads decode a batch ahead each, so that one reads files while the other's are decoded, and on a
-    GPU copy them there on a stream of their own. What they raise is raised by the step that would have had the batch.
-    Use it in a `with` statement, or call `close`.
+    Two background threads decode one batch ahead each, so that one reads files while the other decodes. For a GPU they
+    also copy the batches there, on a stream of their own. An exception in a thread is raised in the consumer, in place
+    of the batch it belongs to. Use a feed in a `with` statement, or call `close`.
 
     Args:
-        images: the split.
-        batch_size: of all ranks together.
-        seed: of the order, see `batch_indices`.
-        device: where the batches are handed out.
-        start_step: where a resumed run goes on.
+        images: The split.
+        batch_size: The batch size of all ranks together.
+        seed: The seed of the order; see `batch_indices`.
+        device: The device of the batches.
+        start_step: The first step, which is 0 unless a run resumes.
+        stop_step: The step after the last.
+        rank, world_size: See `batch_indices`.
 
     Attributes:
-        wait: seconds that the consumer has waited for batches so far.
+        wait: Seconds the consumer has spent waiting for batches.
+        stop_step: As given.
+        steps_per_epoch: See the function of that name.
 
     Raises:
-        FastleError: see `batch_indices`.
+        FastleError: See `batch_indices`.
     """
 
     def __init__(
@@ -59,7 +63,9 @@ class Feed:
         self._steps = range(start_step, stop_step)
         self._rank = rank
         self._world_size = world_size
-        # a batch size that cannot be is the caller's error, now, not a thread's, later
+        self.stop_step = stop_step
+        self.steps_per_epoch = steps_per_epoch(len(images), batch_size)
+        # an impossible batch size must raise here rather than in a thread later
         self._indices(start_step)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._threads = ThreadPoolExecutor(PREFETCH, thread_name_prefix="feed")
@@ -74,7 +80,7 @@ class Feed:
             self.wait += time.perf_counter() - began
             ahead.extend(self._threads.submit(self._load, step) for step in islice(steps, 1))
             if copied is not None:
-                # the device waits, not the host; and the memory is not given away before the consumer is done with it
+                # the device waits for the copy, not the host, and the memory is not reused while the consumer reads it
                 consumer = torch.cuda.current_stream(self._device)
                 consumer.wait_event(copied)
                 batch.record_stream(consumer)
@@ -87,7 +93,7 @@ class Feed:
         self.close()
 
     def close(self) -> None:
-        """Drops what was asked for ahead and ends the threads, after the batches they are at."""
+        """Cancels the batches that have not been started, and ends the threads once they finish their current ones."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _indices(self, step: int) -> Tensor:
@@ -101,11 +107,11 @@ class Feed:
         )
 
     def _load(self, step: int) -> tuple[Tensor, torch.cuda.Event | None]:
-        """A batch on the device, and when it is complete."""
+        """A batch on the device, and the event of its copy, which the consumer must wait for (None on the CPU)."""
         indices = self._indices(step).tolist()
         if self._stream is None:
             return self._images.batch(indices), None
-        # copied while the step before computes
+        # copies overlap with the computation of earlier steps
         with torch.cuda.stream(self._stream):
             batch = self._images.batch(indices)
             if not batch.is_cuda:

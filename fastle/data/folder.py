@@ -1,4 +1,4 @@
-"""Any tree of images, with splits of its own or with a hold-out that stays the same from run to run."""
+"""Any folder of images, with splits of its own or with hold-out splits that stay the same from run to run."""
 
 from __future__ import annotations
 
@@ -12,31 +12,34 @@ from .decode import Decoder, DiskFile
 from .images import EncodedImages, Split
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
-# images that are not decoded: bad files, because whoever put them there would miss them
-FOREIGN = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif")
+# image formats that fastle does not decode: they are reported as bad files rather than silently left out
+UNSUPPORTED = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif")
 
 
 def open_folder(root: Path, split: Split | None, decoder: Decoder) -> EncodedImages:
-    """The images below `root`, in the order of their paths; `split` None takes every one.
+    """Opens the images below a folder, in the order of their paths.
 
     Args:
-        root: if it holds train/ and test/, these are the splits, with valid/ or else 5 % of train/ for the third.
-            Without, 5 % are held out to test and 5 % to validate, chosen by a hash of the path below `root`.
+        root: The folder. If it holds train/ and test/, these are splits, and valid/ or else 5 % of train/ is the third.
+            Otherwise 5 % of the images are held out to test and 5 % to validate, chosen by a hash of the path below
+            `root`.
+        split: The split, or None for every image.
+        decoder: Decodes the images.
 
     Raises:
-        DataError: there is no such folder, it holds no images, or too few to split.
+        DataError: There is no such folder, or it holds no images or too few to split.
     """
     return EncodedImages([DiskFile(str(path)) for path in split_paths(root, split)], decoder)
 
 
 def split_paths(root: Path, split: Split | None) -> list[Path]:
-    """The files of `open_folder`, found by name alone."""
+    """The files that `open_folder` opens, found by their names alone. The arguments and errors are the same."""
     if split is None:
         return [root / path for path in find_images(root)]
     if not ((root / "train").is_dir() and (root / "test").is_dir()):
         test, valid, train = _hold_out(root, 2)
-        parts = {"train": train, "valid": valid, "test": test}
-        return [root / path for path in parts[split]]
+        splits = {"train": train, "valid": valid, "test": test}
+        return [root / path for path in splits[split]]
     if split == "test" or (root / "valid").is_dir():
         return [root / split / path for path in find_images(root / split)]
     valid, train = _hold_out(root / "train", 1)
@@ -44,36 +47,36 @@ def split_paths(root: Path, split: Split | None) -> list[Path]:
 
 
 def find_images(root: Path) -> list[str]:
-    """Paths below `root` with "/" between folders, sorted. Hidden files and folders and linked folders are left out.
+    """The sorted paths of the images below `root`, with "/" between folders, except in hidden or linked folders.
 
     Raises:
-        DataError: there is no such folder, or no image in it.
+        DataError: There is no such folder, or it holds no image.
     """
     if not root.exists():
-        raise DataError(f"{root}: no such folder")
+        raise DataError(f"{root}: no such folder: give the folder of the images")
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder")
+        raise DataError(f"{root} is not a folder: give the folder of the images")
     images, others = [], 0
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        shown = [name for name in files if not name.startswith(".")]
-        found = [name for name in shown if name.lower().endswith(EXTENSIONS + FOREIGN)]
-        others += len(shown) - len(found)
+        visible = [name for name in files if not name.startswith(".")]
+        names = [name for name in visible if name.lower().endswith(EXTENSIONS + UNSUPPORTED)]
+        others += len(visible) - len(names)
         below = Path(folder).relative_to(root)
-        images += [(below / name).as_posix() for name in found]
+        images += [(below / name).as_posix() for name in names]
     if not images:
-        raise DataError(f"{root}: no images ({' '.join(EXTENSIONS)}), {others} other files")
+        raise DataError(f"{root} holds no images ({' '.join(EXTENSIONS)}), but {others} other files: add images")
     return sorted(images)
 
 
 def _hold_out(root: Path, parts: int) -> list[list[str]]:
-    """So many parts of 5 %, rounded up, and the rest, each in the order of the paths.
+    """Holds out `parts` times 5 % of the images, rounded up. Returns these parts and then the rest, each sorted.
 
-    The hash decides, so that an image that is added moves few others and no class or date is held out as a whole.
+    A hash of the path decides, so that a new image moves few others, and no class or date is held out as a whole.
     """
     paths = find_images(root)
     if len(paths) <= parts:
-        raise DataError(f"{root}: {len(paths)} images cannot be split in {parts + 1}: add images")
+        raise DataError(f"{root}: {len(paths)} images are too few for {parts + 1} splits: add images")
     share = -(-len(paths) // 20)
     hashed = sorted(paths, key=lambda path: hashlib.sha1(os.fsencode(path)).digest())
     held_out = [hashed[part * share : (part + 1) * share] for part in range(parts)]

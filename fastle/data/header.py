@@ -1,4 +1,4 @@
-"""What an image file tells before it is decoded: its kind, its size, and whether it is worth decoding."""
+"""The headers of image files: format, size, and whether a file is complete, without decoding it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import numpy as np
 MAX_PIXELS = 100_000_000
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# bits in a pixel for each bit of depth, by colour type: grey, RGB, palette, grey and alpha, RGB and alpha
+# samples per pixel, by colour type: grey, RGB, palette, grey and alpha, RGB and alpha
 PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-# the seven passes of an interlaced PNG: first column, first row, columns and rows from one pixel to the next
+# the seven passes of an interlaced PNG: first column, first row, column step, row step
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-OTHERS = {
+# formats that fastle does not decode, by their first bytes
+UNSUPPORTED = {
     b"GIF8": "a GIF",
     b"BM": "a BMP",
     b"II*\x00": "a TIFF",
@@ -27,20 +28,23 @@ OTHERS = {
 }
 
 
-# JPEG: grey, 4:4:4, 4:2:2 and 4:2:0, and a marker that should not be among the pixels
+# the sampling factors of a JPEG: grey, 4:4:4, 4:2:2 and 4:2:0
 SAMPLING = (b"\x11", b"\x11\x11\x11", b"\x21\x11\x11", b"\x22\x11\x11")
-STRAY = re.compile(rb"\xff[^\x00\xd0-\xd7]", re.DOTALL)
+# a marker that must not stand among the pixels of a JPEG
+STRAY_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What an image says of itself.
+    """The header of an image file.
 
     Attributes:
-        width, height: pixels, at least 1 each, at most `MAX_PIXELS` together.
-        plain: whether every CPU decoder gives the same pixels: a JPEG of 8 bits, grey or three components, with 4:4:4,
-            4:2:2 or 4:2:0 sampling; a PNG of at most 8 bits; any WebP. Progressive JPEGs, CMYK and 16 bits are not.
-        scan: where the pixels of a baseline JPEG begin, bytes from the start; 0 for all others.
+        kind: The file format.
+        width, height: In pixels, at least 1 each; their product is at most `MAX_PIXELS`.
+        plain: Whether all CPU decoders give the same pixels. They do for an 8-bit baseline JPEG with one or three
+            components and 4:4:4, 4:2:2 or 4:2:0 sampling, for a PNG of at most 8 bits and for any WebP; not for a
+            progressive JPEG, CMYK or 16 bits.
+        scan: The offset in bytes of the compressed pixels of a baseline JPEG; 0 for all others.
     """
 
     kind: Literal["JPEG", "PNG", "WebP"]
@@ -51,12 +55,12 @@ class Header:
 
 
 def read_header(data: bytes) -> Header:
-    """The header of an encoded image; `data` may end anywhere behind it.
+    """Reads the header of an encoded image. `data` may end anywhere behind the header.
 
     Raises:
-        ValueError: it is no image that fastle decodes; the message is the fault alone, in one line.
+        ValueError: fastle cannot decode such a file. The message is the fault alone, in one line.
     """
-    if fault := fault_of(data):
+    if fault := download_fault(data):
         raise ValueError(fault)
     if data.startswith(b"\xff\xd8\xff"):
         header = _read_jpeg(data)
@@ -76,16 +80,16 @@ def read_header(data: bytes) -> Header:
     return header
 
 
-def looks_whole(head: bytes, tail: bytes, size: int) -> bool:
-    """Whether a file ends as its kind does; False means that only decoding it will tell.
+def looks_complete(head: bytes, tail: bytes, size: int) -> bool:
+    """Whether a file ends as its format requires. If not, only decoding can tell whether it is complete.
 
     Args:
-        head: its first bytes, 12 or more. The whole file may be given as `head` and `tail`.
-        tail: its last bytes, 64 or more.
-        size: of the file, bytes.
+        head: The first bytes of the file, at least 12.
+        tail: The last bytes of the file, at least 64.
+        size: The size of the file in bytes.
     """
     if head.startswith(b"\xff\xd8"):
-        # cameras pad with zeros
+        # cameras pad JPEGs with zeros
         return tail.rstrip(b"\x00").endswith(b"\xff\xd9")
     if head.startswith(PNG_SIGNATURE):
         return tail.endswith(b"\x00\x00\x00\x00IEND\xae\x42\x60\x82")
@@ -93,15 +97,15 @@ def looks_whole(head: bytes, tail: bytes, size: int) -> bool:
 
 
 def scan_is_clean(data: bytes, header: Header) -> bool:
-    """Whether no marker stands among the pixels of a baseline JPEG; True for whatever is not one.
+    """Whether no stray marker stands among the pixels of a baseline JPEG. True for any other image.
 
-    Decoders differ in what they do at such a marker, the work of a flipped bit: one goes on, another gives up.
+    A flipped bit can make such a marker. Some decoders ignore it, and others give up.
     """
-    return not header.scan or STRAY.search(data, header.scan, data.rfind(b"\xff\xd9")) is None
+    return not header.scan or STRAY_MARKER.search(data, header.scan, data.rfind(b"\xff\xd9")) is None
 
 
-def fault_of(data: bytes) -> str | None:
-    """What a failed download left in the place of a file, in words; None if it looks like neither of the usual two."""
+def download_fault(data: bytes) -> str | None:
+    """The fault of a file that a failed download left behind: it is empty or an HTML page. None if it is neither."""
     if not data:
         return "is empty"
     if data[:256].lstrip().lower().startswith((b"<!doctype", b"<html")):
@@ -110,13 +114,13 @@ def fault_of(data: bytes) -> str | None:
 
 
 def check_png(data: bytes) -> None:
-    """Proves that the rows of a PNG can be read; `read_header` has taken it.
+    """Checks that the rows of a PNG, whose header has been read, can be decoded.
 
-    libpng leaves through setjmp when they cannot, which torchvision's decoder does not survive (0.29: a segmentation
-    fault for one flipped bit). What is wrong before the rows it reports as an error, and so it is left to it.
+    If they cannot, libpng leaves through setjmp, and torchvision 0.29 crashes with a segmentation fault; a flipped bit
+    is enough. Faults before the rows are left to torchvision, which reports them as errors.
 
     Raises:
-        ValueError: a checksum is wrong or data is missing; the message is the fault alone, in one line.
+        ValueError: A checksum is wrong or data is missing. The message is the fault alone, in one line.
     """
     head = data[8 + 8 :]
     width, height = (int.from_bytes(head[i : i + 4], "big") for i in (0, 4))
@@ -125,26 +129,26 @@ def check_png(data: bytes) -> None:
         return
     passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
     shapes = [(-(-(height - y) // dy), -(-(width - x) // dx)) for x, y, dx, dy in passes]
-    # a byte that names the filter, then the pixels of a row; a pass without pixels has no rows
+    # a row is one byte for its filter and then its pixels; a pass without pixels has no rows
     rows = [(count, 1 + (columns * bits * PNG_SAMPLES[colour] + 7) // 8) for count, columns in shapes if columns > 0]
-    wanted = sum(count * stride for count, stride in rows if count > 0)
+    length = sum(count * stride for count, stride in rows if count > 0)
     try:
-        # one byte more, so that the end of the stream with its checksum is reached
-        raw = zlib.decompressobj().decompress(b"".join(_png_rows(data)), wanted + 1)
+        # one byte more, so that decompression reaches the checksum at the end of the stream
+        raw = zlib.decompressobj().decompress(b"".join(_png_data(data)), length + 1)
     except zlib.error as error:
         raise ValueError(f"does not decode: {str(error).rsplit(': ', 1)[-1]}") from None
-    if len(raw) < wanted:
+    if len(raw) < length:
         raise ValueError("does not decode: rows are missing")
     pixels, start = np.frombuffer(raw, np.uint8), 0
     for count, stride in rows:
         end = start + max(count, 0) * stride
         if (pixels[start:end:stride] > 4).any():
-            raise ValueError("does not decode: a row has no filter known")
+            raise ValueError("does not decode: a row has an unknown filter")
         start = end
 
 
-def _png_rows(data: bytes) -> Iterator[bytes]:
-    """The contents of the image data chunks that follow one another."""
+def _png_data(data: bytes) -> Iterator[bytes]:
+    """The contents of the consecutive image data chunks."""
     begun = False
     for name, start, end in _png_chunks(data):
         if name != b"IDAT":
@@ -161,7 +165,7 @@ def _png_rows(data: bytes) -> Iterator[bytes]:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name, start and end of the content of each chunk; the last may end behind the data."""
+    """The name of each chunk, and where its content starts and ends, which may be beyond the end of `data`."""
     at = len(PNG_SIGNATURE)
     while at + 8 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4], "big")
@@ -190,7 +194,7 @@ def _read_jpeg(data: bytes) -> Header:
     at, size, plain, frame, frame_at = 2, len(data), True, 0, 0
     while True:
         if data[at : at + 1] != b"\xff":
-            # libjpeg looks for the next marker
+            # like libjpeg, skip to the next marker
             plain = False
             at = data.find(b"\xff", at)
         # any number of fill bytes may precede a marker
@@ -201,12 +205,12 @@ def _read_jpeg(data: bytes) -> Header:
         marker = data[at]
         at += 1
         if marker <= 0x01 or 0xD0 <= marker <= 0xD8:
-            # not the beginning of a segment
+            # a marker without a segment
             plain = False
             continue
         length = data[at] << 8 | data[at + 1]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            # there may be only one
+            # a second frame is an error that decoders treat differently
             plain = plain and not frame_at
             frame, frame_at = marker, frame_at or at
         if length < 2 or marker == 0xD9 or (marker == 0xDA and not frame_at):
@@ -216,7 +220,7 @@ def _read_jpeg(data: bytes) -> Header:
             break
     if not frame_at or size < frame_at + 8:
         raise ValueError("is truncated")
-    # of a progressive JPEG whose last scans are missing libjpeg guesses the rest, from more than a crop
+    # if a progressive JPEG lacks its last scans, libjpeg guesses them, from more of the image than the crop
     baseline = frame in (0xC0, 0xC1)
     return _read_frame(data[frame_at : frame_at + 32], plain and baseline, at if baseline else 0)
 
@@ -233,7 +237,7 @@ def _read_webp(data: bytes) -> Header:
     if len(head) < 10:
         raise ValueError("is truncated")
     if name == b"VP8 " and head[3:6] == b"\x9d\x01\x2a":
-        # the upper two bits ask for scaling, which decoders leave to others
+        # the upper two bits ask for upscaling, which decoders ignore
         width, height = (int.from_bytes(head[i : i + 2], "little") & 0x3FFF for i in (6, 8))
     elif name == b"VP8L" and head[0] == 0x2F:
         packed = int.from_bytes(head[1:5], "little")
@@ -248,8 +252,8 @@ def _read_webp(data: bytes) -> Header:
 
 
 def _not_an_image(data: bytes) -> str:
-    known = next((words for magic, words in OTHERS.items() if data.startswith(magic)), None)
+    known = next((words for magic, words in UNSUPPORTED.items() if data.startswith(magic)), None)
     if data[4:8] == b"ftyp":
-        # an MP4 begins so, too
+        # an MP4 has this box as well
         known = {b"avi": "an AVIF", b"hei": "a HEIC", b"hev": "a HEIC", b"mif": "a HEIC"}.get(data[8:11])
     return f"is {known}, not a JPEG, PNG or WebP image" if known else "is not a JPEG, PNG or WebP image"

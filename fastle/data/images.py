@@ -1,4 +1,4 @@
-"""A split of a dataset: so many images, any of them as uint8."""
+"""The images of a split, held in memory or as encoded files, and read in batches of uint8."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class Images(Protocol):
-    """Images of one size, numbered from 0."""
+    """The images of a split, all of one size, indexed from 0."""
 
     def __len__(self) -> int: ...
 
     def batch(self, indices: Sequence[int]) -> Tensor:
-        """uint8 (B, C, H, W) on the CPU or on the device that holds them, in any memory format.
+        """A batch, uint8 (B, C, H, W), on the CPU or on the device that holds the images, in any memory format.
 
         Raises:
-            DataError: an image cannot be used; the message names it.
+            DataError: An image cannot be used. The message names it.
         """
 
 
 class ArrayImages:
-    """Images held in memory: `images` is uint8 (N, C, H, W), and so are its batches on its device."""
+    """Images held in memory, uint8 (N, C, H, W), on the CPU or a GPU. Batches are on the same device."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -42,16 +42,16 @@ class ArrayImages:
     def batch(self, indices: Sequence[int]) -> Tensor:
         index = torch.as_tensor(indices)
         if self.images.is_cuda:
-            # without pinning the copy would wait
+            # a copy from memory that is not pinned would wait for the GPU
             index = index.pin_memory().to(self.images.device, non_blocking=True)
         return self.images.index_select(0, index)
 
 
 class EncodedImages:
-    """Images held as files and decoded when asked for.
+    """Images held as encoded files, and decoded on request.
 
     Attributes:
-        files, decoder: as given.
+        files, decoder: As given.
     """
 
     def __init__(self, files: Sequence[ImageFile], decoder: Decoder) -> None:
@@ -65,13 +65,13 @@ class EncodedImages:
         return self.decoder([self.files[index] for index in indices])
 
     def without(self, positions: Container[int]) -> EncodedImages:
-        """Those that are left when some are taken out."""
+        """The images except those at `positions`."""
         return EncodedImages([file for i, file in enumerate(self.files) if i not in positions], self.decoder)
 
 
 def check_split(split: str) -> None:
-    """Raises DataError if `split` is none of `SPLITS`, with the one that was probably meant."""
+    """Raises DataError, with a suggestion, if `split` is none of `SPLITS`."""
     if split not in SPLITS:
-        near = difflib.get_close_matches(split, SPLITS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(SPLITS)}"
+        matches = difflib.get_close_matches(split, SPLITS, n=1)
+        hint = f"did you mean {matches[0]!r}?" if matches else f"the splits are {', '.join(SPLITS)}"
         raise DataError(f"unknown split {split!r}: {hint}")

@@ -1,4 +1,4 @@
-"""How images are brought to the device: what decodes them, where decoded ones are kept, who is told."""
+"""How images are loaded: what decodes them, where decoded images are kept, and how progress is reported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def _silent(text: str) -> None:
-    """Says nothing."""
+    """Ignores a message."""
 
 
 def _untracked(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
@@ -28,16 +28,16 @@ def _untracked(items: Iterable[Any], description: str, total: int) -> Iterable[A
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    """What no result of a run depends on (but for "dali-gpu", whose pixels are its own).
+    """How images are loaded. It does not change the results of a run, except that "dali-gpu" gives other pixels.
 
     Attributes:
-        decoder: "dali" and "torchvision" give the same pixels; "auto" is DALI where it can be had. "dali-gpu" decodes
-            on the GPU.
-        cache: where decoded images are kept: on the device, in the host's memory or memory-mapped on disk; "none"
-            decodes every image again in every epoch. "auto" takes the first of these that has room.
-        device: of the training.
-        processes: of this machine that keep images in memory.
-        say: for a line to the user.
+        decoder: "dali" and "torchvision" give the same pixels; "auto" is DALI if it is available. "dali-gpu" decodes on
+            the GPU, with slightly different pixels.
+        cache: Where decoded images are kept: "device" is the GPU, "host" the host's memory, "disk" a memory-mapped
+            file; "none" decodes every image in every epoch. "auto" takes the first of these that has room.
+        device: The device that trains.
+        processes: The number of processes on this machine that keep images in memory.
+        say: Shows a message to the user.
         track: (items, description, total) → the same items, with a progress bar.
     """
 
@@ -50,13 +50,14 @@ class Loading:
 
 
 def make_decoder(loading: Loading, *, size: int, channels: int, resize: bool) -> Decoder:
-    """The decoder that `loading` asks for; says so if it is not the fastest.
+    """Makes the decoder that `loading` asks for, with a message if "auto" cannot take the fastest.
 
     Args:
-        size, channels, resize: see `TorchvisionDecoder`.
+        loading: How images are loaded.
+        size, channels, resize: See `TorchvisionDecoder`.
 
     Raises:
-        DataError: it cannot be had; the message says why.
+        DataError: The decoder is unavailable. The message says why.
     """
     choice, missing = loading.decoder, dali.why_no_dali()
     if channels != 3:
@@ -66,11 +67,13 @@ def make_decoder(loading: Loading, *, size: int, channels: int, resize: bool) ->
             loading.say("decoder: torchvision, because DALI decodes colour images only")
         return TorchvisionDecoder(size, channels, resize)
     if choice in ("dali", "dali-gpu") and missing:
-        raise DataError(f"--decoder {choice} cannot be had: {missing}; use --decoder torchvision")
+        raise DataError(f"--decoder {choice} is unavailable: {missing}; use --decoder torchvision")
     if choice == "dali-gpu" and loading.device.type != "cuda":
-        raise DataError(f"--decoder dali-gpu cannot be had: it needs a CUDA GPU, not a {loading.device.type}; use dali")
+        raise DataError(
+            f"--decoder dali-gpu is unavailable: it needs a CUDA GPU, not a {loading.device.type}; use dali"
+        )
     if choice == "auto" and missing:
-        loading.say(f"decoder: torchvision, some two times slower than DALI: {missing}")
+        loading.say(f"decoder: torchvision, about half as fast as DALI, which is unavailable: {missing}")
     if choice == "torchvision" or missing:
         return TorchvisionDecoder(size, channels, resize)
     gpu = (loading.device.index or 0) if choice == "dali-gpu" else None

@@ -1,4 +1,4 @@
-"""Opens the images of a configuration: picks the source, the decoder and the cache, and reports unusable files."""
+"""Opens the images of a configuration: chooses the source, the decoder and the cache, and reports unusable files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastle.errors import DataError
 
 from . import celeba, cifar10, folder, shapes
-from .cache import Packing, packed
+from .cache import CacheKey, open_cached
 from .check import find_faults
 from .dali import DaliDecoder
 from .decode import BadFiles, Decoder, DiskFile, TorchvisionDecoder
@@ -23,74 +23,78 @@ if TYPE_CHECKING:
 
     from fastle.config import DataConfig
 
-NAMED = 5  # skipped files that a line names
-# never encoded, or decoded at once
+MAX_LISTED = 5  # skipped files that a message names
+# datasets that are held in memory, because they are generated or decoded as a whole
 IN_MEMORY = ("shapes", "cifar10")
 
 
 def open_images(config: DataConfig, split: Split, loading: Loading | None = None) -> Images:
-    """The images of a split, uint8 (C, size, size) each.
+    """Opens the images of a split, uint8 (C, size, size) each.
 
     Args:
-        loading: by default images are decoded when asked for, or held in the host's memory, and nothing is said.
+        config: The dataset, where it lies, and the size of its images.
+        split: The split.
+        loading: How images are loaded. By default they are decoded on request or, if the dataset is one of `IN_MEMORY`,
+            held in the host's memory, without any messages.
 
     Raises:
-        DataError: they are not there, not complete or not of that size; the message says what to do. BadFiles with
-            every image that cannot be used, unless they are to be skipped.
+        DataError: The images are missing, incomplete or of another size. The message says what to do.
+        BadFiles: Images cannot be used, and `config` does not say to skip them. The error lists every one.
     """
     loading = loading or Loading(cache="host" if config.dataset in IN_MEMORY else "none")
     images, faults = _open(config, split, loading, _decoder(config, loading))
-    _judge({split: faults}, config, loading)
+    _report_faults({split: faults}, config, loading)
     return _not_empty(images, split)
 
 
 def open_training(config: DataConfig, loading: Loading) -> tuple[Images, Images]:
-    """The training and the validation split; only the former is cached.
+    """Opens the training and the validation split. Only the training split is cached.
 
     Raises:
-        DataError: see `open_images`; one error for the bad files of both.
+        DataError: See `open_images`. One error lists the bad files of both splits.
     """
     decoder = _decoder(config, loading)
     train, faults = _open(config, "train", loading, decoder)
     if isinstance(train, EncodedImages):
         how = "DALI" if isinstance(decoder, DaliDecoder) else "torchvision"
         loading.say(f"cache: none: every epoch decodes all images again, by {how}")
-    # the latter is looked at now and then, a part of it
-    in_place = replace(loading, cache="host" if config.dataset in IN_MEMORY else "none")
-    valid, more = _open(config, "valid", in_place, decoder)
-    _judge({"train": faults, "valid": more}, config, loading)
+    # a validation reads only a part of its split, and only now and then
+    uncached = replace(loading, cache="host" if config.dataset in IN_MEMORY else "none")
+    valid, valid_faults = _open(config, "valid", uncached, decoder)
+    _report_faults({"train": faults, "valid": valid_faults}, config, loading)
     return _not_empty(train, "train"), _not_empty(valid, "valid")
 
 
 def open_tree(config: DataConfig, root: Path, loading: Loading | None = None) -> Images:
-    """Every image below a folder, cut to size as the dataset's own are.
+    """Opens every image below a folder, resized and cropped as the images of the dataset are.
 
     Raises:
-        DataError: there is no such folder, or no image in it. BadFiles: see `open_images`.
+        DataError: There is no such folder, or it holds no image.
+        BadFiles: See `open_images`.
     """
     loading = loading or Loading()
     decoder = make_decoder(loading, size=config.size, channels=config.channels, resize=_resizes(config))
     images, faults = _checked(folder.open_folder(root, None, decoder), config, loading)
-    _judge({str(root): faults}, config, loading)
+    _report_faults({str(root): faults}, config, loading)
     return _not_empty(images, str(root))
 
 
 def decode_files(config: DataConfig, paths: Sequence[Path]) -> Tensor:
-    """uint8 (B, C, size, size) of image files, cut to size as the dataset's own are.
+    """Decodes image files to uint8 (B, C, size, size), resized and cropped as the images of the dataset are.
 
     Raises:
-        DataError: a file cannot be used; the message names it.
+        DataError: A file cannot be used. The message names it.
     """
-    # a handful: DALI would take longer to begin
+    # for a few files, DALI would take longer to start
     decoder = TorchvisionDecoder(config.size, config.channels, _resizes(config))
     return decoder([DiskFile(str(path)) for path in paths])
 
 
 def train_size(config: DataConfig) -> int | None:
-    """How many training images there are, told without reading one; None for a folder that is not there.
+    """The number of training images, found without reading one; None for a folder that does not exist.
 
     Raises:
-        DataError: the folder is there, but cannot be split.
+        DataError: The folder exists, but cannot be split.
     """
     if config.dataset == "folder":
         root = None if config.root is None else Path(config.root)
@@ -99,16 +103,16 @@ def train_size(config: DataConfig) -> int | None:
 
 
 def _open(config: DataConfig, split: Split, loading: Loading, decoder: Decoder | None) -> tuple[Images, list[str]]:
-    """The images of a split that can be used, and what is wrong with the others, as far as that is known."""
+    """The usable images of a split, and the known faults of the others."""
     check_split(split)
     if decoder is None:
-        return _placed(_arrays(config, split), config, loading), []
+        return _place(_open_arrays(config, split), config, loading), []
     root = _root(config)
-    opened = celeba.open_celeba if config.dataset == "celeba" else folder.open_folder
-    images = opened(root, split, decoder)
+    open_files = celeba.open_celeba if config.dataset == "celeba" else folder.open_folder
+    images = open_files(root, split, decoder)
     if loading.cache == "none":
         return _checked(images, config, loading)
-    packing = Packing(
+    key = CacheKey(
         name=f"{config.dataset}-{split}-{config.size}",
         root=str(root),
         size=config.size,
@@ -116,22 +120,24 @@ def _open(config: DataConfig, split: Split, loading: Loading, decoder: Decoder |
         resize=_resizes(config),
         pixels="gpu" if loading.decoder == "dali-gpu" else "cpu",
     )
-    found, faults = packed(images, packing, loading)
-    return _checked(images, config, loading) if found is images else (found, faults)
+    cached, faults = open_cached(images, key, loading)
+    return _checked(images, config, loading) if cached is images else (cached, faults)
 
 
-def _arrays(config: DataConfig, split: Split) -> ArrayImages:
+def _open_arrays(config: DataConfig, split: Split) -> ArrayImages:
     if config.dataset == "shapes":
         return shapes.make_shapes(split, config.size)
     if config.size != cifar10.SIZE:
-        raise DataError(f"--size {config.size} cannot be: the images of CIFAR-10 are 32x32, and are not resized")
+        raise DataError(f"--size {config.size} cannot be: the images of CIFAR-10 are 32x32 and are not resized")
     return cifar10.open_cifar10(_root(config), split)
 
 
-def _placed(images: ArrayImages, config: DataConfig, loading: Loading) -> ArrayImages:
-    """On the device, if that is asked for or there is a GPU."""
+def _place(images: ArrayImages, config: DataConfig, loading: Loading) -> ArrayImages:
+    """Moves images that are held in memory to the GPU, if there is one and the cache is "device" or "auto"."""
     if loading.decoder != "auto":
-        raise DataError(f"--decoder {loading.decoder} has no effect with {config.dataset}, which is not encoded")
+        raise DataError(
+            f"--decoder {loading.decoder} has no effect with {config.dataset}, which is not encoded: leave it out"
+        )
     if loading.cache in ("disk", "none"):
         raise DataError(
             f"--cache {loading.cache} has no effect with {config.dataset}, which is held in memory: use host or device"
@@ -140,41 +146,42 @@ def _placed(images: ArrayImages, config: DataConfig, loading: Loading) -> ArrayI
         raise DataError(f"--cache device needs a CUDA GPU, not a {loading.device.type}: use host")
     if loading.device.type != "cuda" or loading.cache == "host":
         return images
-    # small beside any GPU's memory
+    # these datasets are small beside the memory of any GPU
     return ArrayImages(images.images.to(loading.device))
 
 
 def _checked(images: EncodedImages, config: DataConfig, loading: Loading) -> tuple[EncodedImages, list[str]]:
+    """The images without the files that the check finds unusable, and the faults of those."""
     faults = find_faults(images.files, images.decoder, loading, size=config.size)
     return (images.without(faults) if faults else images), list(faults.values())
 
 
-def _judge(faults: dict[str, list[str]], config: DataConfig, loading: Loading) -> None:
-    """Raises BadFiles for bad files, or says that they are skipped."""
-    every = [fault for found in faults.values() for fault in found]
-    if not every:
+def _report_faults(faults_by_split: dict[str, list[str]], config: DataConfig, loading: Loading) -> None:
+    """Raises BadFiles if there are bad files, or says that they are skipped if the configuration allows it."""
+    faults = [fault for split_faults in faults_by_split.values() for fault in split_faults]
+    if not faults:
         return
     if config.bad_images == "error":
-        raise BadFiles(dict(enumerate(every)), "mend or remove them, or leave them out with --bad-images skip")
-    counts = ", ".join(f"{len(found)} of {name}" for name, found in faults.items() if found)
-    named = "".join(f"\n  {fault}" for fault in every[:NAMED])
-    rest = f"\n  and {len(every) - NAMED} more" if len(every) > NAMED else ""
-    loading.say(f"skipped {len(every)} images that cannot be used ({counts}):{named}{rest}")
+        raise BadFiles(dict(enumerate(faults)), "mend or remove them, or leave them out with --bad-images skip")
+    counts = ", ".join(f"{len(in_split)} of {split}" for split, in_split in faults_by_split.items() if in_split)
+    listed = "".join(f"\n  {fault}" for fault in faults[:MAX_LISTED])
+    rest = f"\n  and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""
+    loading.say(f"skipped {len(faults)} images that cannot be used ({counts}):{listed}{rest}")
 
 
 def _resizes(config: DataConfig) -> bool:
-    # CelebA's images have one size, and the method crops them; the sizes elsewhere are anyone's
+    # the images of CelebA all have one size and are only cropped; a folder may hold images of any size
     return config.dataset != "celeba"
 
 
-def _not_empty(images: Images, of: str) -> Images:
+def _not_empty(images: Images, name: str) -> Images:
     if not len(images):
-        raise DataError(f"{of}: no image is left when those that cannot be used are skipped")
+        raise DataError(f"{name}: every image is unusable and was skipped: mend or add images")
     return images
 
 
 def _decoder(config: DataConfig, loading: Loading) -> Decoder | None:
-    """None for what is not encoded."""
+    """The decoder of a dataset; None if its images are not encoded."""
     if config.dataset in IN_MEMORY:
         return None
     return make_decoder(loading, size=config.size, channels=config.channels, resize=_resizes(config))

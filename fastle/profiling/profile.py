@@ -30,7 +30,7 @@ from fastle.data import Feed, Images, Loading, open_images
 from fastle.errors import FastleError
 from fastle.machine import allocated_memory, peak_memory, quiet_profiler, synchronize
 from fastle.training.plain_step import PlainStep, StartingPoint
-from fastle.training.step import StepMode, TrainStep
+from fastle.training.trainer import StepMode, Trainer
 
 from .measure import count_flop, matmul_peak, product_type
 from .tables import StepFigures, legend, phase_table, rate_table
@@ -60,7 +60,7 @@ class ProfiledStep:
     model: nn.Module
     step: Callable[[Tensor], object]
     loss: Callable[[Tensor], Tensor]
-    ours: TrainStep | None = None
+    ours: Trainer | None = None
 
 
 def profile(
@@ -113,7 +113,7 @@ def profile(
 
 
 def _fastle(config: RunConfig, device: torch.device, mode: StepMode) -> ProfiledStep:
-    step = TrainStep(config, device, mode=mode)
+    step = Trainer(config, device, mode=mode)
 
     def loss(images: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
@@ -178,8 +178,8 @@ def _measure(
             + (", compilation included: a minute or more" if step.compiles else "")
         )
         seconds = WARM_UP * _seconds_per_step(step, batches, WARM_UP, device)
-        if step.ours is not None and step.ours.refused:
-            say(f"{step.name}: {step.ours.refused}")
+        if step.ours is not None and step.ours.why_not_captured:
+            say(f"{step.name}: {step.ours.why_not_captured}")
         say(f"{step.name}: warm after {seconds:.1f} s; {steps} steps without the profiler, {steps} with it")
         step_ms = 1e3 * _seconds_per_step(step, batches, steps, device)
         memory = _step_memory(step, next(batches), device, held)

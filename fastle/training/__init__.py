@@ -1,1 +1,1 @@
-"""The loop around the method: the step in its three modes, runs on disk, evaluation, display."""
+"""Training: the trainer and its step in three modes, the loop, the run directory, evaluation and display."""

@@ -1,7 +1,8 @@
 """A whole training step as one CUDA graph: recorded once, replayed for every batch.
 
-Launching some hundreds of kernels takes the host longer than a GPU needs for small models and batches; a replay is one
-launch. What a graph reads and writes stays where it was at the recording, so batches are copied in and losses out.
+With small models and batches, the host needs longer to launch a step's several hundred kernels than the GPU needs to
+run them; a replay is a single launch. A graph reads and writes the memory it was recorded with, so every batch is
+copied in and the losses are copied out.
 """
 
 from __future__ import annotations
@@ -16,36 +17,36 @@ from torch import Generator, Tensor
 from fastle.errors import FastleError
 from fastle.method.objective import Losses
 
-# compiles, tunes and fills the optimizer's state, none of which may happen while a graph is recorded
+# steps before the recording: they compile, tune and allocate the optimizer's state, which a recording must not do
 WARM_UP = 3
-# of the loss of a replay: its kernels are those of the step, but libraries may choose others while recording
+# relative, for the loss of the first replay: libraries may choose other kernels while a graph is recorded
 TOLERANCE = 1e-2
 
 
 class CannotCapture(FastleError):
-    """The step cannot be recorded here; it has changed nothing."""
+    """The step cannot be recorded here. The attempt has changed nothing."""
 
 
 class StepGraph:
-    """A step, recorded for batches of one shape.
+    """A step recorded for batches of one shape.
 
-    Recording takes a few real steps and a replay, which must give the loss of the first of them. All that they change
-    is put back, so that the first call is the first step.
+    The constructor takes a few real steps, records one, and replays it to compare its loss with that of the first. Then
+    it restores everything that these steps changed, so that the first call is the first step.
 
     Args:
-        step: draws, loss, backward and update of a batch on the GPU, without waiting for it.
-        images: a batch.
-        seed: puts the generators where they are for the step that comes next.
-        generators: what the step draws from. A replay draws what it would from their state at that time.
-        changed: all tensors that the step changes and that outlive it. May grow by the optimizer's moments, which begin
-            at zero.
+        step: Makes the draws and computes loss, gradient and update of a batch on the GPU, without waiting for the GPU.
+        images: A batch on the GPU.
+        seed: Seeds the generators for the next step.
+        generators: Every generator the step draws from. A replay draws from the state they have at that time.
+        state: Returns all tensors that the step changes and that outlive it. More may appear after the first step: the
+            optimizer's moments, which start at zero.
 
     Attributes:
-        memory: bytes allocated at the peak of the step, all that was there before included.
+        memory: Bytes allocated at the peak of the step, including what was allocated before.
 
     Raises:
-        CannotCapture: PyTorch or the driver refuses, or a replay computes something else; the message is the reason.
-        torch.OutOfMemoryError: the batch is too large.
+        CannotCapture: PyTorch or the driver refuses, or the replay computes another loss. The message is the reason.
+        torch.OutOfMemoryError: The batch is too large.
     """
 
     def __init__(
@@ -55,50 +56,50 @@ class StepGraph:
         *,
         seed: Callable[[], None],
         generators: Sequence[Generator],
-        changed: Callable[[], Iterable[Tensor]],
+        state: Callable[[], Iterable[Tensor]],
     ) -> None:
         self._images = images.clone()
-        before = {tensor: tensor.clone() for tensor in changed()}
+        saved = {tensor: tensor.clone() for tensor in state()}
 
-        def put_back() -> None:
+        def restore() -> None:
             with torch.no_grad():
-                for tensor in changed():
-                    tensor.copy_(before[tensor]) if tensor in before else tensor.zero_()
+                for tensor in state():
+                    tensor.copy_(saved[tensor]) if tensor in saved else tensor.zero_()
 
         try:
             seed()
-            wanted = self._warm_up(step)
+            expected = self._warm_up(step)
             self._graph, self._losses, self.memory = self._record(step, generators)
-            put_back()
+            restore()
             seed()
             self._graph.replay()
-            found = float(self._losses.total)
-            if not math.isclose(found, wanted, rel_tol=TOLERANCE):
-                raise CannotCapture(f"a replay computes a loss of {found:.6g} where the step's is {wanted:.6g}")
+            replayed = float(self._losses.total)
+            if not math.isclose(replayed, expected, rel_tol=TOLERANCE):
+                raise CannotCapture(f"a replay computes a loss of {replayed:.6g} where the step's is {expected:.6g}")
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise CannotCapture(reason.strip()) from error
         finally:
-            put_back()
+            restore()
 
     def __call__(self, images: Tensor) -> Losses:
-        """The step on a batch.
+        """Replays the step on a batch.
 
         Raises:
-            ValueError: its shape is not that of the recording.
+            ValueError: The batch does not have the shape of the recording.
         """
         if images.shape != self._images.shape:
             shapes = f"{tuple(images.shape)}, not {tuple(self._images.shape)}"
             raise ValueError(f"the step was captured for batches of another shape: {shapes}")
         self._images.copy_(images)
         self._graph.replay()
-        # the next replay writes over the graph's own
-        return _each(self._losses, Tensor.clone)
+        # the next replay overwrites the graph's own tensors
+        return _map_losses(self._losses, Tensor.clone)
 
     def _warm_up(self, step: Callable[[Tensor], Losses]) -> float:
-        """On another stream, as a recording is; returns the loss of the first step."""
+        """Takes a few steps on a side stream, as a recording must; returns the loss of the first."""
         stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
@@ -113,12 +114,12 @@ class StepGraph:
         for generator in generators:
             graph.register_generator_state(generator)
         torch.cuda.reset_peak_memory_stats()
-        # the feed's thread copies batches meanwhile, which a stricter mode would take for part of the recording
+        # the feed's threads copy batches meanwhile, which a stricter mode would reject as part of the recording
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            losses = _each(step(self._images), Tensor.detach)
+            losses = _map_losses(step(self._images), Tensor.detach)
         return graph, losses, torch.cuda.max_memory_allocated()
 
 
-def _each(losses: Losses, change: Callable[[Tensor], Tensor]) -> Losses:
+def _map_losses(losses: Losses, function: Callable[[Tensor], Tensor]) -> Losses:
     values = {field.name: getattr(losses, field.name) for field in fields(losses)}
-    return replace(losses, **{name: change(value) for name, value in values.items() if value is not None})
+    return replace(losses, **{name: function(value) for name, value in values.items() if value is not None})

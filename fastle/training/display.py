@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a live table on a terminal, plain lines elsewhere, nothing on ranks other than 0."""
+"""The display of a run: a live table on a terminal, plain lines elsewhere, nothing on ranks other than 0."""
 
 from __future__ import annotations
 
@@ -13,33 +13,36 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-WARM_UP = 5  # steps that no rate is taken from: allocators, thread pools and file caches fill in them
-PLAIN_SECONDS = 10.0  # a plain line no more often than this
+WARM_UP = 5  # first steps that the rates leave out: allocators, thread pools and file caches fill up in them
+PLAIN_SECONDS = 10.0  # plain lines are at least this far apart
 
 
 class Clock:
-    """Time spent in steps, with validation and saving left out, and the rate since the warm-up.
+    """Measures the time spent in steps, without validation and saving, and the rate since the warm-up.
 
     Args:
-        images_per_step: of all ranks.
-        now: seconds; tests give their own.
+        images_per_step: The batch size of all ranks together.
+        now: Returns the time in seconds. Tests pass their own.
+
+    Attributes:
+        steps: The number of steps that have ended.
     """
 
     def __init__(self, images_per_step: int, now: Callable[[], float] = time.perf_counter) -> None:
         self._images, self._now = images_per_step, now
-        self._steps = 0
+        self.steps = 0
         self._spent, self._resumed_at = 0.0, now()
         self._warm_up = 0.0
 
     def step(self) -> None:
-        """A step has ended."""
-        self._steps += 1
-        if self._steps == WARM_UP:
+        """Notes that a step has ended."""
+        self.steps += 1
+        if self.steps == WARM_UP:
             self._warm_up = self.elapsed()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens meanwhile is not a step."""
+        """Excludes what happens in the `with` block."""
         self._spent = self.elapsed()
         try:
             yield
@@ -47,16 +50,16 @@ class Clock:
             self._resumed_at = self._now()
 
     def elapsed(self) -> float:
-        """Seconds in steps. Not meaningful while paused."""
+        """Seconds spent in steps. Not meaningful while paused."""
         return self._spent + self._now() - self._resumed_at
 
     def seconds_per_step(self) -> float | None:
-        """The mean since the warm-up; None while it lasts."""
-        steps = self._steps - WARM_UP
+        """The mean since the warm-up, or None during it."""
+        steps = self.steps - WARM_UP
         return None if steps < 1 else (self.elapsed() - self._warm_up) / steps
 
     def images_per_second(self) -> float | None:
-        """Of all ranks; None during the warm-up."""
+        """The rate of all ranks together, or None during the warm-up."""
         seconds = self.seconds_per_step()
         return self._images / seconds if seconds else None
 
@@ -65,9 +68,9 @@ class Display:
     """Shows rows of metrics as they come. Use it in a `with` statement.
 
     Args:
-        console: where to.
-        total: steps of the run.
-        shown: False shows nothing at all.
+        console: Where the metrics are shown.
+        total: The number of steps of the run.
+        shown: Whether anything is shown at all.
     """
 
     def __init__(self, console: Console, total: int, *, shown: bool = True) -> None:
@@ -91,48 +94,49 @@ class Display:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a line that stays."""
         if self._shown:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def update(self, row: dict[str, Any], eta: float | None, *, force: bool = False) -> None:
-        """The newest metrics. Without a terminal a line every `PLAIN_SECONDS`, or at once with `force`.
+        """Shows the newest metrics.
 
         Args:
-            row: as in metrics.jsonl.
-            eta: seconds to the end, None if not known yet.
+            row: A row of metrics.jsonl.
+            eta: Seconds to the end of the run, or None if not known yet.
+            force: Without a terminal, print a line even if the last one is less than `PLAIN_SECONDS` old.
         """
         if not self._shown:
             return
         remaining = "warming up" if eta is None else format_seconds(eta)
         if self._live is not None:
-            # what only some rows have keeps its place in the table
+            # metrics that only some rows have keep their place in the table
             self._newest |= row
             self._progress.update(self._task, completed=row["step"])
-            self._live.update(Group(self._progress, _table(_figures(self._newest, remaining))), refresh=True)
+            self._live.update(Group(self._progress, _table(_formatted(self._newest, remaining))), refresh=True)
         elif force or time.monotonic() - self._last_line >= PLAIN_SECONDS:
             self._last_line = time.monotonic()
-            figures = "  ".join(f"{name} {figure}" for name, figure in _figures(row, remaining).items())
-            self.say(f"step {row['step']}/{self._total}  {figures}")
+            metrics = "  ".join(f"{name} {value}" for name, value in _formatted(row, remaining).items())
+            self.say(f"step {row['step']}/{self._total}  {metrics}")
 
 
-def _figures(row: dict[str, Any], remaining: str) -> dict[str, str]:
-    shown = {name.replace("_", " "): format_figure(name, value) for name, value in row.items() if name != "step"}
-    return {"ETA": remaining} | shown
+def _formatted(row: dict[str, Any], remaining: str) -> dict[str, str]:
+    metrics = {name.replace("_", " "): format_metric(name, value) for name, value in row.items() if name != "step"}
+    return {"ETA": remaining} | metrics
 
 
-def _table(figures: dict[str, str]) -> Table:
-    """Names above figures, eight to a line."""
+def _table(metrics: dict[str, str]) -> Table:
+    """Names above values, eight to a line."""
     grid = Table.grid(padding=(0, 3))
-    names, values = list(figures), list(figures.values())
+    names, values = list(metrics), list(metrics.values())
     for start in range(0, len(names), 8):
         grid.add_row(*(f"[dim]{name}[/dim]" for name in names[start : start + 8]))
         grid.add_row(*values[start : start + 8])
     return grid
 
 
-def format_figure(name: str, value: Any) -> str:
-    """A metric as people read it."""
+def format_metric(name: str, value: Any) -> str:
+    """Formats a metric for people."""
     if value is None:
         return "–"
     if name == "data_wait":
@@ -143,7 +147,7 @@ def format_figure(name: str, value: Any) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """12 s, 3 min 05 s, 2 h 07 min."""
+    """Formats a duration: 12 s, 3 min 05 s, 2 h 07 min."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -25,7 +25,7 @@ from fastle.method.objective import Draws
 from fastle.method.transforms import Boxes
 from fastle.phases import phase
 
-from .step import TrainStep
+from .trainer import Trainer
 
 
 class PlainDown(nn.Module):
@@ -230,7 +230,7 @@ class StartingPoint:
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         # this step is never taken
-        self._step = TrainStep(config, device)
+        self._step = Trainer(config, device)
         self.weights: dict[str, Tensor] = self._step.model.state_dict()
 
     def draw(self, images: Tensor, done: int) -> Draws:

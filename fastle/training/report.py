@@ -1,4 +1,4 @@
-"""What a run leaves for people: metrics.jsonl, image grids, curves; and the figures that tell a healthy latent."""
+"""What a run leaves for people: metrics.jsonl, image grids and curves. Also the measures of a latent's health."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ from torch import Tensor
 from fastle.checkpoint import write_atomic
 from fastle.method.model import unit_range
 
-TILE = 96  # small images are enlarged, by whole factors, to about this many pixels
-GAP = 4
-LABEL = 15  # font size of a row's name
+TILE = 96  # pixels: small images are enlarged to about this size, by whole factors
+GAP = 4  # pixels between images
+LABEL = 15  # font size of the rows' names
 TERMS = ("pixel", "agreement", "full_view", "consistency", "clean", "masked", "sigreg")
 
 
 @torch.no_grad()
 def latent_spread(z: Tensor) -> Tensor:
-    """The root of the mean variance over the features of a latent (B, D) or (B, c, h, w): 0 when all codes are one."""
+    """The root of the mean variance of a latent's features; 0 if all codes are the same.
+
+    Args:
+        z: (B, D), or (B, c, h, w), whose positions count as samples of c features.
+    """
     return _samples(z).var(0, correction=0).mean().sqrt()
 
 
 @torch.no_grad()
 def effective_rank(z: Tensor) -> Tensor:
-    """exp of the entropy of the covariance's normalised eigenvalues, in [1, D] (Roy & Vetterli, 2007).
+    """The effective rank (Roy & Vetterli, 2007), in [1, D]: exp of the entropy of the covariance's eigenvalues.
 
     Args:
         z: (B, D), or (B, c, h, w), whose positions count as samples of c features.
@@ -46,18 +50,18 @@ def _samples(z: Tensor) -> Tensor:
 
 
 def append_metrics(path: Path, row: dict[str, Any]) -> None:
-    """Adds a line to a metrics.jsonl: one JSON object a line, in the order of the steps."""
+    """Appends a row to metrics.jsonl, which holds one JSON object per line, in the order of the steps."""
     with path.open("ab") as file:
         file.write(_line(row))
 
 
 def rewind_metrics(path: Path, step: int) -> None:
-    """Drops the rows of later steps than `step`, which a killed run may have left, from a metrics.jsonl."""
+    """Drops the rows of steps later than `step`, which a killed run may have left in metrics.jsonl."""
     write_atomic(path, b"".join(_line(row) for row in read_metrics(path) if row["step"] <= step))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, without a last line that was cut off; none if there is no file."""
+    """The rows of metrics.jsonl, except a last line that was cut off; an empty list if there is no file."""
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
@@ -72,10 +76,12 @@ def _line(row: dict[str, Any]) -> bytes:
 
 
 def save_grid(path: Path, rows: Sequence[tuple[str, Tensor]]) -> None:
-    """Writes a PNG with a labelled row of images for each entry.
+    """Writes a PNG with one labelled row of images per entry.
 
     Args:
-        rows: name and images, (B, C, H, W) with C 1 or 3, uint8 or in [0, 1]; all of one shape.
+        path: The PNG file.
+        rows: Names and images. The images are (B, C, H, W), uint8 or in [0, 1], all of one shape. With C other than 3,
+            only the first channel is shown, as grey.
     """
     batch, _, height, width = rows[0][1].shape
     zoom = max(1, round(TILE / height))
@@ -97,12 +103,12 @@ def save_grid(path: Path, rows: Sequence[tuple[str, Tensor]]) -> None:
 
 def _to_rgb(image: Tensor) -> Any:
     pixels = (unit_range(image).detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-    # what has neither one channel nor three shows its first
+    # of anything but RGB, the first channel is shown
     return (pixels if len(pixels) == 3 else pixels[:1].expand(3, -1, -1)).permute(1, 2, 0).numpy()
 
 
 def save_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes a PNG of the loss and its terms, the validation PSNR, and the latent's spread and rank."""
+    """Writes a PNG of the loss and its terms, the validation PSNR, and the latent's spread and effective rank."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

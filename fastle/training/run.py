@@ -1,7 +1,7 @@
 """The run directory: config.json, metrics.jsonl, grids/, curves.png and checkpoints/, written by one process.
 
-The same command again goes on from the newest checkpoint, `overwrite` starts anew, and nothing else deletes (but for
-checkpoints older than the newest two).
+Running the same command again resumes from the newest checkpoint; `overwrite` starts anew. Nothing else deletes files,
+except that only the two newest checkpoints are kept.
 """
 
 from __future__ import annotations
@@ -24,53 +24,55 @@ from fastle.checkpoint import (
 from fastle.config import ConfigError, RunConfig
 from fastle.data import Images
 
-from .evaluate import reconstruction_rows, spread
+from .evaluate import evenly_spaced, reconstruction_rows
 from .report import append_metrics, read_metrics, rewind_metrics, save_curves, save_grid
-from .step import TrainStep
+from .trainer import Trainer
 
 GRID_IMAGES = 8
-OURS = ("checkpoints", "grids", "metrics.jsonl", "curves.png", "config.json")
+# config.json is last: until it goes, the directory is recognised as a run, so that --overwrite can be repeated
+RUN_FILES = ("checkpoints", "grids", "metrics.jsonl", "curves.png", "config.json")
 
 
 class RunDirectory:
     """A run on disk.
 
     Args:
-        path: of the directory; made when the run begins.
+        path: The directory, which is created when the run begins.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._saved_step, self._saved_at = 0, time.monotonic()
-        self._images = 0
+        self._train_images = 0
 
     def open(self, config: RunConfig, *, overwrite: bool) -> None:
-        """Checks that the directory holds this very run or none, or clears it of the one it holds.
+        """Checks that the directory holds no other run. With `overwrite`, deletes the files of the run it holds.
 
         Raises:
-            ConfigError: it holds a run with another configuration; only the steps may have grown.
-            CheckpointError: it cannot be read.
+            ConfigError: It holds a run with another configuration; only the number of steps may differ.
+            CheckpointError: Its configuration cannot be read.
         """
         if overwrite and (self.path / "config.json").exists():
             self._clear()
-        # without a checkpoint there is nothing to mix up: the run failed before its first
+        # a run without a checkpoint failed before its first one, so no results can be mixed up
         if has_checkpoint(self.path):
             check_same_run(self.path, read_run_config(self.path), config)
 
-    def resume(self, step: TrainStep, *, images: int, total: int) -> str | None:
-        """Puts the newest checkpoint, if there is one, into `step`.
+    def resume(self, trainer: Trainer, *, images: int, total: int) -> str | None:
+        """Restores the newest checkpoint, if there is one.
 
         Args:
-            images: in the training split, which must be as many as when the run began.
-            total: steps of the run.
+            trainer: Restored in place.
+            images: The number of training images, which must be what it was when the run began.
+            total: The number of steps of the whole run.
 
         Returns:
             A line to show, or None for a new run.
 
         Raises:
-            FastleError: the checkpoint cannot be read, or is of other images or of a longer run.
+            FastleError: The checkpoint cannot be read, or it belongs to other images or to a longer run.
         """
-        self._images = images
+        self._train_images = images
         if not has_checkpoint(self.path):
             return None
         checkpoint = load_checkpoint(latest_checkpoint(self.path))
@@ -82,45 +84,45 @@ class RunDirectory:
             )
         if done > total:
             raise ConfigError(f"{self.path} is at step {done} already, past the {total} asked for: give more --steps")
-        step.load(checkpoint, done)
+        trainer.load(checkpoint, done)
         self._saved_step = done
         return f"resumed from {checkpoint.path}" + (", nothing left to do" if done == total else "")
 
-    def begin(self, step: TrainStep) -> None:
-        """Writes what steps will be added to: config.json, and metrics.jsonl up to the step resumed from."""
-        write_atomic(self.path / "config.json", json.dumps(step.config.to_dict(), indent=2).encode() + b"\n")
-        rewind_metrics(self.path / "metrics.jsonl", step.done)
+    def begin(self, trainer: Trainer) -> None:
+        """Writes config.json, and cuts metrics.jsonl back to the step that the run resumes from."""
+        write_atomic(self.path / "config.json", json.dumps(trainer.config.to_dict(), indent=2).encode() + b"\n")
+        rewind_metrics(self.path / "metrics.jsonl", trainer.done)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Adds a row of metrics."""
+        """Appends a row to metrics.jsonl."""
         append_metrics(self.path / "metrics.jsonl", row)
 
-    def draw(self, step: TrainStep, images: Images) -> None:
-        """The grid of fixed images of a split, and the curves so far."""
-        batch = images.batch(spread(len(images), GRID_IMAGES)).to(step.device)
-        rows = reconstruction_rows(step.model, batch, step.config.objective.hole_ratio)
-        save_grid(self.path / "grids" / f"step-{step.done:08d}.png", rows)
+    def save_pictures(self, trainer: Trainer, images: Images) -> None:
+        """Writes a grid of reconstructions, always of the same images of the split, and the curves so far."""
+        batch = images.batch(evenly_spaced(len(images), GRID_IMAGES)).to(trainer.device)
+        rows = reconstruction_rows(trainer.model, batch, trainer.config.objective.hole_ratio)
+        save_grid(self.path / "grids" / f"step-{trainer.done:08d}.png", rows)
         save_curves(self.path / "curves.png", read_metrics(self.path / "metrics.jsonl"))
 
-    def save(self, step: TrainStep) -> None:
-        """A checkpoint of this step, unless it is there."""
-        if self._saved_step != step.done:
-            save_checkpoint(self.path, step.done, step.state(), {"step": step.done, "train_images": self._images})
-            self._saved_step, self._saved_at = step.done, time.monotonic()
+    def save(self, trainer: Trainer) -> None:
+        """Writes a checkpoint, unless this step has one already."""
+        step = trainer.done
+        if self._saved_step != step:
+            save_checkpoint(self.path, step, trainer.state(), {"step": step, "train_images": self._train_images})
+            self._saved_step, self._saved_at = step, time.monotonic()
 
-    def since_saved(self) -> float:
+    def seconds_since_saved(self) -> float:
         """Seconds since the last checkpoint, or since the start."""
         return time.monotonic() - self._saved_at
 
-    def last_good(self) -> str:
-        """Where the run could go on from, in words."""
+    def last_good_checkpoint(self) -> str:
+        """Says, in words, which checkpoint the run could resume from."""
         if not has_checkpoint(self.path):
             return "there is no earlier checkpoint"
         return f"the last good checkpoint is {latest_checkpoint(self.path)}"
 
     def _clear(self) -> None:
-        # config.json goes last: until then the directory is known as a run, and --overwrite can be given again
-        for name in OURS:
+        for name in RUN_FILES:
             path = self.path / name
             if path.is_dir():
                 shutil.rmtree(path)
@@ -129,7 +131,7 @@ class RunDirectory:
 
 
 def check_same_run(path: Path, before: RunConfig, now: RunConfig) -> None:
-    """Raises ConfigError, naming every difference, if two configurations differ in more than the length of the run."""
+    """Raises ConfigError, naming every difference, if two configurations differ in more than the number of steps."""
     same_length = replace(now, train=replace(now.train, steps=before.train.steps, epochs=before.train.epochs))
     if same_length == before:
         return

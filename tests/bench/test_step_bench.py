@@ -31,7 +31,7 @@ from fastle.method.model import Autoencoder
 from fastle.method.objective import Losses, SelfTeaching
 from fastle.presets import make_config
 from fastle.training.plain_step import PlainAutoencoder, PlainObjective, PlainStep, StartingPoint
-from fastle.training.step import TrainStep
+from fastle.training.trainer import Trainer
 from tests.bench.bench_cases import check_bad_input, check_refused, check_report, check_shown, run_tiny
 
 CPU = torch.device("cpu")
@@ -93,7 +93,7 @@ def test_plain_objective_is_fastles(name: str) -> None:
 def test_plain_steps_go_the_way_of_fastles() -> None:
     start, images = a_start(CONFIGS["celeba-masked"])
     plain = PlainStep(start)
-    ours = TrainStep(start.config, CPU)
+    ours = Trainer(start.config, CPU)
     for _ in range(3):
         torch.testing.assert_close(plain(images), ours(images).total.detach(), rtol=1e-5, atol=0)
     encoder, judge = plain.model.encoder.state_dict(), plain.objective.judge.state_dict()
@@ -143,23 +143,23 @@ def test_report_and_what_is_shown_of_it(tmp_path: Path, capsys: pytest.CaptureFi
     assert any(line.startswith("plain bf16's own gradient error is nan") for line in lines)
 
 
-def loss_off(step: TrainStep, losses: Losses) -> Losses:
+def loss_off(step: Trainer, losses: Losses) -> Losses:
     return dataclasses.replace(losses, total=losses.total + 1e-3)
 
 
-def gradient_off(step: TrainStep, losses: Losses) -> Losses:
+def gradient_off(step: Trainer, losses: Losses) -> Losses:
     for state in step.optimizer.state.values():
         state["exp_avg"] *= 1.01
     return losses
 
 
-def not_moved(step: TrainStep, losses: Losses) -> Losses:
+def not_moved(step: Trainer, losses: Losses) -> Losses:
     with torch.no_grad():
         step.model.decoder.head.bias.add_(1e-5)
     return losses
 
 
-WRONG: dict[Callable[[TrainStep, Losses], Losses], str] = {
+WRONG: dict[Callable[[Trainer, Losses], Losses], str] = {
     loss_off: "value error",
     gradient_off: "gradient error 1.0e-02 is over 1e-03",
     not_moved: "update error",
@@ -168,13 +168,13 @@ WRONG: dict[Callable[[TrainStep, Losses], Losses], str] = {
 
 @pytest.mark.parametrize("change", WRONG, ids=lambda change: change.__name__)
 def test_a_wrong_step_has_no_times(
-    change: Callable[[TrainStep, Losses], Losses],
+    change: Callable[[Trainer, Losses], Losses],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    right = TrainStep.__call__
-    monkeypatch.setattr(TrainStep, "__call__", lambda self, images: change(self, right(self, images)))
+    right = Trainer.__call__
+    monkeypatch.setattr(Trainer, "__call__", lambda self, images: change(self, right(self, images)))
     report = run_tiny(main, tmp_path, "--shapes", "tiny:16", "--sides", "plain", "fastle eager", status=1)
     check_refused(report, f"fastle eager: {WRONG[change]}", capsys.readouterr().out)
 
@@ -198,7 +198,7 @@ def test_a_step_in_another_mode_than_asked_for_fails() -> None:
             self.mode = "compiled"
 
     with pytest.raises(RuntimeError, match="went on as compiled"):
-        first_step(cast(TrainStep, Fallen()), torch.zeros(1))
+        first_step(cast(Trainer, Fallen()), torch.zeros(1))
 
 
 def test_adamw_by_hand() -> None:

@@ -10,16 +10,17 @@ from torch import Tensor
 
 from fastle.config import DataConfig
 from fastle.data import Images, Loading, open_images
-from tests.data.pictures import plainly, write_pictures
+from tests.data.pictures import dali_or_skip, oracle, write_pictures
 
-# smaller than the images, which are SIDE pixels wide and higher than that
+# pixels: the images are larger than the crops
 SIZE, SIDE = 16, 29
 # two whole blocks of 256 images and a part of a third
 MANY = 600
+CACHES = ("none", "disk", "host", "auto")
 
 
 def write_splits(root: Path, train: int) -> Path:
-    """A folder with splits of its own, so that an image more moves no other."""
+    """A folder with its own splits, so that adding an image moves no other."""
     write_pictures(root / "train", train)
     write_pictures(root / "valid", 5, first=train)
     write_pictures(root / "test", 5, first=train + 5)
@@ -27,19 +28,30 @@ def write_splits(root: Path, train: int) -> Path:
 
 
 def config(root: Path, **more: Any) -> DataConfig:
-    return DataConfig(dataset="folder", root=str(root), **{"size": SIZE, "channels": 3} | more)
+    return DataConfig(**{"dataset": "folder", "root": str(root), "size": SIZE, "channels": 3} | more)
 
 
 def pixels(root: Path) -> Tensor:
+    """The oracle's images of the training split."""
     paths = sorted(path for path in (root / "train").iterdir() if path.suffix in (".png", ".jpg"))
-    return torch.stack([plainly(path.read_bytes(), SIZE, resize=True) for path in paths])
+    return torch.stack([oracle(path.read_bytes(), SIZE, resize=True) for path in paths])
+
+
+def loading(decoder: str, cache: str, messages: list[str] | None = None) -> Loading:
+    if decoder == "dali":
+        dali_or_skip()
+    say = (lambda text: None) if messages is None else (lambda text: messages.append(str(text)))
+    return Loading(decoder=decoder, cache=cache, say=say)  # type: ignore[arg-type]
 
 
 def opened(
     root: Path, cache: str = "disk", decoder: str = "torchvision", split: Any = "train", **more: Any
 ) -> tuple[Images, str]:
-    """The images and what was said."""
-    said: list[str] = []
-    loading = Loading(decoder=decoder, cache=cache, say=lambda text: said.append(str(text)))  # type: ignore[arg-type]
-    images = open_images(config(root, **more), split, loading)
-    return images, "\n".join(said)
+    """The images of a split, and the messages."""
+    messages: list[str] = []
+    images = open_images(config(root, **more), split, loading(decoder, cache, messages))
+    return images, "\n".join(messages)
+
+
+def everything(images: Images) -> Tensor:
+    return images.batch(range(len(images)))

@@ -1,28 +1,25 @@
-"""Pictures to encode, smooth, so that codecs treat them as photographs, and what the tests of the cache share."""
+"""What the tests of the data share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
+from fastle.data.decode import DiskFile
 from tests.data.caches import MANY, write_splits
 
-Picture = Callable[..., Image.Image]
 
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[bytes, str], DiskFile]:
+    """write(data, name) puts a file into a folder of the test."""
 
-@pytest.fixture(scope="session")
-def picture() -> Picture:
-    """picture(seed, width=178, height=218): an RGB image; CelebA's size unless told otherwise."""
+    def write(data: bytes, name: str) -> DiskFile:
+        (tmp_path / name).write_bytes(data)
+        return DiskFile(str(tmp_path / name))
 
-    def make(seed: int, width: int = 178, height: int = 218) -> Image.Image:
-        coarse = np.random.default_rng(seed).integers(0, 256, (9, 7, 3), dtype=np.uint8)
-        return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-
-    return make
+    return write
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Small files of every kind, good and bad; the pictures in them are made, never photographs."""
+"""Small image files of every kind, good and bad, with generated pictures."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import CenterCrop
 from torchvision.transforms.v2 import functional as F
 
+from fastle.data.dali import DaliDecoder, why_no_dali
+from fastle.data.decode import Decoder, TorchvisionDecoder
+
 Encode = Callable[[Image.Image], bytes]
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def picture(seed: int, width: int = 178, height: int = 218) -> Image.Image:
-    """RGB, smooth, so that codecs treat it as a photograph, and with grain, so that no two rounding rules agree."""
+    """An RGB image: smooth like a photograph, with grain, which shows differences in rounding."""
     draws = np.random.default_rng(seed)
     coarse = Image.fromarray(draws.integers(0, 256, (9, 7, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
@@ -41,15 +44,15 @@ def with_alpha(image: Image.Image) -> Image.Image:
     return image
 
 
-def turned(image: Image.Image) -> bytes:
-    """A JPEG that says it lies on its side."""
+def turned(image: Image.Image, kind: str = "JPEG") -> bytes:
+    """A file whose EXIF orientation turns it on its side."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    return encoded(image, "JPEG", exif=exif)
+    return encoded(image, kind, exif=exif)
 
 
 def with_thumbnail(image: Image.Image) -> bytes:
-    """A JPEG with a smaller one in its first segment: who looks for markers by their bytes finds the wrong size."""
+    """A JPEG with a smaller one in its first segment: a search for the bytes of a marker finds the wrong size."""
     data, thumbnail = encoded(image, "JPEG"), encoded(picture(0, 16, 12), "JPEG")
     segment = b"Exif\0\0" + thumbnail
     return data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:]
@@ -66,11 +69,11 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def png(pixels: np.ndarray, *, colour: int, interlaced: bool = False) -> bytes:
-    """What Pillow does not write: 16 bits of colour, and interlacing. `pixels` is (H, W, C), uint8 or uint16."""
+    """A PNG as Pillow cannot write it: 16-bit colour, or interlaced. `pixels` is (H, W, C), uint8 or uint16."""
     height, width = pixels.shape[:2]
     passes = [(0, 0, 1, 1)]
     if interlaced:
-        # Adam7: first column, first row, step right, step down
+        # Adam7: first column, first row, column step, row step
         passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
     lines: list[bytes] = []
     for column, row, right, down in passes:
@@ -84,7 +87,7 @@ def png(pixels: np.ndarray, *, colour: int, interlaced: bool = False) -> bytes:
 
 
 def sixteen(image: Image.Image) -> np.ndarray:
-    """uint16 (H, W, 3) whose low bytes are not those of the high ones."""
+    """uint16 (H, W, 3) whose low bytes differ from the high ones."""
     high = np.asarray(image).astype(np.uint16) << 8
     return high + np.arange(high.size, dtype=np.uint16).reshape(high.shape) % 256
 
@@ -105,6 +108,7 @@ GOOD: dict[str, Encode] = {
     "jpeg-rgb": lambda image: encoded(image, "JPEG", keep_rgb=True),
     "jpeg-cmyk": lambda image: encoded(image.convert("CMYK"), "JPEG"),
     "jpeg-turned": turned,
+    "webp-turned": lambda image: turned(image, "WEBP"),
     "jpeg-thumbnail": with_thumbnail,
     "jpeg-fill-bytes": filled,
     "jpeg-trailing": lambda image: encoded(image, "JPEG") + b"\0" * 40,
@@ -127,12 +131,11 @@ GOOD: dict[str, Encode] = {
     "webp-lossless-alpha": lambda image: encoded(with_alpha(image), "WEBP", lossless=True),
 }
 
-# what is not one of the three kinds
-FOREIGN: dict[str, Encode] = {
+UNSUPPORTED: dict[str, Encode] = {
     "gif": lambda image: encoded(image, "GIF"),
     "bmp": lambda image: encoded(image, "BMP"),
     "tif": lambda image: encoded(image, "TIFF"),
-    # the first box is enough to tell what they are
+    # the first box identifies the format
     "heic": lambda image: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 200,
     "avif": lambda image: b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + b"\0" * 200,
 }
@@ -144,7 +147,7 @@ def half(data: bytes) -> bytes:
 
 
 def damaged_png(image: Image.Image) -> bytes:
-    """Whole at both ends, with another byte in the middle: only decoding tells."""
+    """A PNG with a wrong byte in the middle: its ends are right, and only decoding can tell."""
     data = bytearray(encoded(image, "PNG"))
     data[len(data) // 2] ^= 0xFF
     return bytes(data)
@@ -156,7 +159,7 @@ def bomb(width: int = 12_000, height: int = 12_000) -> bytes:
 
 
 def write_bad(folder: Path, size: int) -> dict[str, str]:
-    """Bad files of every sort where `size`, above 20, is asked for; each one's name and a part of its fault."""
+    """Writes bad files of every kind, for a `size` above 20. Returns their names and a part of their faults."""
     image = picture(99, 60, 70)
     (folder / "bad-truncated.jpg").write_bytes(half(encoded(image, "JPEG")))
     (folder / "bad-empty.jpg").touch()
@@ -179,7 +182,7 @@ def write_bad(folder: Path, size: int) -> dict[str, str]:
 
 
 def write_pictures(folder: Path, count: int, *, first: int = 0, width: int = 29, height: int = 36) -> list[Path]:
-    """So many PNGs of one size, named by their seeds."""
+    """Writes PNGs of one size, named by their seeds."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{seed:04}.png" for seed in range(first, first + count)]
     for seed, path in enumerate(paths, start=first):
@@ -188,7 +191,7 @@ def write_pictures(folder: Path, count: int, *, first: int = 0, width: int = 29,
 
 
 def write_celeba(root: Path, contents: Iterable[tuple[str, bytes]], valid: int = 0) -> Path:
-    """torchvision's layout of files with these names; the last `valid` of them validate. The folder of the images."""
+    """Writes torchvision's layout; the last `valid` files are the validation split. Returns the images' folder."""
     named = list(contents)
     folder = root / "celeba" / "img_align_celeba"
     folder.mkdir(parents=True)
@@ -199,8 +202,8 @@ def write_celeba(root: Path, contents: Iterable[tuple[str, bytes]], valid: int =
     return folder
 
 
-def plainly(data: bytes, size: int, *, resize: bool) -> Tensor:
-    """The oracle: uint8 (3, size, size) by torchvision's own functions, one after the other."""
+def oracle(data: bytes, size: int, *, resize: bool) -> Tensor:
+    """uint8 (3, size, size) by torchvision's own functions, one after the other."""
     image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
     image = F.to_dtype(image, torch.uint8, scale=True)
     if resize:
@@ -208,8 +211,26 @@ def plainly(data: bytes, size: int, *, resize: bool) -> Tensor:
     return CenterCrop(size)(image)
 
 
-def dali_or_skip() -> None:
-    from fastle.data.dali import why_no_dali
+class Memory:
+    """An image file in memory."""
 
+    def __init__(self, name: str, data: bytes) -> None:
+        self.name, self._data = name, data
+
+    def read(self) -> bytes:
+        return self._data
+
+    def stamp(self) -> str:
+        return self.name
+
+
+def decoder_of(name: str, size: int, *, resize: bool, threads: int | None = None) -> Decoder:
+    if name == "torchvision":
+        return TorchvisionDecoder(size, 3, resize, threads)
+    dali_or_skip()
+    return DaliDecoder(size, resize=resize, threads=threads)
+
+
+def dali_or_skip() -> None:
     if reason := why_no_dali():
         pytest.skip(f"no DALI: {reason}")

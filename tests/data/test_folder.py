@@ -1,3 +1,5 @@
+"""Folders of images: which files are found, and how they are split."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -38,19 +40,19 @@ def test_images_are_found_by_name_in_the_order_of_their_paths(tmp_path: Path) ->
     elsewhere = touch(tmp_path.with_name("elsewhere"), "g.jpg")
     (root / "linked").symlink_to(elsewhere, target_is_directory=True)
     (root / "h.jpg").symlink_to(elsewhere / "g.jpg")
-    # a GIF is found, to be refused by name: nobody should miss it in silence
+    # a GIF is found, so that it is reported rather than silently left out
     assert find_images(root) == ["a-b.webp", "a/b/c.JpEg", "a/z.PNG", "b.jpg", "c.gif", "h.jpg"]
     assert names(root, None) == find_images(root)
 
 
-def test_a_root_that_is_hidden_or_linked_counts(tmp_path: Path) -> None:
+def test_the_root_may_be_hidden_or_linked(tmp_path: Path) -> None:
     hidden = touch(tmp_path / ".cache", "a.jpg")
     (tmp_path / "link").symlink_to(hidden, target_is_directory=True)
     assert find_images(hidden) == find_images(tmp_path / "link") == ["a.jpg"]
 
 
-@pytest.mark.parametrize(("n", "held_out"), [(3, 1), (20, 1), (21, 2), (100, 5), (101, 6)])
-def test_a_hold_out_is_a_partition_of_five_percents(n: int, held_out: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("n", "held_out"), [(3, 1), (20, 1), (21, 2), (100, 5)])
+def test_a_hold_out_is_five_percent_of_the_images_per_split(n: int, held_out: int, tmp_path: Path) -> None:
     root = touch(tmp_path, *(f"{i % 3}/{i:03}.jpg" for i in range(n)))
     parts = {split: names(root, split) for split in SPLITS}
     assert {split: len(part) for split, part in parts.items()} == {
@@ -70,7 +72,7 @@ def test_a_hold_out_depends_on_the_paths_below_the_root_alone(tmp_path: Path) ->
     assert names(one, "test") != files[:5]
     # pinned, because a test set that changes between versions leaks into training
     assert names(one, "test") == ["018.jpg", "041.jpg", "047.jpg", "094.jpg", "096.jpg"]
-    # an image more moves an image or two, not all
+    # a new image moves an image or two, not all
     touch(one, "100.jpg")
     assert len(set(names(one, "test")) - set(names(two, "test"))) <= 2
 
@@ -88,18 +90,19 @@ def test_train_and_test_folders_are_the_splits(tmp_path: Path) -> None:
 
 
 def test_faults_are_one_line_each(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "gone") == f"{tmp_path / 'gone'}: no such folder"
+    assert refusal(tmp_path / "gone").startswith(f"{tmp_path / 'gone'}: no such folder: ")
     file = touch(tmp_path / "kinds", "a.txt", "b.svg") / "a.txt"
-    assert refusal(file) == f"{file} is not a folder"
-    assert refusal(file.parent) == f"{file.parent}: no images (.jpg .jpeg .png .webp), 2 other files"
+    assert refusal(file).startswith(f"{file} is not a folder: ")
+    nothing = f"{file.parent} holds no images (.jpg .jpeg .png .webp), but 2 other files: add images"
+    assert refusal(file.parent) == nothing
     few = touch(tmp_path / "few", "a.jpg", "b.jpg")
-    assert refusal(few) == f"{few}: 2 images cannot be split in 3: add images"
+    assert refusal(few) == f"{few}: 2 images are too few for 3 splits: add images"
     assert len(split_paths(few, None)) == 2
     one = touch(tmp_path / "one", "train/a.jpg", "test/b.jpg")
-    assert refusal(one) == f"{one / 'train'}: 1 images cannot be split in 2: add images"
+    assert refusal(one) == f"{one / 'train'}: 1 images are too few for 2 splits: add images"
 
 
-def test_the_decoder_gets_the_files(tmp_path: Path) -> None:
+def test_the_decoder_is_given_the_files(tmp_path: Path) -> None:
     touch(tmp_path, "b.png")
     Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "a.png")
 

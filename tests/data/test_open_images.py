@@ -1,21 +1,20 @@
+"""The images of a configuration: each dataset with its size, its crop and its errors."""
+
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from fastle.config import DataConfig
 from fastle.data import Feed, open_images, train_size
 from fastle.errors import DataError
+from tests.data.pictures import picture
 
-Picture = Callable[..., Image.Image]
 
-
-def test_a_folder_is_resized_and_fed(tmp_path: Path, picture: Picture) -> None:
+def test_a_folder_is_resized_and_fed(tmp_path: Path) -> None:
     images = {f"{i:02}.png": picture(i, 40 + i, 50) for i in range(30)}
     for name, image in images.items():
         image.save(tmp_path / name)
@@ -28,7 +27,7 @@ def test_a_folder_is_resized_and_fed(tmp_path: Path, picture: Picture) -> None:
     assert len(epoch.flatten(1).unique(dim=0)) == 26
 
 
-def test_celeba_is_cropped_not_resized(tmp_path: Path, picture: Picture) -> None:
+def test_celeba_is_cropped_not_resized(tmp_path: Path) -> None:
     image = picture(0)
     folder = tmp_path / "img_align_celeba"
     folder.mkdir()

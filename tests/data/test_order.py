@@ -1,3 +1,5 @@
+"""The order of the images: a permutation per epoch, split among the ranks, a function of seed and step alone."""
+
 from __future__ import annotations
 
 import pytest
@@ -10,7 +12,7 @@ from fastle.data.order import batch_indices, steps_per_epoch
 from fastle.errors import FastleError
 
 
-def of_one_rank(n: int, step: int, batch_size: int, seed: int = 0) -> torch.Tensor:
+def indices(n: int, step: int, batch_size: int, seed: int = 0) -> torch.Tensor:
     return batch_indices(n, step=step, batch_size=batch_size, seed=seed, rank=0, world_size=1)
 
 
@@ -32,7 +34,7 @@ def test_ranks_together_are_the_global_batch(n: int, share: int, world_size: int
     ]
     assert all(rank.dtype == torch.int64 and len(rank) == batch_size // world_size for rank in ranks)
     together = torch.cat(ranks)
-    assert torch.equal(together, of_one_rank(n, step, batch_size, seed))
+    assert torch.equal(together, indices(n, step, batch_size, seed))
     assert len(together.unique()) == batch_size
     assert together.min() >= 0
     assert together.max() < n
@@ -42,9 +44,7 @@ def test_ranks_together_are_the_global_batch(n: int, share: int, world_size: int
 def test_an_epoch_takes_no_image_twice_and_drops_the_partial_batch(n: int, batch_size: int) -> None:
     steps = steps_per_epoch(n, batch_size)
     assert steps == n // batch_size
-    epochs = [
-        torch.cat([of_one_rank(n, epoch * steps + step, batch_size) for step in range(steps)]) for epoch in range(3)
-    ]
+    epochs = [torch.cat([indices(n, epoch * steps + step, batch_size) for step in range(steps)]) for epoch in range(3)]
     assert all(len(epoch.unique()) == steps * batch_size for epoch in epochs)
     assert not torch.equal(epochs[0], epochs[1])
     assert not torch.equal(epochs[1], epochs[2])
@@ -52,51 +52,45 @@ def test_an_epoch_takes_no_image_twice_and_drops_the_partial_batch(n: int, batch
 
 def test_a_step_does_not_depend_on_what_was_asked_before() -> None:
     order._permutation.cache_clear()
-    fresh = of_one_rank(100, 47, 10).clone()
+    fresh = indices(100, 47, 10).clone()
     for step in (3, 90, 11, 12):
-        of_one_rank(100, step, 10, seed=step)
-        assert torch.equal(of_one_rank(100, 47, 10), fresh)
+        indices(100, step, 10, seed=step)
+        assert torch.equal(indices(100, 47, 10), fresh)
 
 
-def test_a_caller_may_write_to_what_it_got() -> None:
-    first = of_one_rank(100, 2, 10)
+def test_the_caller_may_write_to_its_indices() -> None:
+    first = indices(100, 2, 10)
     kept = first.clone()
     first.zero_()
-    assert torch.equal(of_one_rank(100, 2, 10), kept)
+    assert torch.equal(indices(100, 2, 10), kept)
 
 
 def test_the_global_random_state_is_neither_read_nor_moved() -> None:
-    order._permutation.cache_clear()
-    torch.manual_seed(1)
-    first, state = of_one_rank(100, 0, 10), torch.get_rng_state()
-    order._permutation.cache_clear()
-    torch.manual_seed(2)
-    assert torch.equal(of_one_rank(100, 0, 10), first)
-    torch.manual_seed(1)
-    assert torch.equal(torch.get_rng_state(), state)
+    states = []
+    for seed in (1, 2):
+        order._permutation.cache_clear()
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        states.append(indices(100, 0, 10))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(*states)
 
 
 def test_no_two_pairs_of_seed_and_epoch_share_an_order() -> None:
-    orders = {
-        tuple(of_one_rank(50, epoch, 50, seed).tolist())
-        for seed in [*range(20), 2**32, 2**32 + 1, 2**63 - 1]
-        for epoch in range(20)
-    }
-    assert len(orders) == 23 * 20
+    seeds = [*range(12), 2**32, 2**32 + 1, 2**63 - 1]
+    orders = {tuple(indices(50, epoch, 50, seed).tolist()) for seed in seeds for epoch in range(12)}
+    assert len(orders) == len(seeds) * 12
 
 
-def test_the_order_is_uniform() -> None:
-    """Every image is as likely early as late: the mean position over 400 epochs is within 5 sigma of the middle."""
-    n, epochs = 40, 400
-    positions = torch.stack([of_one_rank(n, epoch, n).argsort() for epoch in range(epochs)]).double().mean(0)
-    sigma = ((n**2 - 1) / 12 / epochs) ** 0.5
-    assert (positions - (n - 1) / 2).abs().max() < 5 * sigma
+def test_the_order_never_changes() -> None:
+    """A resumed run of an earlier version must go on with the same batches."""
+    assert indices(1000, 250, 8, seed=3).tolist() == [33, 187, 563, 345, 484, 797, 904, 396]
 
 
 @pytest.mark.parametrize(("n", "batch_size", "world_size", "words"), [(9, 10, 1, "10 9"), (100, 10, 4, "10 4")])
-def test_batch_sizes_that_cannot_be(n: int, batch_size: int, world_size: int, words: str) -> None:
+def test_impossible_batch_sizes(n: int, batch_size: int, world_size: int, words: str) -> None:
     with pytest.raises(FastleError, match="--batch-size") as error:
         batch_indices(n, step=0, batch_size=batch_size, seed=0, rank=0, world_size=world_size)
     message = str(error.value)
     assert "\n" not in message
-    assert set(words.split()) <= set(message.split())
+    assert set(words.split()) <= set(message.replace(":", " ").split())

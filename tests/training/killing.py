@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from fastle.training.step import TrainStep
+from fastle.training.trainer import Trainer
 
 
 class Killed(BaseException):
@@ -16,14 +16,14 @@ class Killed(BaseException):
 
 def kill_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The n-th step from now dies half-way, its weights already changed."""
-    original, remaining = TrainStep.__call__, [steps]
+    original, remaining = Trainer.__call__, [steps]
 
-    def call(self: TrainStep, images: Tensor) -> Any:
+    def call(self: Trainer, images: Tensor) -> Any:
         losses = original(self, images)
         remaining[0] -= 1
         if remaining[0] == 0:
-            monkeypatch.setattr(TrainStep, "__call__", original)
+            monkeypatch.setattr(Trainer, "__call__", original)
             raise Killed
         return losses
 
-    monkeypatch.setattr(TrainStep, "__call__", call)
+    monkeypatch.setattr(Trainer, "__call__", call)

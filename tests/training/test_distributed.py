@@ -24,17 +24,17 @@ import os, sys, torch
 from pathlib import Path
 import fastle.training.loop
 from fastle.commands.train import main
-from fastle.training.step import TrainStep
+from fastle.training.trainer import Trainer
 fastle.training.loop.VALIDATION_IMAGES = 16
-steps = []
-original = TrainStep.__init__
+trainers = []
+original = Trainer.__init__
 def init(self, *arguments, **more):
     original(self, *arguments, **more)
-    steps.append(self)
-TrainStep.__init__ = init
+    trainers.append(self)
+Trainer.__init__ = init
 out = Path(sys.argv.pop(1))
 main()
-torch.save([p.detach() for p in steps[0].model.parameters()], out / f"rank{os.environ['RANK']}.pt")
+torch.save([p.detach() for p in trainers[0].model.parameters()], out / f"rank{os.environ['RANK']}.pt")
 """
 
 

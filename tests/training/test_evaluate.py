@@ -1,4 +1,4 @@
-"""The test protocol against figures computed by hand."""
+"""The test protocol against metrics computed by hand."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from fastle.config import ModelConfig
 from fastle.data.images import ArrayImages
 from fastle.method.model import Autoencoder
 from fastle.method.transforms import cut_hole
-from fastle.training.evaluate import evaluate, fixed_holes, reconstruction_rows, spread, validation_psnr
+from fastle.training.evaluate import evaluate, evenly_spaced, fixed_holes, reconstruction_rows, validation_psnr
 
 CPU = torch.device("cpu")
 SIZE = 16
@@ -42,7 +42,7 @@ def test_psnr_is_the_mean_over_images() -> None:
     assert figures["clean"]["psnr_of_mean_mse"] == pytest.approx(-10 * math.log10((0.01 + 0.0001) / 2), abs=1e-3)
 
 
-def test_a_perfect_reconstruction_is_finite_and_alike() -> None:
+def test_a_perfect_reconstruction_has_finite_metrics() -> None:
     figures = evaluate(Shifted([0.0, 0.0]), pictures(2), hole_ratio=None, device=CPU)["clean"]  # type: ignore[arg-type]
     assert figures["ssim"] == pytest.approx(1)
     assert figures["psnr"] == pytest.approx(100)
@@ -162,7 +162,7 @@ def test_holes_do_not_depend_on_the_count_and_lie_inside() -> None:
     assert many.top.min() == 0 and many.top.max() == 32 - 19
 
 
-def test_batches_do_not_change_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_size_does_not_change_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = Autoencoder(Shifted.config).eval()
     whole = evaluate(model, pictures(7), hole_ratio=0.35, device=CPU)
@@ -183,7 +183,7 @@ def test_evaluation_leaves_no_trace_in_the_model() -> None:
 
 
 def test_validation_takes_images_from_all_over_the_split() -> None:
-    assert spread(9, 3) == [0, 3, 6] and spread(2, 5) == [0, 1]
+    assert evenly_spaced(9, 3) == [0, 3, 6] and evenly_spaced(2, 5) == [0, 1]
     assert validation_psnr(Shifted([0.1]), pictures(9), limit=1, device=CPU) == pytest.approx(20, abs=1e-3)  # type: ignore[arg-type]
 
 

@@ -12,9 +12,9 @@ from torch import Generator, Tensor
 from fastle.config import RunConfig
 from fastle.machine import peak_memory
 from fastle.presets import make_config
-from fastle.training import step as step_module
+from fastle.training import trainer as trainer_module
 from fastle.training.memory import Estimate, OutOfMemory, estimate, out_of_memory, too_large
-from fastle.training.step import TrainStep
+from fastle.training.trainer import Trainer
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -28,7 +28,7 @@ def config(**flags: Any) -> RunConfig:
     "flags", [{}, {"masked": False}, {"precision": "bf16"}, {"masked": False, "judge": "ema"}], ids=str
 )
 def test_estimate_is_what_an_eager_step_takes(flags: dict[str, Any]) -> None:
-    step = TrainStep(config(**flags), CPU)
+    step = Trainer(config(**flags), CPU)
     images = torch.randint(0, 256, (24, 1, 32, 32), dtype=torch.uint8, generator=Generator().manual_seed(0))
     step(images)
     step.model.zero_grad()
@@ -82,11 +82,11 @@ def test_cpu_is_told_less() -> None:
     ],
 )
 def test_step_that_does_not_fit_says_what_to_change(monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
-    def full(self: TrainStep, images: Tensor) -> None:
+    def full(self: Trainer, images: Tensor) -> None:
         raise error
 
-    monkeypatch.setattr(step_module.TrainStep, "_update", full)
-    step = TrainStep(config(), CPU)
+    monkeypatch.setattr(trainer_module.Trainer, "_update", full)
+    step = Trainer(config(), CPU)
     with pytest.raises(OutOfMemory, match="use a smaller --batch-size"):
         step(torch.zeros(24, 1, 32, 32, dtype=torch.uint8))
     assert step.done == 0

@@ -1,4 +1,4 @@
-"""The modes of a step: equal but for rounding, and each resumes exactly."""
+"""The modes of a step agree up to rounding, and each resumes exactly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastle.config import RunConfig
 from fastle.method.model import DownBlock
 from fastle.presets import make_config
 from fastle.training.loop import train
-from fastle.training.step import StepMode, TrainStep, compile_options
+from fastle.training.trainer import StepMode, Trainer, compile_options
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
 CPU = torch.device("cpu")
@@ -48,17 +48,17 @@ def weights(run: Path) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[StepMode, tuple[Path, str]]:
     """A run of each mode, and what it said."""
-    found: dict[StepMode, tuple[Path, str]] = {}
+    made: dict[StepMode, tuple[Path, str]] = {}
     for mode in ("eager", "compiled"):
         path = tmp_path_factory.mktemp(mode)
-        found[mode] = path, go(path, mode)
-    return found
+        made[mode] = path, go(path, mode)
+    return made
 
 
 def test_modes_agree_over_twenty_steps(runs: dict[StepMode, tuple[Path, str]]) -> None:
     eager, compiled = weights(runs["eager"][0]), weights(runs["compiled"][0])
     assert list(eager) == list(compiled)
-    start = TrainStep(config(), CPU).model.state_dict()
+    start = Trainer(config(), CPU).model.state_dict()
     for name, wanted in start.items():
         ours, theirs = compiled[f"model.{name}"].double(), eager[f"model.{name}"].double()
         scale = theirs.abs().max()
@@ -69,7 +69,7 @@ def test_modes_agree_over_twenty_steps(runs: dict[StepMode, tuple[Path, str]]) -
 
 
 def test_modes_have_the_same_loss_curve_in_bf16() -> None:
-    steps = [TrainStep(config(precision="bf16"), CPU, mode=mode) for mode in ("eager", "compiled")]
+    steps = [Trainer(config(precision="bf16"), CPU, mode=mode) for mode in ("eager", "compiled")]
     curves: list[list[float]] = [[], []]
     for number in range(STEPS):
         generator = torch.Generator().manual_seed(number)
@@ -94,13 +94,6 @@ def test_resumed_run_is_bit_equal(runs: dict[StepMode, tuple[Path, str]], tmp_pa
         assert torch.equal(value, weights(tmp_path)[name]), name
 
 
-def test_run_resumes_in_another_mode(runs: dict[StepMode, tuple[Path, str]], tmp_path: Path) -> None:
-    go(tmp_path, "compiled", steps=7)
-    go(tmp_path, "eager")
-    for name, value in weights(runs["eager"][0]).items():
-        torch.testing.assert_close(weights(tmp_path)[name], value, rtol=1e-3, atol=1e-5)
-
-
 def test_compiled_bf16_is_finite_and_right() -> None:
     # CelebA's first layers, where AVX-512 code of torch 2.15 gives NaN
     torch.manual_seed(0)
@@ -108,20 +101,20 @@ def test_compiled_bf16_is_finite_and_right() -> None:
     layers = nn.Sequential(stem, nn.SiLU(), DownBlock(128, 256)).to(memory_format=torch.channels_last)
     images = torch.rand(2, 3, 128, 128).contiguous(memory_format=torch.channels_last)
     compiled = torch.compile(layers, fullgraph=True, dynamic=False, options=compile_options(CPU, bf16=True))
-    found = []
+    results = []
     for call in (layers, compiled):
         layers.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             value = call(images).float()
         value.square().mean().backward()
         assert stem.weight.grad is not None
-        found.append((value.detach(), stem.weight.grad.clone()))
-    for wanted, got in zip(*found, strict=True):
+        results.append((value.detach(), stem.weight.grad.clone()))
+    for wanted, got in zip(*results, strict=True):
         assert float((got - wanted).abs().max()) <= 0.03 * float(wanted.abs().max())
 
 
-def test_machine_that_cannot_compile_is_told_what_to_do(tmp_path: Path) -> None:
-    # a cache of its own: what an earlier run compiled would be found
+def test_a_machine_that_cannot_compile_gets_a_hint(tmp_path: Path) -> None:
+    # its own cache, because an earlier run may have compiled the same step
     environment = os.environ | {"CXX": "/nonexistent/c++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     command = ["shapes", "--steps", "2", "--batch-size", "4", "--step", "compiled", "--run", str(tmp_path / "run")]
     done = subprocess.run(

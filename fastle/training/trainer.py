@@ -1,13 +1,15 @@
-"""One training step: draw, loss, update.
+"""The trainer: the model, its optimizer, and the step (draw, loss, update) that joins them.
 
-Everything random is drawn first, from generators that are seeded anew for each step, so that step n of a run is the
-same whether the run was resumed or not and no generator has to be saved.
+A step makes its random draws first, from generators that are reseeded for every step. Step n of a run is therefore the
+same whether the run was resumed or not, and no generator state has to be saved.
 
-The loss of a batch and its draws is a pure function. A step runs in one of three modes, equal but for rounding:
+The loss is a pure function of the parameters, the batch and the draws. A step runs in one of three modes, which agree
+up to rounding:
 
-    eager       operator by operator
-    compiled    the loss and its gradient each as one graph, by torch.compile, for this very shape of batch
-    captured    that, the draws and the update as one CUDA graph, which the host launches as a whole; one process only
+    eager       one operator at a time
+    compiled    torch.compile turns the loss and its gradient into one graph each, for one batch shape
+    captured    as compiled, and the draws, the loss, its gradient and the update are recorded as one CUDA graph, which
+                the host launches with one call; one process only
 """
 
 from __future__ import annotations
@@ -31,30 +33,34 @@ from fastle.phases import phase
 from .capture import CannotCapture, StepGraph
 from .memory import OutOfMemory, out_of_memory, too_large
 
-SLICES, VIEWS = 0, 1  # streams of random numbers
+# one stream of random numbers for the slices, which all ranks share, and one for what each rank draws for itself
+SLICES, VIEWS = 0, 1
 
 StepMode = Literal["eager", "compiled", "captured"]
 
 
 class CannotCompile(FastleError):
-    """torch.compile does not work here."""
+    """torch.compile failed on this machine."""
 
 
-class TrainStep:
-    """The model, its optimizer and the step that joins them.
+class Trainer:
+    """Trains a model; call it with a batch to take one step.
 
     Args:
-        config: of the run; the seed decides the initial weights.
-        device: where everything lives.
-        mode: how a step is computed; see the module's legend. The first takes a minute or more unless eager.
-        rank, world_size: of this process; above 1 a process group must be initialised.
+        config: The configuration of the run; its seed determines the initial weights.
+        device: The device of the model, the optimizer and the batches.
+        mode: How steps are computed; see the module's docstring. Unless it is "eager", the first step takes a minute or
+            more.
+        rank, world_size: The rank of this process and the number of processes. With more than one, a process group must
+            have been initialised.
 
     Attributes:
-        model: what is trained.
-        optimizer: on a GPU its learning rate is a tensor, which a schedule may fill between steps.
-        mode: how steps are computed now.
-        refused: why they are compiled though captured ones were asked for, known after the first step; or None.
-        done: steps taken so far.
+        model: The autoencoder that is trained.
+        optimizer: On a GPU its learning rate is a tensor, so that a schedule can fill it between steps.
+        mode: How steps are computed now. "captured" becomes "compiled" where a step cannot be captured.
+        why_not_captured: Why a trainer that was asked for captured steps compiles them instead, or None. Final after
+            the first step.
+        done: The number of steps taken so far.
     """
 
     def __init__(
@@ -66,8 +72,9 @@ class TrainStep:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.config, self.device, self.mode, self.rank = config, device, mode, rank
-        # weights are made on the CPU, so that a seed means the same on every device
+        self.config, self.device, self.mode = config, device, mode
+        self.rank, self.world_size = rank, world_size
+        # the weights are initialised on the CPU, so that a seed gives the same ones on every device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             self.model = Autoencoder(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -75,23 +82,26 @@ class TrainStep:
         self.optimizer = make_optimizer(self.model, config.train.lr, device)
         self.done = 0
         if mode != "eager":
-            # a graph that breaks is an error: what is slower than asked for must not pass for it
+            # a graph break is an error: a step that runs slower than the user asked for must not go unnoticed
             options = compile_options(device, bf16=config.train.precision == "bf16")
             self.objective.compile(fullgraph=True, dynamic=False, options=options)
-        self.refused: str | None = None
+        self.why_not_captured: str | None = None
         self._graph: StepGraph | None = None
-        if mode == "captured" and (refused := _no_capture(device, world_size)):
-            self._refuse(refused)
-        # each rank normalises with its own batch; the running statistics are those of rank 0, on every rank
+        if mode == "captured" and (reason := _why_no_capture(device, world_size)):
+            self._fall_back(reason)
+        # each rank normalises with its own batch, and DDP gives every rank the running statistics of rank 0
         self._loss = DistributedDataParallel(self.objective) if world_size > 1 else self.objective
         self._shared, self._local = Generator(device), Generator(device)
 
     def __call__(self, images: Tensor) -> Losses:
-        """One step on this rank's batch: uint8 (B, C, size, size) on the device. Does not wait for the device.
+        """Takes one step, without waiting for the device.
+
+        Args:
+            images: The batch of this rank, uint8 (B, C, size, size), on the device.
 
         Raises:
-            CannotCompile: at the first step of the compiled and captured modes.
-            OutOfMemory: the batch is too large.
+            CannotCompile: torch.compile failed; possible in the first step of the compiled and captured modes.
+            OutOfMemory: The batch is too large.
         """
         self.model.train()
         try:
@@ -114,28 +124,32 @@ class TrainStep:
         return losses
 
     def draw(self, images: Tensor) -> Draws:
-        """Everything random in the step that comes next, a pure function of (seed, step, rank)."""
+        """Makes the random draws of the next step: a pure function of (seed, step, rank).
+
+        Args:
+            images: A batch, of which only the shape matters.
+        """
         self._seed()
-        return self._drawn(images)
+        return self._draw(images)
 
     @property
     def graph_memory(self) -> int:
-        """Bytes at the peak of a captured step, all that the process holds included; 0 when none was captured."""
+        """Bytes the process had allocated at the peak of the captured step; 0 if no step was captured."""
         return self._graph.memory if self._graph else 0
 
     def _seed(self) -> None:
-        """Puts the generators where they are for the step that comes next."""
+        """Seeds the generators for the next step."""
         seed = self.config.train.seed
         self._shared.manual_seed(stream_seed(seed, SLICES, self.done))
         self._local.manual_seed(stream_seed(seed, VIEWS, self.done, self.rank))
 
-    def _drawn(self, images: Tensor) -> Draws:
+    def _draw(self, images: Tensor) -> Draws:
         return self.objective.draw(images.shape, shared=self._shared, local=self._local)
 
     def _update(self, images: Tensor) -> Losses:
-        """Draws, loss, backward and update: all that the device does in a step."""
+        """Everything that the device does in a step: draws, loss, backward and update."""
         with phase("draws"):
-            draws = self._drawn(images)
+            draws = self._draw(images)
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16")
         with phase("loss"), autocast:
             losses: Losses = self._loss(images, draws)
@@ -150,17 +164,17 @@ class TrainStep:
     def _capture(self, images: Tensor) -> None:
         generators = (self._shared, self._local)
         try:
-            self._graph = StepGraph(self._update, images, seed=self._seed, generators=generators, changed=self._changed)
+            self._graph = StepGraph(self._update, images, seed=self._seed, generators=generators, state=self._state)
         except CannotCapture as error:
-            self._refuse(str(error))
-            # a recording that broke off may still hold the others
+            self._fall_back(str(error))
+            # a recording that failed half-way may still hold on to the old generators
             self._shared, self._local = Generator(self.device), Generator(self.device)
 
-    def _refuse(self, reason: str) -> None:
-        self.mode, self.refused = "compiled", f"steps cannot be captured ({reason}): they are compiled"
+    def _fall_back(self, reason: str) -> None:
+        self.mode, self.why_not_captured = "compiled", f"steps cannot be captured ({reason}): they are compiled"
 
-    def _changed(self) -> Iterator[Tensor]:
-        """What outlives a step and is changed by it."""
+    def _state(self) -> Iterator[Tensor]:
+        """The tensors that outlive a step and that it changes."""
         yield from self.model.parameters()
         yield from self.model.buffers()
         for moments in self.optimizer.state.values():
@@ -169,11 +183,11 @@ class TrainStep:
             yield from self.objective.judge.parameters()
 
     def weights_are_finite(self) -> bool:
-        """Whether the model is worth saving. Waits for the device."""
+        """Whether every weight of the model is finite. Waits for the device."""
         return bool(torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all())
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint must hold, by section: model, optimizer and, where it has weights of its own, judge."""
+        """The tensors a checkpoint must hold, by section: model, optimizer, and judge if it has its own weights."""
         sections = {"model": self.model.state_dict(), "optimizer": {}}
         for index, moments in self.optimizer.state_dict()["state"].items():
             sections["optimizer"] |= {f"{index}.{name}": value for name, value in moments.items()}
@@ -182,50 +196,50 @@ class TrainStep:
         return sections
 
     def load(self, checkpoint: Checkpoint, step: int) -> None:
-        """Takes over what `state` gave at `step`.
+        """Restores what `state` returned at `step`.
 
         Raises:
-            CheckpointError: a section is missing.
+            CheckpointError: The checkpoint lacks a section.
         """
         self.model.load_state_dict(checkpoint.section("model"))
         moments: dict[int, dict[str, Tensor]] = {}
         parameters = list(self.model.parameters())
         for key, value in checkpoint.section("optimizer").items():
             index, name = key.split(".")
-            # the fused update walks through weights and moments side by side, whatever their strides
+            # the fused update needs a moment in the memory format of its parameter: it ignores strides
             moment = torch.empty_like(parameters[int(index)]).copy_(value) if name != "step" else value
             moments.setdefault(int(index), {})[name] = moment.detach()
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         if isinstance(self.objective, SelfTeaching) and self.config.objective.judge == "ema":
             self.objective.judge.load_state_dict(checkpoint.section("judge"))
-        # it would go on with the moments that it was recorded with
+        # a captured graph would keep using the moments that it was recorded with
         self._graph = None
         self.done = step
 
 
 def make_optimizer(model: nn.Module, lr: float, device: torch.device) -> torch.optim.AdamW:
-    """AdamW with PyTorch's defaults, one kernel for all parameters."""
+    """AdamW with PyTorch's defaults, as one fused kernel for all parameters."""
     if device.type != "cuda":
         return torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
-    # a number would be part of a graph for good
+    # a captured graph would keep a Python number for good; a tensor it reads anew in every replay
     return torch.optim.AdamW(model.parameters(), lr=torch.tensor(lr, device=device), fused=True, capturable=True)
 
 
-def _no_capture(device: torch.device, world_size: int) -> str | None:
-    """Why a captured step cannot be had, as far as it is known without trying."""
+def _why_no_capture(device: torch.device, world_size: int) -> str | None:
+    """Why steps cannot be captured, as far as that is known without trying, or None."""
     if device.type != "cuda":
         return f"a {device.type} has no CUDA graphs"
-    return f"they are of one process, not of {world_size}" if world_size > 1 else None
+    return f"a graph holds the step of one process, not of {world_size}" if world_size > 1 else None
 
 
 def compile_options(device: torch.device, *, bf16: bool) -> dict[str, Any]:
-    """torch.compile's options for a step."""
-    # torch 2.15's bf16 code for AVX-512 gives NaN after the encoder's stem; its AVX2 code is right
+    """The options that torch.compile needs for a correct step."""
+    # torch 2.15's bf16 code for AVX-512 gives NaN after the encoder's stem; its AVX2 code is correct
     return {"cpp.simdlen": 256} if device.type == "cpu" and bf16 else {}
 
 
 def stream_seed(seed: int, *key: int) -> int:
-    """A generator's seed for one stream of a run; different keys give unrelated streams."""
-    # 63 bits: torch takes a signed integer
+    """The generator seed of one random stream of a run; different keys give unrelated streams."""
+    # 63 bits, because torch takes a signed integer
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0] >> 1)
