@@ -28,7 +28,8 @@ def write_splits(root: Path, train: int) -> Path:
 
 
 def config(root: Path, **more: Any) -> DataConfig:
-    return DataConfig(**{"dataset": "folder", "root": str(root), "size": SIZE, "channels": 3} | more)
+    options: dict[str, Any] = {"dataset": "folder", "root": str(root), "size": SIZE, "channels": 3}
+    return DataConfig(**options | more)
 
 
 def pixels(root: Path) -> Tensor:

@@ -79,7 +79,7 @@ def test_losses_are_not_overwritten_by_later_steps() -> None:
 
 
 def test_step_is_recorded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    recorded = []
+    recorded: list[object] = []
     monkeypatch.setattr(fake_graph.FakeGraph, "__enter__", counting(fake_graph.FakeGraph.__enter__, recorded))
     trainer = Trainer(config(), CPU, mode="captured")
     for number in range(4):
