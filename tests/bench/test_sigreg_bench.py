@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import sigreg_bench
+from bench import loader_bench, sigreg_bench, step_bench, views_bench
 from bench.common import measure
 from bench.common.peers import KNOTS, naive_sigreg
 from bench.sigreg_bench import SigregShape, exact, main, make_case
@@ -39,28 +39,24 @@ def test_report_and_what_is_shown_of_it(tmp_path: Path, capsys: pytest.CaptureFi
     row["sides"]["eager"] = {"status": "does not fit", "note": "does not fit (needs 27.0 GB)"}
     row["sides"]["chunked"] |= {"graph_note": "no graph: it was not captured", "gradient_error": None}
     report["rows"][0]["refused"] = "fastle: value is not finite"
+    for name, ms, size in (("fastle", 2.0, 4e6), ("compiled", 9.0, 6e6)):
+        row["sides"][name] |= {"ms": {"p20": ms, "p50": ms, "p80": ms, "repeats": 2}, "peak_bytes": size}
     shown = check_shown(main, report, tmp_path, capsys, status=1)
+    # ratios are a peer's figure over ours
+    (line,) = (line.split() for line in shown.splitlines() if line.strip().startswith("compiled "))
+    assert line[1:9] == ["9", "9–9", "4.5×", "0.0234", "0.0123–0.0345", "1×", "6", "1.5×"]
     assert "eager does not fit (needs 27.0 GB)" in shown and "chunked: no graph: it was not captured" in shown
     assert "chunked's own gradient error is nan" in shown and "REFUSED, fastle: value is not finite: no times" in shown
 
 
-def test_ratios_are_peers_over_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = run_tiny(main, tmp_path, "--shapes", "16x4x8")
-    sides = report["rows"][0]["sides"]
-    for name, ms, size in (("fastle", 2.0, 4e6), ("eager", 9.0, 6e6)):
-        sides[name] |= {"ms": {"p20": ms, "p50": ms, "p80": ms, "repeats": 2}, "peak_bytes": size}
-    shown = check_shown(main, report, tmp_path, capsys)
-    (line,) = (line.split() for line in shown.splitlines() if line.strip().startswith("eager "))
-    assert line[1:6] == ["9", "9–9", "4.5×", "6", "1.5×"]
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "bench" / "results").glob("*-cpu*.json")), ids=lambda path: path.stem)
-def test_committed_reports_can_be_shown(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from bench import loader_bench, step_bench, views_bench
-
+def test_committed_reports_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
     mains = {"sigreg": main, "views": views_bench.main, "step": step_bench.main, "loader": loader_bench.main}
-    report = json.loads(path.read_text())
-    assert report["rows"][0]["shape"] in check_shown(mains[report["benchmark"]], report, tmp_path, capsys)
+    paths = sorted((ROOT / "bench" / "results").glob("*-cpu*.json"))
+    assert len(paths) >= 6
+    for path in paths:
+        report = json.loads(path.read_text())
+        assert mains[report["benchmark"]](["--from", str(path)]) == 0
+        assert report["rows"][-1]["shape"] in capsys.readouterr().out
 
 
 def wrong_value(z: Tensor, slices: Tensor, **_: Any) -> Tensor:
