@@ -17,7 +17,7 @@ from fastle.errors import DataError
 from fastle.presets import make_config
 from tests.data import pictures
 from tests.data.caches import CACHES, config, everything, loading
-from tests.data.pictures import NOT_AN_IMAGE, UNSUPPORTED, bomb, encoded, half, picture, write_bad, write_pictures
+from tests.data.pictures import NOT_AN_IMAGE, UNSUPPORTED, encoded, picture, write_bad, write_pictures
 
 pytestmark = pytest.mark.usefixtures("cache_home")
 # of crops; images of 20x20 are too small
@@ -41,43 +41,11 @@ def folder(tmp_path: Path) -> tuple[DataConfig, dict[str, str]]:
     return config(root, size=SIZE), faults | {"valid/bad-page.jpeg": "is an HTML page"}
 
 
-@pytest.fixture
-def celeba(tmp_path: Path) -> tuple[DataConfig, dict[str, str]]:
-    """CelebA, whose images are cropped: 200 good files and nine bad ones."""
-    image, root = picture(0, 70, 66), tmp_path / "photographs"
-    images = pictures.write_celeba(root, [(f"{i:06}.jpg", encoded(image, "JPEG")) for i in range(209)], valid=60)
-    bad = {
-        "truncated": half(encoded(image, "JPEG")),
-        "is empty": b"",
-        "is an HTML page": b"<html>no</html>",
-        f"is a GIF, {NOT_AN_IMAGE}": encoded(image, "GIF"),
-        "is 20x20, smaller than the 64x64 asked for": encoded(picture(0, 20, 20), "JPEG"),
-        "is 12000x12000, more than 100 megapixels": bomb(),
-        "is 70x63, smaller than the 64x64 asked for": encoded(picture(0, 70, 63), "PNG"),
-    }
-    faults = {f"{31 * number:06}.jpg": fault for number, fault in enumerate(bad)}
-    for name, data in zip(faults, bad.values(), strict=True):
-        (images / name).write_bytes(data)
-    for name in ("000005.jpg", "000205.jpg"):
-        (images / name).unlink()
-    (images / "000005.jpg").symlink_to(images / "missing.jpg")
-    (images / "000205.jpg").mkdir()
-    return config(root, dataset="celeba", size=64), faults | {
-        "000005.jpg": "cannot be read: No such file or directory",
-        "000205.jpg": "cannot be read: Is a directory",
-    }
-
-
-@pytest.fixture(params=["folder", "celeba"])
-def source(request: pytest.FixtureRequest) -> tuple[DataConfig, dict[str, str]]:
-    return request.getfixturevalue(request.param)
-
-
 @pytest.mark.parametrize(("cache", "decoder"), [("none", "torchvision"), ("none", "dali"), ("disk", "dali")])
 def test_every_bad_file_of_both_splits_is_listed(
-    cache: str, decoder: str, source: tuple[DataConfig, dict[str, str]]
+    cache: str, decoder: str, folder: tuple[DataConfig, dict[str, str]]
 ) -> None:
-    data, faults = source
+    data, faults = folder
     with pytest.raises(BadFiles) as error:
         open_training(data, loading(decoder, cache))
     message = str(error.value)
@@ -90,8 +58,8 @@ def test_every_bad_file_of_both_splits_is_listed(
 
 
 @pytest.mark.parametrize("decoder", ["torchvision", "dali"])
-def test_skipped_files_are_left_out_and_counted(decoder: str, source: tuple[DataConfig, dict[str, str]]) -> None:
-    data, faults = replace(source[0], bad_images="skip"), source[1]
+def test_skipped_files_are_left_out_and_counted(decoder: str, folder: tuple[DataConfig, dict[str, str]]) -> None:
+    data, faults = replace(folder[0], bad_images="skip"), folder[1]
     first: list[torch.Tensor] = []
     for cache in CACHES:
         # the second time, the cache lists them
@@ -122,14 +90,6 @@ def test_a_cache_without_the_bad_files_does_not_hide_them(folder: tuple[DataConf
     with pytest.raises(BadFiles) as error:
         open_training(data, loading("torchvision", "disk"))
     assert len(error.value.faults) == len(faults)
-
-
-@pytest.mark.parametrize("cache", ["disk", "none"])
-def test_a_file_that_was_mended_is_used(cache: str, folder: tuple[DataConfig, dict[str, str]]) -> None:
-    data, root = replace(folder[0], bad_images="skip"), Path(str(folder[0].root))
-    before = len(open_images(data, "train", loading("auto", cache)))
-    (root / "train" / "bad-page.jpg").write_bytes(encoded(picture(1, SIZE, SIZE), "JPEG"))
-    assert len(open_images(data, "train", loading("auto", cache))) == before + 1
 
 
 def test_unsupported_formats_are_bad_files(tmp_path: Path) -> None:

@@ -10,18 +10,17 @@ import subprocess
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 
 from fastle.config import DataConfig
-from fastle.data import Loading, open_images
+from fastle.data import open_images
 from fastle.data.cache import cache_folder
 from fastle.errors import DataError
 from tests.data import pictures
-from tests.data.caches import MANY, SIDE, SIZE, config, everything, loading, opened, pixels, write_splits
+from tests.data.caches import MANY, SIDE, SIZE, everything, loading, opened, pixels, write_splits
 from tests.data.pictures import encoded, picture
 
 pytestmark = pytest.mark.usefixtures("cache_home")
@@ -131,19 +130,6 @@ def test_splits_and_sizes_have_their_own_files(few: Path) -> None:
             assert len(images) == (20 if split == "train" else 5) and images.batch([0]).shape[-1] == size
             assert ("reused" in said) == again
     assert len(files()) == 3
-
-
-def test_progress_is_reported(few: Path) -> None:
-    reported: list[tuple[str, float | None, int]] = []
-
-    def track(items: Any, description: str, total: float | None) -> Iterator[Any]:
-        seen = list(items)
-        reported.append((description, total, len(seen)))
-        return iter(seen)
-
-    open_images(config(few), "train", Loading(decoder="torchvision", cache="disk", track=track))
-    assert [(total, seen) for _, total, seen in reported] == [(1, 1), (1, 1)]
-    assert all(description for description, _, _ in reported)
 
 
 def touch(folder: Path) -> None:

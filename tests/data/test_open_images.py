@@ -9,22 +9,17 @@ import torch
 from torchvision.transforms.functional import pil_to_tensor
 
 from fastle.config import DataConfig
-from fastle.data import Feed, open_images, train_size
+from fastle.data import open_images, train_size
 from fastle.errors import DataError
-from tests.data.pictures import picture
+from tests.data.pictures import picture, write_pictures
 
 
-def test_a_folder_is_resized_and_fed(tmp_path: Path) -> None:
-    images = {f"{i:02}.png": picture(i, 40 + i, 50) for i in range(30)}
-    for name, image in images.items():
-        image.save(tmp_path / name)
+def test_a_folder_is_resized_and_split(tmp_path: Path) -> None:
+    write_pictures(tmp_path, 30, width=40, height=50)
     config = DataConfig(dataset="folder", root=str(tmp_path), size=32, channels=3)
-    assert train_size(config) == 26
-    assert len(open_images(config, "train")) == 26
-    with Feed(open_images(config, "train"), batch_size=13, seed=0, device="cpu", stop_step=2) as feed:
-        epoch = torch.cat(list(feed))
-    assert epoch.shape == (26, 3, 32, 32)
-    assert len(epoch.flatten(1).unique(dim=0)) == 26
+    images = open_images(config, "train")
+    assert train_size(config) == len(images) == 26
+    assert images.batch([0]).shape == (1, 3, 32, 32)
 
 
 def test_celeba_is_cropped_not_resized(tmp_path: Path) -> None:
