@@ -30,10 +30,10 @@ POOLED_LATENT = 128
 DEFAULT_TRANSFORM: TransformName = "crop-resize"
 
 
-def _size() -> Any:
-    """A field of the data and of the model."""
+def _size(multiple_of: int | None = None) -> Any:
+    """A field of the data and of the model, which alone needs sizes divisible by 8."""
     text = "height and width of the images, pixels, divisible by 8"
-    return option(text, at_least=1, multiple_of=8, group="data", metavar="PX")
+    return option(text, at_least=1, multiple_of=multiple_of, group="data", metavar="PX")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ class ModelConfig(Checked):
         latent: features of a pooled latent, or None for a spatial one (the map itself).
     """
 
-    size: int = _size()
+    size: int = _size(multiple_of=8)
     channels: int
     hidden: int = option("channels after the first convolution", at_least=1, group="model")
     map_channels: int = option(

@@ -131,7 +131,7 @@ def test_what_is_measured_survives_an_interruption(tmp_path: Path, monkeypatch: 
     [
         ("--shapes 16x4", "argument --shapes: '16x4' is no shape: give NxDxM or BxNxDxM"),
         ("--shapes 16x0x4", "argument --shapes: '16x0x4' is no shape"),
-        ("--device cuda", "--device cuda cannot be had: "),
+        ("--device cuda", "--device cuda is not available: "),
         ("--json {tmp}", "--json {tmp} is a folder: give the name of a file"),
         ("--json {tmp}/none/x.json", "--json {tmp}/none/x.json cannot be written: No such file or directory"),
         ("--plot {tmp}/x.pdf", "--plot {tmp}/x.pdf: the name must end in .png"),

@@ -84,7 +84,7 @@ def test_nothing_is_zero_wide(field: str) -> None:
 
 
 def test_map_channels_must_divide_the_unshuffled_skip() -> None:
-    with pytest.raises(ConfigError, match="map_channels 5"):
+    with pytest.raises(ConfigError, match="--map-channels 5 must divide 8 times --hidden"):
         ModelConfig(size=16, channels=3, hidden=3, map_channels=5, latent=None)
 
 
