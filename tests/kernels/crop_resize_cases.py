@@ -79,11 +79,10 @@ def of_all_sizes(batch: int, size: tuple[int, int]) -> Tensor:
     for b, box in enumerate([(1, 1), size][:batch]):
         sides[b] = torch.tensor(box)
     corners = [
-        torch.randint(n - int(side) + 1, (1,), generator=generator)
+        [int(torch.randint(n - int(side) + 1, (), generator=generator)) for n, side in zip(size, row, strict=True)]
         for row in sides
-        for n, side in zip(size, row, strict=True)
     ]
-    return torch.cat([torch.cat(corners).view(batch, 2), sides], 1)
+    return torch.cat([torch.tensor(corners, dtype=sides.dtype).view(batch, 2), sides], 1)
 
 
 def applied(boxes_B4: Tensor, tensors: str = "", **options: Any) -> Callable[[Any], Any]:
