@@ -6,10 +6,10 @@
         live          E itself, gradients into it on both sides
         ema           an exponential moving average of E, as constants
 
-The judge leaves the running statistics alone. With judge statistics "own", as the author has them, it normalises each
-batch of views by that batch's mean and variance; with "target" J(T x̂) is normalised by those of J(T x). Own ones take a
-common scale out of what is compared, so that to a judge which is nearly linear in contrast reconstructions with too
-little of it look right. The consistency term has no target: own ones, always.
+The judge does not update the running statistics. With judge statistics "own", the author's choice, it normalises each
+batch of views by the mean and variance of that batch; with "target" it normalises J(T x̂) by those of J(T x). Own
+statistics remove a common scale from the comparison: a judge that is nearly linear in contrast then accepts
+reconstructions with too little contrast. The consistency term has no target and always uses own statistics.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Draws:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
-    """The loss, each term of it before weighting (None where the row has no such term), and the code, detached.
+    """The loss, its terms before weighting (None where the row has no such term), and the latent, detached.
 
     Attributes:
         total: what is minimised.
@@ -109,7 +109,7 @@ class PixelBaseline(nn.Module):
         return Losses(total=loss, pixel=loss, latent=z.detach())
 
     def update_judge(self) -> None:
-        """Nothing judges here but the pixels."""
+        """Does nothing: the baseline has no judge."""
 
 
 class SelfTeaching(nn.Module):
@@ -160,7 +160,7 @@ class SelfTeaching(nn.Module):
         return self._masked(x, y, draws)
 
     def update_judge(self) -> None:
-        """After the optimizer's step: moves the EMA; the other judges follow the encoder by themselves."""
+        """Moves the EMA judge after the optimizer's step; the other judges share the encoder's memory."""
         if self.config.judge == "ema":
             update_ema(self.judge, self.model.encoder)
 
@@ -251,16 +251,16 @@ Objective = PixelBaseline | SelfTeaching
 
 
 def make_objective(model: Autoencoder, config: ObjectiveConfig) -> Objective:
-    """The row that `config` names, around a model that is already on its device."""
+    """The objective that `config` describes, around a model that is already on its device."""
     return PixelBaseline(model, config) if config.name == "pixel" else SelfTeaching(model, config)
 
 
 def make_judge(name: JudgeName, encoder: Encoder) -> Encoder:
-    """The judge of an encoder; see the module's legend.
+    """The judge of an encoder; see the legend of the module.
 
-    The step-frozen judge's parameters are detached aliases: they share the encoder's memory, so an in-place optimizer
-    step refreshes the judge with no copy. What gives the encoder new memory (moving it to another device or dtype,
-    `load_state_dict(assign=True)`) must come before.
+    The parameters of the step-frozen judge are detached aliases: they share the encoder's memory, so an in-place
+    optimizer step refreshes the judge without a copy. Call this after anything that gives the encoder new memory, such
+    as moving it to another device or dtype, or `load_state_dict(assign=True)`.
     """
     if name == "live":
         return encoder

@@ -1,9 +1,9 @@
-"""The transformations T and the input hole (method section 3): drawn once for a sample, applied to every view of it.
+"""The transformations T and the input hole (docs/method.md, section 3).
 
 Each transformation has `draw`, which makes its random numbers from a generator, and `views`, a pure function of images
-and that draw. All images of a step are transformed in one call, which is one launch on a GPU (of several crops, one
-each). Most transformations make one view; crop-resize makes one for each crop; the detail stack makes five and is
-compared together with the full view.
+and that draw: an image and its reconstructions get the same draw. One call transforms all images of a step, in one
+launch on a GPU for each crop. Most transformations make one view. Crop-resize makes one for each crop. The detail stack
+makes five, and the untransformed image is compared as well.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MANY = 2**62
 class Boxes:
     """One box corner for each image: top and left, (B,) int64, in pixels.
 
-    Where the boxes' side is drawn too: side, () int64, in pixels, the same for all images.
+    Where the side is drawn too, it is () int64, in pixels, the same for all images; otherwise it is None.
     """
 
     top: Tensor
@@ -55,7 +55,7 @@ Shape = tuple[int, ...]  # (B, C, H, W)
 
 
 class Transform(Protocol):
-    """What every transformation offers; `full_view` says whether the untransformed view is compared as well."""
+    """A transformation; `full_view` says whether the untransformed image is compared as well."""
 
     full_view: bool
 
@@ -100,8 +100,8 @@ class Identity:
 class CropResize:
     """`crops` square boxes of side int(ratio · min(H, W)), their corners uniform, each resized back to (H, W).
 
-    With a `ratio_max` each of them has a side of its own, drawn once for all images: a whole number of pixels s from
-    a = int(ratio · min(H, W)) to b = int(ratio_max · min(H, W)), both ends included, log-uniform:
+    With a `ratio_max` each crop draws a side s of its own, the same for all images: a whole number of pixels from
+    a = int(ratio · min(H, W)) to b = int(ratio_max · min(H, W)), both included, with the log-uniform probability
     P(s) = log((s + 1) / s) / log((b + 1) / a).
     """
 
@@ -111,7 +111,7 @@ class CropResize:
     full_view = False
 
     def side(self, shape: Shape) -> int:
-        """Side of the box for images of `shape`, pixels; the least of them with a `ratio_max`."""
+        """Side of the box for images of `shape`, pixels; with a `ratio_max`, the smallest side."""
         return int(self.ratio * min(shape[-2:]))
 
     def draw(self, shape: Shape, generator: Generator) -> Boxes | tuple[Boxes, ...]:
