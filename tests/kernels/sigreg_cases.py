@@ -82,5 +82,5 @@ def check(result: Result, exact: oracle.SIGRegOracle, what: str = "") -> None:
     ):
         largest = error(ours, right)
         # the dtype has no smaller normal numbers
-        allowed = max(allowed, torch.finfo(ours.dtype).tiny)
-        assert largest <= allowed, f"{name} {what}: {largest:.3g} off, {allowed:.3g} allowed"
+        limit = max(allowed, torch.finfo(ours.dtype).tiny)
+        assert largest <= limit, f"{name} {what}: {largest:.3g} off, {limit:.3g} allowed"
