@@ -53,6 +53,8 @@ def compute(instruction: Instruction, read: Read) -> Array:
         return _packed(FLOAT[name], instruction, read)
     if kind in ("f32", "f64") and name in FLOAT:
         return _float(FLOAT[name], instruction, read)
+    if kind in HALVES and name in MIXED:
+        return _mixed(instruction, read)
     if kind == "pred" and name in PREDICATE:
         return PREDICATE[name](*_sources(instruction, read, "pred"))
     if kind in DTYPES and DTYPES[kind].kind in "iu":
@@ -110,6 +112,25 @@ def _float(function: Callable[..., Array], instruction: Instruction, read: Read)
     if "ftz" not in instruction.modifiers:
         return function(*sources)
     return _flushed(function(*map(_flushed, sources)))
+
+
+# of fp32 instructions, how many of their first operands may be in half precision
+MIXED = {"add.f32": 1, "sub.f32": 1, "fma.f32": 2}
+
+
+def _mixed(instruction: Instruction, read: Read) -> Array:
+    kind, narrow = instruction.modifiers[-1], MIXED[operation(instruction)]
+    sources = [
+        _from_half(read, i, kind) if i <= narrow else read(i, "f32") for i in range(1, len(instruction.operands))
+    ]
+    return FLOAT[instruction.opcode](*sources)
+
+
+def _from_half(read: Read, index: int, kind: str) -> Array:
+    """An operand in bf16 or f16 as fp32."""
+    if kind == "f16":
+        return read(index, "f16").astype(np.float32)
+    return (read(index, "u16").astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def _packed(function: Callable[..., Array], instruction: Instruction, read: Read) -> Array:
@@ -262,8 +283,8 @@ def _convert(instruction: Instruction, read: Read) -> Array:
     if to.removesuffix("x2") in HALVES and source == "f32" and not rounding:
         high, low = (HALVES[to[:-2]](read(index, "f32")).astype(np.uint32) for index in (1, 2))
         return (high << np.uint32(16)) | low
-    if source == "bf16" and to == "f32" and not rounding:
-        return (read(1, "u16").astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if source in HALVES and to == "f32" and not rounding:
+        return _from_half(read, 1, source)
     if to not in DTYPES or source not in DTYPES or rounding not in ([], ["rzi"], ["rmi"]):
         raise UnknownInstruction("unknown instruction")
     values = read(1, source)

@@ -96,6 +96,8 @@ class _Ctas:
         while self.alive.any():
             waiting = self.place[self.alive]
             start = int(waiting.min())
+            if start == len(self.kernel.instructions):
+                raise Divergence(f"{self.kernel.name}: a thread goes past the last instruction")
             later = waiting[waiting > start]
             stop = int(later.min()) if later.size else len(self.kernel.instructions)
             steps += self._run_until(start, stop, self.alive & (self.place == start))
@@ -161,9 +163,8 @@ class _Ctas:
         if operand.name == "_":
             return
         register = self._register(operand)
-        if values.dtype.itemsize > register.dtype.itemsize or (values.dtype.kind == "b") != (
-            register.dtype.kind == "b"
-        ):
+        predicates = "b" in (values.dtype.kind, register.dtype.kind)
+        if values.dtype.itemsize > register.dtype.itemsize or (predicates and values.dtype != register.dtype):
             raise UnknownInstruction(f"{values.dtype} does not fit into {operand.name}")
         if values.dtype.itemsize == register.dtype.itemsize:
             values = values.view(register.dtype)
@@ -231,11 +232,8 @@ def _elements(operand: Operand) -> tuple[Operand, ...]:
 def _access(instruction: Instruction, count: int) -> tuple[str, str]:
     """(memory space, type) of a load or store of `count` registers."""
     space, *vector, kind = instruction.modifiers
-    if (
-        space not in ("global", "shared", "param")
-        or kind not in DTYPES
-        or vector != ([f"v{count}"] if count > 1 else [])
-    ):
+    expected = [f"v{count}"] if count > 1 else []
+    if space not in ("global", "shared", "param") or kind not in DTYPES or vector != expected:
         raise UnknownInstruction("unknown instruction")
     return space, kind
 

@@ -9,6 +9,7 @@ are the real ones, and the tests know none of them.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import importlib
@@ -118,9 +119,13 @@ def _compiled(request: str) -> tuple[dict[str, Any], Kernel]:
 
 @functools.cache
 def _server() -> subprocess.Popen[str]:
-    """Ends with this process, when its input does."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.Popen(
+    # lines of the source only make the PTX longer
+    environment["TRITON_DISABLE_LINE_INFO"] = "1"
+    server = subprocess.Popen(
         [sys.executable, "-m", "tests.ptx.compile_server"],
         cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
+    # it ends when its input does
+    atexit.register(server.communicate)
+    return server

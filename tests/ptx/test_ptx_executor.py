@@ -95,6 +95,8 @@ def test_a_kernel_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.ptx.executor.MOST_STEPS", 1000)
     with pytest.raises(Divergence, match="kernel does not end"):
         run("$again:\n bra.uni $again;")
+    with pytest.raises(Divergence, match="kernel: a thread goes past the last instruction"):
+        run("add.s32 %r2, %r1, 1;")
 
 
 def test_a_failed_assertion_tells_its_message() -> None:
@@ -278,6 +280,8 @@ ARITHMETIC = [
     # to the even of two neighbours; 1 + 2⁻⁸ lies between 1 and 1 + 2⁻⁷
     (f"cvt.rn.bf16x2.f32 %r2, {f32(1 + 2**-8)}, {f32(1 + 3 * 2**-8)};", 0x3F803F82),
     (f"cvt.rn.f16x2.f32 %r2, {f32(1)}, {f32(-2)};", 0x3C00C000),
+    (f"cvt.rn.bf16.f32 %rs1, {f32(1.5)}; sub.rn.f32.bf16 %r2, %rs1, {f32(0.25)};", bits(1.25)),
+    (f"cvt.rn.f16.f32 %rs1, {f32(1.5)}; fma.rn.f32.f16 %r2, %rs1, %rs1, {f32(3)};", bits(5.25)),
     (f"cvt.rn.bf16.f32 %rs1, {f32(1.5)}; cvt.f32.bf16 %r2, %rs1;", bits(1.5)),
     (
         f"mov.b64 %rd4, {{{f32(1)}, {f32(2)}}}; fma.rn.f32x2 %rd5, %rd4, %rd4, %rd4; mov.b64 {{_, %r2}}, %rd5;",
