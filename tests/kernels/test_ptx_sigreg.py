@@ -64,9 +64,9 @@ def statistics_case(batch: int, samples: int, slices: int, weighted: bool, knots
         pytest.param(2, 70, 70, True, FEW, 3, id="B2-N70-M70-weighted"),
         # more splits than the second stage adds up at a time
         pytest.param(1, 2100, 7, True, FEW, 3, id="N2100-M7-weighted"),
-        # all in one launch, with a single sample, slice and knot as the extreme
+        # all in one launch, with a single sample and slice as the extreme
         pytest.param(3, 50, 70, True, FEW, 2, id="B3-N50-M70-weighted"),
-        pytest.param(1, 1, 1, False, 2, 2, id="N1-M1-K2"),
+        pytest.param(1, 1, 1, False, FEW, 2, id="N1-M1"),
         # more knots than a program holds: groups of them, whose gradients are added up
         pytest.param(1, 37, 70, True, 41, 4, id="N37-M70-K41-weighted"),
     ],
