@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from fastle.kernels.sigreg import cf_deviations, sigreg
-from tests.kernels.sigreg_cases import made
+from tests.kernels.sigreg_cases import made, some_weights
 from tests.ptx.launches import every_arch, executed, marks, other_archs
 
 pytestmark = marks
@@ -21,11 +21,6 @@ pytestmark = marks
 LIMIT = 1e-6
 # knots: kernels of more take longer to compile
 FEW = 7
-
-
-def some_weights(batch: int, samples: int) -> Tensor:
-    """Numbers up to 2, some of them 0."""
-    return (torch.rand(batch, samples, generator=Generator().manual_seed(5)) * 2.5 - 0.5).clamp_min(0)
 
 
 def evaluated(function: Any, z: Tensor, upstream: Tensor, **options: Any) -> tuple[Tensor, Tensor]:

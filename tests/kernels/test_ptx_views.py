@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from fastle.kernels import crop_resize as crop_resize_module
-from fastle.kernels.random_mask import channel_mask, patch_mask
+from fastle.kernels.random_mask import channel_mask, mask_channels, mask_patches, patch_mask
 from tests.kernels import crop_resize_cases as crops
 from tests.kernels import mask_fill_cases as holes
 from tests.kernels import views
-from tests.kernels.random_mask_cases import channels_of, patches_of, some
+from tests.kernels.image_operators import some_seeds
 from tests.kernels.views import laid_out, made
 from tests.ptx.executor import DeviceAssert
 from tests.ptx.launches import every_arch, executed, marks, other_archs
@@ -45,7 +45,7 @@ def check_crop(images: Images, boxes_B4: Tensor, arch: int, tensors: str = "", o
         crops.applied(boxes_B4, tensors, out_size=out, impl="triton"),
         images,
         lambda x: crops.resized(x, boxes_B4, out),
-        lambda gradient: crops.spread(gradient, boxes_B4, size_of(images)),
+        lambda gradient: crops.resized_adjoint(gradient, boxes_B4, size_of(images)),
         arch,
     )
 
@@ -55,28 +55,51 @@ def check_fill(images: Images, corners_B2: Tensor, box: tuple[int, int], arch: i
         holes.applied(corners_B2, box, impl="triton"),
         images,
         lambda x: holes.filled(x, corners_B2, box),
-        lambda gradient: holes.gathered(gradient, corners_B2, box),
+        lambda gradient: holes.filled_adjoint(gradient, corners_B2, box),
         arch,
     )
 
 
 def check_patches(images: Images, batch: int, patch: int, arch: int) -> None:
-    seeds = some(batch)
+    seeds = some_seeds(batch)
     kept = patch_mask(seeds, size_of(images), ratio=0.6, patch=patch)
 
     def masked(x: Tensor) -> Tensor:
         return torch.where(kept, x, 0)
 
-    check(patches_of(seeds, 0.6, patch, impl="triton"), images, masked, masked, arch)
+    def operator(x: Any) -> Any:
+        return mask_patches(x, seeds, ratio=0.6, patch=patch, impl="triton")
+
+    check(operator, images, masked, masked, arch)
 
 
 def check_channels(images: Images, batch: int, arch: int) -> None:
-    seeds = some(batch)
+    seeds = some_seeds(batch)
 
     def masked(x: Tensor) -> Tensor:
         return torch.where(channel_mask(seeds, x.shape[1], ratio=0.6), x, 0)
 
-    check(channels_of(seeds, 0.6, impl="triton"), images, masked, masked, arch)
+    def operator(x: Any) -> Any:
+        return mask_channels(x, seeds, ratio=0.6, impl="triton")
+
+    check(operator, images, masked, masked, arch)
+
+
+# what a sequence may mix: the first and the fourth share a launch
+MIXED = [
+    (3, torch.float32, "contiguous"),
+    (3, torch.bfloat16, "channels-last"),
+    (1, torch.uint8, "contiguous"),
+    (3, torch.float32, "contiguous"),
+    (5, torch.float16, "strided"),
+]
+
+
+def mixed(number: int, batch: int, height: int, width: int) -> list[Tensor]:
+    return [
+        laid_out(made(batch, channels, height, width, seed=i, dtype=dtype), layout)
+        for i, (channels, dtype, layout) in enumerate(MIXED[:number])
+    ]
 
 
 def channels_last(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -88,7 +111,7 @@ def channels_last(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 @every_arch
 def test_crop_of_every_dtype_and_layout(arch: int) -> None:
-    check_crop(views.mixed(5, 4, 13, 18), crops.at_the_corners(4, (13, 18), (7, 11)), arch, out=(5, 20))
+    check_crop(mixed(5, 4, 13, 18), crops.at_the_corners(4, (13, 18), (7, 11)), arch, out=(5, 20))
 
 
 @every_arch
@@ -105,7 +128,7 @@ def test_crop_of_four_views_and_one_more(arch: int) -> None:
 
 @other_archs
 def test_crop_on_other_gpus(arch: int) -> None:
-    check_crop(views.mixed(2, 4, 13, 18), crops.of_all_sizes(4, (13, 18)), arch, "hw")
+    check_crop(mixed(2, 4, 13, 18), crops.of_all_sizes(4, (13, 18)), arch, "hw")
 
 
 @every_arch
@@ -126,7 +149,7 @@ def test_a_box_outside_is_asserted_on_the_device(
 
 @every_arch
 def test_hole_of_every_dtype_and_layout(arch: int) -> None:
-    check_fill(views.mixed(5, 7, 9, 13), holes.beyond((9, 13), (4, 5)), (4, 5), arch)
+    check_fill(mixed(5, 7, 9, 13), holes.beyond((9, 13), (4, 5)), (4, 5), arch)
 
 
 @every_arch
@@ -143,7 +166,7 @@ def test_hole_of_many_channels_that_lie_together(arch: int) -> None:
 
 @other_archs
 def test_hole_on_other_gpus(arch: int) -> None:
-    check_fill(views.mixed(2, 7, 9, 13), holes.beyond((9, 13), (4, 5)), (4, 5), arch)
+    check_fill(mixed(2, 7, 9, 13), holes.beyond((9, 13), (4, 5)), (4, 5), arch)
 
 
 # masks
@@ -151,7 +174,7 @@ def test_hole_on_other_gpus(arch: int) -> None:
 
 @every_arch
 def test_mask_of_every_dtype_and_layout(arch: int) -> None:
-    check_patches(views.mixed(5, 2, 12, 48), 2, 3, arch)
+    check_patches(mixed(5, 2, 12, 48), 2, 3, arch)
 
 
 @every_arch
@@ -164,5 +187,5 @@ def test_mask_of_many_pixels_and_channels(arch: int) -> None:
 
 @other_archs
 def test_mask_on_other_gpus(arch: int) -> None:
-    check_patches(views.mixed(2, 2, 12, 48), 2, 3, arch)
-    check_channels(views.mixed(2, 2, 12, 48), 2, arch)
+    check_patches(mixed(2, 2, 12, 48), 2, 3, arch)
+    check_channels(mixed(2, 2, 12, 48), 2, arch)
