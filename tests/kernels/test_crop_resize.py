@@ -17,17 +17,17 @@ Case = tuple[int, int, int, int, int, int, Out]
 # batch, channels, height, width, the box's height and width, the output
 SMALL: list[Case] = [
     (1, 1, 1, 1, 1, 1, None),
-    (4, 3, 6, 9, 1, 4, None),
-    (4, 2, 6, 9, 3, 1, (11, 2)),
-    (4, 3, 8, 10, 5, 6, (1, 7)),
-    (4, 3, 8, 10, 5, 6, (5, 1)),
-    (6, 5, 13, 6, 5, 5, None),
+    (2, 1, 6, 9, 1, 4, None),
+    (2, 1, 6, 9, 3, 1, (7, 2)),
+    (2, 1, 8, 10, 5, 6, (1, 7)),
+    (2, 1, 8, 10, 5, 6, (5, 1)),
+    (2, 5, 13, 6, 9, 5, None),
     (4, 2, 20, 31, 17, 29, (5, 3)),
 ]
 # more than one tile in each direction, and for what rounded coordinates would cost: 1e-5 at side 200, 1e-4 at 2000
 LARGE: list[Case] = [(2, 3, 70, 67, 33, 51, (130, 129)), (1, 1, 2048, 8, 2000, 5, (2039, 7))]
 # the interpreter is slow: one large direction at a time
-INTERPRETED: list[Case] = [(1, 2, 40, 37, 33, 35, (20, 67)), (1, 1, 6, 256, 5, 200, None), (1, 1, 600, 2, 590, 2, None)]
+INTERPRETED: list[Case] = [(1, 1, 40, 37, 33, 35, (20, 67)), (1, 1, 6, 256, 5, 200, None), (1, 1, 600, 2, 590, 2, None)]
 GRID = [
     *(("torch", *case) for case in SMALL + LARGE),
     *(("triton", *case) for case in SMALL + (LARGE if DEVICE.type == "cuda" else INTERPRETED)),
@@ -45,19 +45,19 @@ def test_fp32_equals_the_formula(impl: Any, b: int, c: int, h: int, w: int, bh: 
         pytest.importorskip("triton")
     boxes_B4 = at_the_corners(b, (h, w), (bh, bw))
     check(made(b, c, h, w), boxes_B4, out_size=out, impl=impl)
-    if h * w < 2000:
+    if c > 1 and h * w < 2000:
         check(laid_out(made(b, c, h, w), "channels-last"), boxes_B4, out_size=out, impl=impl)
 
 
 @every_impl
 @pytest.mark.parametrize("tensors", ["h", "w", "hw"])
 def test_each_sample_has_its_own_size(tensors: str, impl: Any) -> None:
-    boxes_B4 = of_all_sizes(5, (6, 9))
+    boxes_B4 = of_all_sizes(4, (6, 9))
     for letter, i in (("h", 2), ("w", 3)):
         if letter not in tensors:
             boxes_B4[:, i] = 4
             boxes_B4[:, i - 2] %= 3
-    check(made(5, 2, 6, 9), boxes_B4, tensors, out_size=(4, 13), impl=impl)
+    check(made(4, 1, 6, 9), boxes_B4, tensors, out_size=(4, 7), impl=impl)
 
 
 def test_fp64_equals_the_formula() -> None:
@@ -68,7 +68,7 @@ def test_fp64_equals_the_formula() -> None:
 
 @every_impl
 def test_exact_values(impl: Any) -> None:
-    images, boxes_B4 = made(4, 3, 5, 9), at_the_corners(4, (5, 9), (4, 5))
+    images, boxes_B4 = made(4, 1, 5, 9), at_the_corners(4, (5, 9), (4, 5))
     resized, pixel = applied(boxes_B4, impl=impl)(images), torch.tensor([[4, 8, 1, 1]] * 4)
     for b, (y, x, _, _) in enumerate(boxes_B4.tolist()):
         # corners are aligned
@@ -91,13 +91,13 @@ def test_coordinates_are_not_in_the_images_dtype() -> None:
 @every_impl
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 def test_pixels_outside_the_box_do_not_matter(layout: str, impl: Any) -> None:
-    images = made(4, 2, 6, 9)
-    for box in ((1, 1), (3, 2), (6, 4)):
-        boxes_B4 = at_the_corners(4, (6, 9), box)
+    images = made(2, 2, 6, 9)
+    for box in ((1, 1), (3, 2)):
+        boxes_B4 = at_the_corners(2, (6, 9), box)
         fenced = torch.full_like(images, float("nan"))
         for b, one in enumerate(boxes_B4):
             fenced[b][inside(one)] = images[b][inside(one)]
-        for tensors, out in (("", None), ("hw", (11, 2))):
+        for tensors, out in (("", (4, 3)), ("hw", (5, 2))):
             operator = applied(boxes_B4, tensors, out_size=out, impl=impl)
             leaf = laid_out(fenced, layout).requires_grad_()
             result = operator(leaf)

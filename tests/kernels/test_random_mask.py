@@ -102,7 +102,7 @@ def test_channels_are_independent() -> None:
 
 # batch, channels, rows of patches, patches in a row, side of a patch: one tile and several, and numbers of patches that
 # walk cycles
-SHAPES = [(1, 1, 1, 1, 1), (3, 1, 6, 9, 1), (1, 5, 2, 3, 4), (2, 2, 37, 41, 1), (2, 6, 4, 4, 7)]
+SHAPES = [(1, 1, 1, 1, 1), (1, 5, 2, 3, 4), (2, 1, 37, 41, 1), (2, 6, 4, 16, 3)]
 
 
 @every_impl
