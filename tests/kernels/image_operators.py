@@ -61,7 +61,9 @@ def _corners(batch: int) -> dict[str, Tensor]:
 
 
 def _boxes(batch: int) -> dict[str, Tensor]:
-    return dict(zip(("top", "left", "height", "width"), crops.of_all_sizes(batch, SIZE).unbind(1), strict=True))
+    return dict(
+        zip(("top", "left", "height", "width"), crops.of_all_sizes(max(batch, 1), SIZE)[:batch].unbind(1), strict=True)
+    )
 
 
 def _seeds(batch: int) -> dict[str, Tensor]:
