@@ -13,7 +13,7 @@ from fastle.data import Images, Loading, open_images
 from tests.data.pictures import dali_or_skip, oracle, write_pictures
 
 # pixels: the images are larger than the crops
-SIZE, SIDE = 16, 29
+SIZE, LARGE = 16, 24
 # two whole blocks of 256 images and a part of a third
 MANY = 600
 CACHES = ("none", "disk", "host", "auto")

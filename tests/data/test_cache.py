@@ -20,7 +20,7 @@ from fastle.data import open_images
 from fastle.data.cache import cache_folder
 from fastle.errors import DataError
 from tests.data import pictures
-from tests.data.caches import MANY, SIDE, SIZE, everything, loading, opened, pixels, write_splits
+from tests.data.caches import MANY, LARGE, SIZE, everything, loading, opened, pixels, write_splits
 from tests.data.pictures import encoded, picture
 
 pytestmark = pytest.mark.usefixtures("cache_home")
@@ -125,7 +125,7 @@ def test_a_header_longer_than_the_check_reads_is_no_fault(cache: str, tmp_path: 
 
 def test_splits_and_sizes_have_their_own_files(few: Path) -> None:
     for again in (False, True):
-        for split, size in (("train", SIZE), ("valid", SIZE), ("train", SIDE)):
+        for split, size in (("train", SIZE), ("valid", SIZE), ("train", LARGE)):
             images, said = opened(few, split=split, size=size)
             assert len(images) == (20 if split == "train" else 5) and images.batch([0]).shape[-1] == size
             assert ("reused" in said) == again
@@ -156,7 +156,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_cache_of_files_that_changed_is_built_again(change: str, few: Path) -> None:
+def test_a_stale_cache_is_built_again(change: str, few: Path) -> None:
     opened(few)
     CHANGES[change](few / "train")
     images, said = opened(few)

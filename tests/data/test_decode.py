@@ -177,6 +177,11 @@ def test_every_bad_file_of_a_call_is_named_in_order(name: str, resize: bool, tmp
         assert fault.startswith(f"{file.name} {begin}") and "\n" not in fault
     assert message == "\n  ".join([f"{len(bad)} images cannot be used:", *faults.values()])
     assert not re.search(r"\.cpp|Traceback", message)
+    # each alone, because one bad file is enough to leave a whole batch to torchvision
+    for position, fault in faults.items():
+        with pytest.raises(BadFiles) as alone:
+            decode([good, files[position]])
+        assert alone.value.faults == {1: fault}
     # torchvision names them in the same words, and the decoder still works
     if name == "dali":
         with pytest.raises(BadFiles) as same:
@@ -199,6 +204,13 @@ def other_bytes(seed: int, kind: str) -> bytes:
     return bytes(data)
 
 
+def stray_marker(seed: int) -> bytes:
+    """A JPEG with a marker among its pixels, which some decoders ignore."""
+    data = encoded(picture(seed, 70, 90), "JPEG")
+    at = int(np.random.default_rng(seed).integers(len(data) * 2 // 3, len(data) - 10))
+    return data[:at] + b"\xff" + bytes([(0x87, 0xDA, 0xD9, 0xC4)[seed % 4]]) + data[at:]
+
+
 def ended_early(seed: int, *, progressive: bool) -> bytes:
     """A JPEG without its last rows or scans, but with a proper end."""
     data = encoded(picture(seed, 70, 90), "JPEG", progressive=progressive)
@@ -208,6 +220,7 @@ def ended_early(seed: int, *, progressive: bool) -> bytes:
 DAMAGED: dict[str, Callable[[int], bytes]] = {
     "jpeg": lambda seed: other_bytes(seed, "JPEG"),
     "webp": lambda seed: other_bytes(seed, "WEBP"),
+    "stray-marker": stray_marker,
     "fewer-rows": lambda seed: ended_early(seed, progressive=False),
     # libjpeg guesses what is missing, from more of the image than the crop
     "fewer-scans": lambda seed: ended_early(seed, progressive=True),
