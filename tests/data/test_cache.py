@@ -20,7 +20,7 @@ from fastle.data import open_images
 from fastle.data.cache import cache_folder
 from fastle.errors import DataError
 from tests.data import pictures
-from tests.data.caches import MANY, LARGE, SIZE, everything, loading, opened, pixels, write_splits
+from tests.data.caches import LARGE, MANY, SIZE, everything, loading, opened, pixels, write_splits
 from tests.data.pictures import encoded, picture
 
 pytestmark = pytest.mark.usefixtures("cache_home")
