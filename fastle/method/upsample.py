@@ -13,8 +13,11 @@ would give the same result, but interleaving their outputs costs another pass ov
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .conv import add_bias
 
 
 class UpsampledConv2d(nn.Conv2d):
@@ -42,13 +45,25 @@ def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     Returns:
         (B, C_out, 2H, 2W), in the memory format of x.
     """
-    # the taps are added in the precision of the weight, so that under autocast only the convolution rounds them
-    padded = F.pad(weight.flip(2, 3), (1, 1, 1, 1))
+    kernel = _added_taps(weight).flip(2, 3).transpose(0, 1)
+    if bias is None or not torch.compiler.is_compiling():
+        return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
+    return add_bias(F.conv_transpose2d(x, kernel, stride=2, padding=1), bias)
+
+
+def _added_taps(weight: Tensor) -> Tensor:
+    """(w0, w0 + w1, w1 + w2, w2) on both axes: (C_out, C_in, 3, 3) → (C_out, C_in, 4, 4)."""
+    # in the precision of the weight, so that under autocast only the convolution rounds the sums
+    padded = F.pad(weight, (1, 1, 1, 1))
     rows = padded[:, :, 1:] + padded[:, :, :-1]
-    kernel = rows[:, :, :, 1:] + rows[:, :, :, :-1]  # (C_out, C_in, 4, 4)
-    return F.conv_transpose2d(x, kernel.transpose(0, 1), bias, stride=2, padding=1)
+    return rows[:, :, :, 1:] + rows[:, :, :, :-1]
 
 
 def nearest_x2(x: Tensor) -> Tensor:
-    """Repeats each pixel into a 2×2 square: (B, C, H, W) → (B, C, 2H, 2W)."""
-    return F.interpolate(x, scale_factor=2, mode="nearest")
+    """Repeats each pixel into a 2×2 square: (B, C, H, W) → channels-last (B, C, 2H, 2W).
+
+    `F.interpolate` gives the same, but its gradient becomes atomic additions when compiled, slow and in any order.
+    """
+    batch, channels, height, width = x.shape
+    squares = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(batch, height, 2, width, 2, channels)
+    return squares.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
