@@ -216,9 +216,10 @@ class SelfTeaching(nn.Module):
             if self.config.judge == "live":
                 both = self.judge.features((*targets, *views))
                 return both[: len(targets)], both[len(targets) :]
+            # the views first: where a bias was in use before, torch.compile keeps its sum with a map, as one more map
+            seen = self.judge.features(views)
             with torch.no_grad():
-                wanted = self.judge.features(targets)
-            return wanted, self.judge.features(views)
+                return self.judge.features(targets), seen
 
     def _agreements(self, wanted: Sequence[Tensor], *seen: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
         """Of each branch mse(J(T x), J(T x̂)), the mean over T's views, and mse(J(x), J(x̂)) where T asks for it.
