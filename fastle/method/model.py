@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from fastle.checkpoint import latest_checkpoint, load_checkpoint, read_run_config
 from fastle.config import ModelConfig
 
-from .conv import Conv2d
+from .conv import Conv2d, HalvingConv2d
 from .upsample import UpsampledConv2d, nearest_x2
 
 
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         hidden, map_channels = config.hidden, config.map_channels
-        self.stem = Conv2d(config.channels, hidden, 4, stride=2, padding=1)
+        self.stem = HalvingConv2d(config.channels, hidden)
         self.down = nn.Sequential(DownBlock(hidden, 2 * hidden), DownBlock(2 * hidden, map_channels))
         self.pool = None if config.latent is None else nn.Linear(math.prod(config.map_shape), config.latent)
         self.norm = nn.BatchNorm1d(config.latent_shape[0])

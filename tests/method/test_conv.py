@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
-from fastle.method.conv import Conv2d
-from fastle.method.upsample import nearest_x2
+from fastle.method.conv import Conv2d, HalvingConv2d
+from fastle.method.upsample import nearest_x2, upsampled_conv, upsampled_conv_of_few
 
 FORMATS = [
     pytest.param(torch.contiguous_format, id="contiguous"),
@@ -30,12 +30,43 @@ def images(*shape: int) -> Tensor:
     return torch.randn(shape, generator=Generator().manual_seed(0), dtype=torch.float64)
 
 
+@pytest.mark.parametrize("memory_format", FORMATS)
+# one channel gives four of eight, two fill eight up and need eight more, three give twelve of sixteen
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (6, 10)], ids=str)
+def test_halving_equals_the_plain_convolution(
+    height: int, width: int, channels: int, memory_format: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    stem = HalvingConv2d(channels, 7).double().to(memory_format=memory_format)  # type: ignore[call-overload]
+    plain = nn.Conv2d(channels, 7, 4, stride=2, padding=1).double()
+    plain.load_state_dict(stem.state_dict())
+    x = images(2, channels, height, width).to(memory_format=memory_format)
+    got, wanted = (with_gradients(conv, x, conv.weight, conv.bias) for conv in (stem, plain))
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_compiled_convolution_equals_the_eager_one(stride: int) -> None:
     torch.manual_seed(0)
     conv = Conv2d(3, 4, 3, stride=stride, padding=1).double()
     compiled = torch.compile(conv, fullgraph=True, dynamic=False, backend="aot_eager")
     got, wanted = (with_gradients(side, images(2, 3, 5, 6), conv.weight, conv.bias) for side in (compiled, conv))
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("outputs", [1, 2, 3, 5])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 5)], ids=str)
+def test_few_outputs_equal_the_other_form(
+    height: int, width: int, outputs: int, memory_format: torch.memory_format
+) -> None:
+    x = images(2, 4, height, width).to(memory_format=memory_format)
+    weight, bias = images(outputs, 4, 3, 3).requires_grad_(), images(outputs).requires_grad_()
+    got, wanted = (
+        with_gradients(lambda x, form=form: form(x, weight, bias), x, weight, bias)  # type: ignore[misc]
+        for form in (upsampled_conv_of_few, upsampled_conv)
+    )
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
 
