@@ -170,8 +170,8 @@ class _Reader:
             case ast.Call(func=ast.Name("assert_size_stride"), args=[ast.Name(name), shape, stride, *_]):
                 self._learn(name, _literal(shape), _literal(stride), None)
             case ast.Call(func=ast.Name("assert_size_stride_grouped"), args=[ast.Tuple(names), shapes, strides, *_]):
-                for name, shape, stride in zip(names, _literal(shapes), _literal(strides), strict=True):
-                    self._learn(ast.unparse(name), shape, stride, None)
+                for one, extent, steps in zip(names, _literal(shapes), _literal(strides), strict=True):
+                    self._learn(ast.unparse(one), extent, steps, None)
             case ast.Call(func=ast.Name("assert_tensor_metadata"), args=[ast.Name(name), shape, stride, dtype, *_]):
                 self._learn(name, _literal(shape), _literal(stride), ast.unparse(dtype).removeprefix("torch."))
             case ast.Call(func=ast.Attribute(value=ast.Name(name), attr="run")) if name in kernels:

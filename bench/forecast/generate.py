@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -153,13 +153,13 @@ def _intercept(launches: list[Launch], keep: Path | None) -> None:
         direction: counting.Pass = "backward" if graph.is_backward else "forward"
         if keep is not None:
             (keep / f"{direction}.py").write_text(code.value, encoding="utf-8")
-        nodes = list(graph.module.graph.nodes)
+        nodes = list(cast(torch.fx.GraphModule, graph.module).graph.nodes)
         launches.extend(
             counting.launches(code.value, direction, phases=dict(_phases(nodes)), item_sizes=dict(_item_sizes(nodes)))
         )
         return _Module()
 
-    GraphLowering.compile_to_module = compile_to_module  # type: ignore[method-assign]
+    GraphLowering.compile_to_module = compile_to_module  # type: ignore[assignment, method-assign]
 
 
 class _Module:
@@ -216,24 +216,28 @@ def _trace(case: Case) -> int:
         return torch.fx.traceback.annotate({"phase": name})
 
     # a compiled graph does not see phases; its nodes may carry their names
-    method.phase = plain.phase = annotated  # type: ignore[assignment]
+    for module in (method, plain):
+        setattr(module, "phase", annotated)  # noqa: B010, not exported
     config, device = case.config, torch.device("cuda", 0)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        with device:
-            model = (plain.PlainAutoencoder if case.side == "plain" else Autoencoder)(config.model).train()
-        _to_channels_last(model)
+        model: torch.nn.Module
         objective: torch.nn.Module
         if case.side == "plain":
-            objective = plain.PlainObjective(model, config.objective)
-            _to_channels_last(objective.judge)
+            with device:
+                model = peer = plain.PlainAutoencoder(config.model)
+            _to_channels_last(peer)
+            objective = judged = plain.PlainObjective(peer, config.objective)
+            _to_channels_last(judged.judge)
         else:
-            objective = method.make_objective(model, config.objective)
+            with device:
+                model = ours = Autoencoder(config.model)
+            _to_channels_last(ours)
+            objective = method.make_objective(ours, config.objective)
         size = config.model.size
         images = torch.empty(case.batch, config.model.channels, size, size, dtype=torch.uint8, device=device)
         corner = torch.zeros(case.batch, dtype=torch.int64, device=device)
-        slices, features = config.objective.slices, config.model.latent_shape[0]
         draws = method.Draws(
-            slices=None if slices is None else torch.empty(features, slices, device=device),
+            slices=torch.empty(config.model.latent_shape[0], config.objective.slices, device=device),
             view=None if config.objective.transform is None else Boxes(corner, corner.clone()),
             hole=None if config.objective.hole_ratio is None else Boxes(corner.clone(), corner.clone()),
         )

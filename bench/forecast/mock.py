@@ -88,7 +88,7 @@ def mock_cuda() -> None:
     # autocast switches itself off where it finds no GPU
     for module in (torch.amp.autocast_mode, torch.cuda.amp.common):
         module.amp_definitely_not_available = _always(False)  # type: ignore[attr-defined]
-    torch._C._select_conv_backend = _always(torch._C._ConvBackend.Cudnn)  # type: ignore[assignment]
+    torch._C._select_conv_backend = _always(torch._C._ConvBackend.Cudnn)  # type: ignore[attr-defined]
     torch._C._conv_determine_backend_memory_format = _cudnn_layout  # type: ignore[assignment]
 
 

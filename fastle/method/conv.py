@@ -16,7 +16,9 @@ ALIGNED = 8
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` with zero padding, its bias outside the convolution when compiled."""
+    """`nn.Conv2d` with zero padding and a bias, which is outside the convolution when compiled."""
+
+    bias: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convolve(x, self.bias)
@@ -36,11 +38,12 @@ class HalvingConv2d(nn.Conv2d):
     carries the bias, so that its gradient comes with the weight's.
     """
 
+    bias: Tensor
+
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, 4, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        assert self.bias is not None
         blocks = 4 * self.in_channels
         ones = ALIGNED - blocks % ALIGNED
         padded = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1)

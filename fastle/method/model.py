@@ -54,8 +54,8 @@ class UpBlock(nn.Module):
         self.skip = Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # a 1x1 convolution reads one pixel, so running it on the small map gives the same for a quarter of the cost. both
-        # biases are added there too: their gradient is then a sum over a quarter of the pixels
+        # a 1x1 convolution reads one pixel, so running it on the small map gives the same for a quarter of the cost.
+        # both biases are added there too: their gradient is then a sum over a quarter of the pixels
         skip = self.skip.convolve(x, self.skip.bias + self.mix.bias)
         return F.silu(self.mix.convolve(F.silu(self.expand(x)), None) + nearest_x2(skip))
 

@@ -38,11 +38,11 @@ def test_halving_equals_the_plain_convolution(
     height: int, width: int, channels: int, memory_format: torch.memory_format
 ) -> None:
     torch.manual_seed(0)
-    stem = HalvingConv2d(channels, 7).double().to(memory_format=memory_format)  # type: ignore[call-overload]
+    stem = HalvingConv2d(channels, 7).double().to(memory_format=memory_format)
     plain = nn.Conv2d(channels, 7, 4, stride=2, padding=1).double()
     plain.load_state_dict(stem.state_dict())
     x = images(2, channels, height, width).to(memory_format=memory_format)
-    got, wanted = (with_gradients(conv, x, conv.weight, conv.bias) for conv in (stem, plain))
+    got, wanted = (with_gradients(conv, x, *conv.parameters()) for conv in (stem, plain))
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
 
@@ -51,7 +51,7 @@ def test_compiled_convolution_equals_the_eager_one(stride: int) -> None:
     torch.manual_seed(0)
     conv = Conv2d(3, 4, 3, stride=stride, padding=1).double()
     compiled = torch.compile(conv, fullgraph=True, dynamic=False, backend="aot_eager")
-    got, wanted = (with_gradients(side, images(2, 3, 5, 6), conv.weight, conv.bias) for side in (compiled, conv))
+    got, wanted = (with_gradients(side, images(2, 3, 5, 6), *conv.parameters()) for side in (compiled, conv))
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
 
