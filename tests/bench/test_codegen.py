@@ -50,9 +50,9 @@ class TestCodegen:
         assert 0.5 * gigabytes < found["triton_bytes"] / 1e9 <= gigabytes
 
     def test_operations_are_those_of_the_method(self, setting: str, steps: dict[str, Counted]) -> None:
-        # as PyTorch's counter counts the step, 55.3 GFLOP an image in the first setting
+        # what PyTorch's counter counts of the eager step, on the CPU
         if setting == "celeba-masked-512":
-            assert totals(steps[setting])["flop"] / 128 == pytest.approx(55.3e9, rel=0.01)
+            assert totals(steps[setting])["flop"] / 128 == pytest.approx(55.5e9, rel=0.01)
 
 
 CODE = """
@@ -73,6 +73,7 @@ class Runner:
             # Topologically Sorted Source Nodes: [turn], Original ATen: [aten.clone]
             raw_stream0 = get_raw_stream(0)
             triton_poi_fused_a.run(x, buf1, 1048576, stream=raw_stream0)
+            assert_size_stride(y, (131072, 10), (10, 1), 'input')
             buf2 = empty_strided_cuda((8, 10), (10, 1), torch.bfloat16)
             extern_kernels.mm(reinterpret_tensor(buf1, (8, 131072), (131072, 1), 0), y, out=buf2)
             buf3 = torch.ops.aten.convolution_backward.default(buf0, x, w, [16], (2, 2), (1, 1), (1, 1), False, (0, 0), 1, [True, True, False])
@@ -98,7 +99,7 @@ def test_atomics_and_turned_layouts_are_seen() -> None:
     (kernel,) = (launch for launch in read(code) if launch.kind == "triton")
     assert (kernel.phase, kernel.bytes, kernel.atomics, kernel.copies_layout) == ("decode", 250_000_000, 1, True)
     # what a Linear reads may lie as the Linear wants it
-    (kernel,) = (launch for launch in read(CODE.replace(", y,", ", w,")) if launch.kind == "triton")
+    (kernel,) = (launch for launch in read(CODE) if launch.kind == "triton")
     assert not kernel.copies_layout
 
 
