@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from fastle.checkpoint import latest_checkpoint, load_checkpoint, read_run_config
 from fastle.config import ModelConfig
 
+from .conv import Conv2d, HalvingConv2d
 from .upsample import UpsampledConv2d, nearest_x2
 
 
@@ -32,14 +33,15 @@ class DownBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
-        self.reduce = nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1)
-        self.mix = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.reduce = Conv2d(channels_in, channels_out, 3, stride=2, padding=1)
+        self.mix = Conv2d(channels_out, channels_out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         # groups of neighbouring channels are averaged to the output width; unshuffling puts the four pixels of one
         # input channel next to each other
         skip = F.pixel_unshuffle(x, 2).unflatten(1, (self.mix.out_channels, -1)).mean(2)
-        return F.silu(skip + self.mix(F.silu(self.reduce(x))))
+        # the convolution first: a sum is laid out as its first operand, and pixel-unshuffle is never channels-last
+        return F.silu(self.mix(F.silu(self.reduce(x))) + skip)
 
 
 class UpBlock(nn.Module):
@@ -48,12 +50,14 @@ class UpBlock(nn.Module):
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         self.expand = UpsampledConv2d(channels_in, channels_out)
-        self.mix = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        self.skip = nn.Conv2d(channels_in, channels_out, 1)
+        self.mix = Conv2d(channels_out, channels_out, 3, padding=1)
+        self.skip = Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # a 1x1 convolution reads one pixel, so running it on the small map gives the same for a quarter of the cost
-        return F.silu(nearest_x2(self.skip(x)) + self.mix(F.silu(self.expand(x))))
+        # a 1x1 convolution reads one pixel, so running it on the small map gives the same for a quarter of the cost.
+        # both biases are added there too: their gradient is then a sum over a quarter of the pixels
+        skip = self.skip.convolve(x, self.skip.bias + self.mix.bias)
+        return F.silu(self.mix.convolve(F.silu(self.expand(x)), None) + nearest_x2(skip))
 
 
 class Encoder(nn.Module):
@@ -63,7 +67,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         hidden, map_channels = config.hidden, config.map_channels
-        self.stem = nn.Conv2d(config.channels, hidden, 4, stride=2, padding=1)
+        self.stem = HalvingConv2d(config.channels, hidden)
         self.down = nn.Sequential(DownBlock(hidden, 2 * hidden), DownBlock(2 * hidden, map_channels))
         self.pool = None if config.latent is None else nn.Linear(math.prod(config.map_shape), config.latent)
         self.norm = nn.BatchNorm1d(config.latent_shape[0])
@@ -173,6 +177,8 @@ class Decoder(nn.Module):
             )
         if self.unpool is not None:
             z = F.silu(self.unpool(z)).unflatten(1, self.config.map_shape)
+        # a Linear and a BatchNorm know no layout; every convolution after this one takes its input's
+        z = z.contiguous(memory_format=torch.channels_last)
         return torch.sigmoid(self.head(self.up(z)).to(self.head.weight.dtype))
 
 

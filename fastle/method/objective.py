@@ -176,7 +176,7 @@ class SelfTeaching(nn.Module):
             targets, views = (*targets, x), (*views, xhat)
         wanted, seen = self._judged(targets, views)
         ((agreement, full_view),) = self._agreements(wanted, seen)
-        regularizer = self._sigreg(z, draws)
+        regularizer = self._sigreg(draws, z)
         total = _average(agreement, full_view) + self.config.sigreg_weight * regularizer
         return Losses(total=total, agreement=agreement, full_view=full_view, sigreg=regularizer, latent=z.detach())
 
@@ -199,7 +199,7 @@ class SelfTeaching(nn.Module):
         with phase("judge"):
             consistency = F.mse_loss(self.judge.normalize(clean_full), self.judge.normalize(masked_full))
         clean, masked = (_average(*terms) for terms in self._agreements(wanted, seen_clean, seen_masked))
-        regularizer = (self._sigreg(z_clean, draws) + self._sigreg(z_masked, draws)) / 2
+        regularizer = self._sigreg(draws, z_clean, z_masked)
         total = (consistency + clean + masked) / 3 + self.config.sigreg_weight * regularizer
         return Losses(
             total=total,
@@ -216,9 +216,10 @@ class SelfTeaching(nn.Module):
             if self.config.judge == "live":
                 both = self.judge.features((*targets, *views))
                 return both[: len(targets)], both[len(targets) :]
+            # the views first: where a bias was in use before, torch.compile keeps its sum with a map, as one more map
+            seen = self.judge.features(views)
             with torch.no_grad():
-                wanted = self.judge.features(targets)
-            return wanted, self.judge.features(views)
+                return self.judge.features(targets), seen
 
     def _agreements(self, wanted: Sequence[Tensor], *seen: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
         """Of each branch mse(J(T x), J(T x̂)), the mean over T's views, and mse(J(x), J(x̂)) where T asks for it.
@@ -240,11 +241,13 @@ class SelfTeaching(nn.Module):
                 branches.append((torch.stack(distances).mean(), full_view))
         return branches
 
-    def _sigreg(self, z: Tensor, draws: Draws) -> Tensor:
+    def _sigreg(self, draws: Draws, *latents: Tensor) -> Tensor:
+        """The mean of SIGReg over latents of one shape, in one call."""
         assert draws.slices is not None
         with phase("SIGReg"):
             # a spatial latent is tested position by position: (B, c, h, w) → (h·w, B, c)
-            return sigreg(z if z.ndim == 2 else z.flatten(2).permute(2, 0, 1), draws.slices)
+            tests = [z[None] if z.ndim == 2 else z.flatten(2).permute(2, 0, 1) for z in latents]
+            return sigreg(tests[0] if len(tests) == 1 else torch.cat(tests), draws.slices)
 
 
 Objective = PixelBaseline | SelfTeaching

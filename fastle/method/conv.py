@@ -1,0 +1,61 @@
+"""Convolutions in the form that a GPU computes best. Parameters, initial values and state dicts are `nn.Conv2d`'s.
+
+torch.compile cannot fuse the bias of a convolution that it calls from a library: the sum is written back in a pass of
+its own, or beside the activation as one more map to keep for the backward pass. A bias added outside is part of the
+activation, and what is kept is the result of the convolution. Eager libraries add the bias on the way out, for nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# bf16 channels that a tensor core reads at once
+ALIGNED = 8
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` with zero padding and a bias, which is outside the convolution when compiled."""
+
+    bias: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolve(x, self.bias)
+
+    def convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution with another bias, or with none."""
+        if bias is None or not torch.compiler.is_compiling():
+            return F.conv2d(x, self.weight, bias, self.stride, self.padding)
+        return add_bias(F.conv2d(x, self.weight, None, self.stride, self.padding), bias)
+
+
+class HalvingConv2d(nn.Conv2d):
+    """A 4×4 convolution of stride 2 and padding 1, as a 2×2 convolution on blocks of 2×2 pixels.
+
+    (B, C_in, H, W) → (B, C_out, H/2, W/2), H and W even. Tensor cores take channels by the eight, which an image does
+    not have: its pixels' blocks make twelve channels of three, filled up with ones to sixteen. The first of the ones
+    carries the bias, so that its gradient comes with the weight's.
+    """
+
+    bias: Tensor
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 4, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        blocks = 4 * self.in_channels
+        ones = ALIGNED - blocks % ALIGNED
+        padded = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1)
+        # (B, H/2 + 1, W/2 + 1, row in the block, column in the block, C_in)
+        squares = padded.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).transpose(2, 3)
+        squares = F.pad(squares.flatten(3), (0, ones), value=1.0)
+        taps = self.weight.unflatten(3, (2, 2)).unflatten(2, (2, 2)).permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+        # the bias at one of the four taps, zeros for the other ones
+        bias = F.pad(self.bias[:, None, None, None], (0, 1, 0, 1, 0, ones - 1))
+        return F.conv2d(squares.permute(0, 3, 1, 2), torch.cat((taps, bias), dim=1))
+
+
+def add_bias(maps: Tensor, bias: Tensor) -> Tensor:
+    """(B, C, H, W) plus (C,), in the maps' dtype."""
+    return maps + bias.to(maps.dtype)[:, None, None]
