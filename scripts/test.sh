@@ -9,4 +9,4 @@ use_environment dev
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 # tests of one file share what they prepare, so a file stays with one process
-exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --durations 20 "$@"
+exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations 20 "$@"

@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if sys.platform == "linux":
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
+import pytest
 import torch
 
 # packed caches do not outlive the tests
@@ -23,3 +24,8 @@ if not torch.cuda.is_available():
 
 # `from tests import oracle` works wherever pytest is started from, and in spawned processes
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # the slow folders first, so that no process is left alone with them at the end
+    items.sort(key=lambda item: item.path.parent.name not in ("training", "bench", "scripts", "profiling"))

@@ -172,13 +172,17 @@ def test_operations_by_hand() -> None:
     counts = count_flops(config, CPU)
     h = c = 8
     # multiply-adds of 16 px images: the stem, two down blocks; two up blocks, the head
-    stem = 64 * 16 * 3 * h
+    # fastle's stem reads 2x2 blocks of 12 channels, filled up to 16, and its head writes such blocks, one more each way
+    stems, heads = (
+        {"plain": 64 * 16 * 3 * h, "fastle": 64 * 4 * 16 * h},
+        {"plain": 256 * 9 * h * 3, "fastle": 81 * 4 * h * 16},
+    )
     trunk = 16 * 9 * h * 2 * h + 16 * 9 * 4 * h * h + 4 * 9 * 2 * h * c + 4 * 9 * c * c
     wide = {"plain": 9, "fastle": 4}  # taps a pixel of what follows nearest x2
     for name, taps in wide.items():
         skips = (16 * c * 2 * h + 64 * 2 * h * h) // (1 if name == "plain" else 4)
         ups = 16 * taps * c * 2 * h + 16 * 9 * 4 * h * h + 64 * taps * 2 * h * h + 64 * 9 * h * h + skips
-        head = 256 * taps * h * 3
+        stem, head = stems[name], heads[name]
         encode, judged, seen = 3 * trunk + 2 * stem, stem + trunk, 2 * (stem + trunk)
         wanted = 2 * (encode + 3 * (ups + head) + judged + seen)
         # the rest is SIGReg's, of which fastle's operator shows a part

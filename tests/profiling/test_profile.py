@@ -160,12 +160,13 @@ def test_operations_are_those_of_a_count_by_hand() -> None:
         return 2 * channels_in * channels_out * taps * pixels
 
     # maps of 16² to 2² pixels; an upsampled convolution reads 4x4 taps for each pixel of its small map
-    stem = conv(1, 8, 16, 8**2)
+    # the stem reads 2x2 blocks of 4 channels, filled up to 8, and the head writes such blocks, one more each way
+    stem = conv(8, 8, 4, 8**2)
     rest = (
         conv(8, 16, 9, 4**2) + conv(16, 16, 9, 4**2) + conv(16, 8, 9, 2**2) + conv(8, 8, 9, 2**2)  # down
         + conv(8, 16, 16, 2**2) + conv(16, 16, 9, 4**2) + conv(8, 16, 1, 2**2)  # up
         + conv(16, 8, 16, 4**2) + conv(8, 8, 9, 8**2) + conv(16, 8, 1, 4**2)
-        + conv(8, 1, 16, 8**2)  # head
+        + conv(8, 8, 4, 9**2)  # head
     )  # fmt: skip
     # backward is a product for the weights and one for the input, which the images do not ask for
     assert flop(tiny(objective="pixel")) == 3 * rest + 2 * stem

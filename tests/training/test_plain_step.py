@@ -61,7 +61,8 @@ def test_plain_objective_is_fastles(name: str) -> None:
     gradients = torch.autograd.grad(got, list(plain.parameters()))
     largest = max(float(g.norm()) for g in expected)
     for (parameter, _), mine, theirs in zip(plain.named_parameters(), gradients, expected, strict=True):
-        assert float((mine - theirs).norm()) < 1e-11 * max(float(theirs.norm()), 1e-3 * largest), parameter
+        # a bias in front of a BatchNorm has no gradient but rounding
+        assert float((mine - theirs).norm()) < 1e-11 * max(float(theirs.norm()), 1e-2 * largest), parameter
     # running statistics too
     torch.testing.assert_close(dict(plain.named_buffers()), dict(ours.named_buffers()), rtol=1e-12, atol=0)
 
