@@ -8,7 +8,8 @@ added first. On one axis, with the taps w of the plain form:
 
 This is a transposed convolution of stride 2 and padding 1 with the taps (w2, w1 + w2, w0 + w1, w0), that is, the
 reversed taps plus a copy of them shifted by one. Four 2×2 convolutions, or one with four times the output channels,
-would give the same result, but interleaving their outputs costs another pass over the large map.
+give the same result, but interleaving their outputs costs another pass over the large map. An image takes that form:
+its sigmoid makes the pass anyway.
 """
 
 from __future__ import annotations
