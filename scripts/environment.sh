@@ -52,6 +52,6 @@ use_environment() {
         "$python" -m venv .venv
     fi
     echo "installing fastle${extra:+[$extra]} into .venv, $versions versions (several GB the first time)" >&2
-    .venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check "${choice[@]}" --editable ".${extra:+[$extra]}"
+    .venv/bin/python -m pip install --quiet --quiet --no-compile --disable-pip-version-check "${choice[@]}" --editable ".${extra:+[$extra]}"
     echo "$state" >"$stamp"
 }
