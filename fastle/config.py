@@ -19,9 +19,11 @@ DatasetName = Literal["shapes", "cifar10", "celeba", "folder"]
 ObjectiveName = Literal["self-teaching", "pixel"]
 JudgeName = Literal["step-frozen", "live", "ema"]
 JudgeStatistics = Literal["own", "target"]
+JudgeDepth = Literal["code", "features", "all"]
 TransformName = Literal["crop-resize", "pixel-mask", "patch-mask", "channel-mask", "noise", "identity", "detail"]
 MaskKind = Literal["pixel", "patch", "channel"]
 Precision = Literal["fp32", "bf16"]
+Schedule = Literal["constant", "cosine", "trapezoid"]
 BadImages = Literal["error", "skip"]
 
 HOLE_RATIO = 0.35
@@ -124,6 +126,7 @@ class CropResizeConfig(Checked):
         ratio: side of the crop over the image's, in (0, 1].
         ratio_max: each step draws the side, up to this share, in (ratio, 1]; None keeps `ratio`.
         crops: crops of each image, at least 1.
+        full_view: whether the whole image is compared too, with the weight of all crops together.
     """
 
     name: ClassVar[TransformName] = "crop-resize"
@@ -142,6 +145,7 @@ class CropResizeConfig(Checked):
         default="a fixed side",
     )
     crops: int = option("crops of each image, each with a box of its own", initial=1, at_least=1, group="objective")
+    full_view: bool = option("compare the whole image too", initial=False, group="objective", default="the recipe's")
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
@@ -239,6 +243,7 @@ class ObjectiveConfig(Checked):
         hole_ratio: share of the input that the hole covers in the masked setting, in (0, 1); None without a hole.
         judge: the encoder that compares.
         judge_statistics: the batch whose mean and variance normalise J(T x̂): its own, or that of J(T x).
+        judge_depth: what the judge compares: the code, the down blocks' outputs too, or the stem's as well.
         transform: what the judge is shown; None for the baseline.
         sigreg_weight: λ, at least 0.
         slices: M, at least 1.
@@ -261,7 +266,13 @@ class ObjectiveConfig(Checked):
         "the batch whose mean and variance normalise the judged reconstructions: their own, or that of their targets",
         initial="own",
         group="objective",
-        default="the preset's",
+        default="the recipe's",
+    )
+    judge_depth: JudgeDepth = option(
+        "what the judge compares: the code, the features of the blocks before it too, or those of every layer",
+        initial="code",
+        group="objective",
+        default="the recipe's",
     )
     sigreg_weight: float = option("weight λ of SIGReg", initial=0.03, at_least=0, group="objective", metavar="W")
     slices: int = option("random slices of SIGReg", initial=256, at_least=1, group="objective", metavar="M")
@@ -320,12 +331,17 @@ PIXEL_FIELDS = ("name", "hole_ratio")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig(Checked):
-    """The loop: AdamW with PyTorch's defaults at a constant learning rate.
+    """The loop: AdamW, the learning rate of each step, and averages of the weights.
 
     Attributes:
         steps, epochs: the length of the run; one of the two.
         batch_size: of all ranks together.
-        lr: learning rate, above 0.
+        accumulate: parts of a batch, whose gradients are averaged; each has statistics and draws of its own.
+        lr: peak of the learning rate, above 0.
+        schedule, warmup, decay: how it changes over the run; see `fastle.training.schedule`.
+        weight_decay: AdamW's, at least 0.
+        clip: bound on the norm of the gradient of all weights, above 0; None for no bound.
+        averages: lengths of averages of the weights, σ_rel of EDM2; see `fastle.training.average`.
         seed: of the weights, the order of the images and every draw.
         precision: "bf16" is autocast with fp32 weights, latent and statistics.
     """
@@ -334,16 +350,47 @@ class TrainConfig(Checked):
     epochs: int | None = option("length of the run in passes over the images", initial=None, at_least=1)
     # the judge's BatchNorm has no variance over one image
     batch_size: int = option("images in a step, of all processes together", initial=128, at_least=2)
-    lr: float = option("learning rate of AdamW", above=0, metavar="LR")
+    accumulate: int = option(
+        "take the gradient of a batch in this many parts, each with statistics of its own", initial=1, at_least=1
+    )
+    lr: float = option("learning rate of AdamW, its peak where it changes", above=0, metavar="LR")
+    schedule: Schedule = option(
+        "whether the learning rate stays, falls along a cosine, or falls linearly in the last part of the run",
+        initial="constant",
+        default="the recipe's",
+    )
+    warmup: int = option("steps over which the learning rate rises from 0", initial=0, at_least=0)
+    decay: float = option(
+        "last share of the run, over which --schedule trapezoid falls", initial=0.4, above=0, at_most=1, metavar="R"
+    )
+    weight_decay: float = option("weight decay of AdamW", initial=0.01, at_least=0, metavar="W")
+    clip: float | None = option("bound on the norm of the gradient", initial=None, above=0, metavar="G", default="none")
+    averages: tuple[float, ...] = option(
+        "lengths of averages of the weights, as a share of the run (0.05 is EDM2's shortest)",
+        initial=(),
+        many=True,
+        above=0,
+        below=0.28,
+        metavar="R",
+        default="the recipe's",
+    )
     seed: int = option(
         "seed of the weights, the order of the images and every draw", initial=0, at_least=0, below=2**63
     )
     precision: Precision = option("bf16 is autocast, with weights and statistics in fp32", initial="fp32")
 
     def __post_init__(self) -> None:
+        # JSON knows no tuples
+        object.__setattr__(self, "averages", tuple(self.averages))
         Checked.__post_init__(self)
         if (self.steps is None) == (self.epochs is None):
             raise ConfigError("give either --steps or --epochs, not both")
+        if self.batch_size % self.accumulate or self.batch_size < 2 * self.accumulate:
+            raise ConfigError(
+                f"--accumulate {self.accumulate} must divide --batch-size {self.batch_size} into parts of 2 or more"
+            )
+        if len(set(self.averages)) < len(self.averages):
+            raise ConfigError(f"--averages {' '.join(map(str, self.averages))} names a length twice")
 
 
 TRANSFORM_OPTIONS = {made.name: made for kind, _ in TRANSFORMS.values() for made in options_of(kind).values()}

@@ -30,10 +30,11 @@ class Option:
     Attributes:
         help: what the value is, as a phrase.
         name: the keyword of `make_config`; the flag is the same with hyphens.
-        kind: int, float, str, or bool for a flag without a value.
+        kind: int, float, str, or bool for a flag without a value; one with a default has a --no- form too.
         choices: the only values, where they are few.
         above, at_least, at_most, below: bounds of a number.
         multiple_of: what divides the number.
+        many: whether it is a tuple of such values.
         default: what holds when nobody sets the value, in words.
         group, metavar: where and how --help shows the flag.
     """
@@ -47,6 +48,7 @@ class Option:
     at_most: float = math.inf
     below: float = math.inf
     multiple_of: int | None = None
+    many: bool = False
     default: str | None = None
     group: Group = "training"
     metavar: str = "N"
@@ -72,7 +74,10 @@ class Option:
 
     def check(self, value: Any) -> None:
         """Raises ConfigError for a value that is not one of the choices, or out of bounds."""
-        if self.choices:
+        if self.many and isinstance(value, tuple):
+            for item in value:
+                self.check(item)
+        elif self.choices:
             self._require(value in self.choices, self.rule, value)
         elif self.kind in (int, float):
             inside = self.above < value < self.below and self.at_least <= value <= self.at_most
@@ -117,7 +122,7 @@ def _options_of(section: Hashable) -> Mapping[str, Option]:
         options[field.name] = replace(
             made,
             name=made.name or field.name,
-            kind=next(kind for kind in (int, float, str) if kind in (hint, *get_args(hint), str)),
+            kind=next(kind for kind in (bool, int, float, str) if kind in (hint, *get_args(hint), str)),
             choices=made.choices or (get_args(hint) if get_origin(hint) is Literal else ()),
             default=default if made.default is None else made.default,
         )

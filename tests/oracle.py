@@ -111,12 +111,19 @@ def update_running(state: State, statistics: Statistics) -> None:
 
 def trunk(state: State, x: Tensor) -> Tensor:
     """The code before its BatchNorm."""
+    return stages(state, x)[-1]
+
+
+def stages(state: State, x: Tensor) -> list[Tensor]:
+    """The outputs of the stem and of the blocks, and the code before its BatchNorm where a Linear makes it."""
     h = silu(conv(x, state, "encoder.stem", stride=2, padding=1))
+    outputs = [h]
     for block in ("encoder.down.0", "encoder.down.1"):
         main = conv(h, state, f"{block}.reduce", stride=2, padding=1)
         main = conv(silu(main), state, f"{block}.mix", padding=1)
         h = silu(main + unshuffle_average(h, main.shape[1]))
-    return linear(h.flatten(1), state, "encoder.pool") if "encoder.pool.weight" in state else h
+        outputs.append(h)
+    return [*outputs, linear(h.flatten(1), state, "encoder.pool")] if "encoder.pool.weight" in state else outputs
 
 
 def encode(state: State, x: Tensor) -> Tensor:
@@ -138,6 +145,17 @@ def judge(state: State, x: Tensor, like: Tensor | None = None) -> Tensor:
     code = trunk(state, x)
     statistics = batch_statistics(code if like is None else trunk(state, like))
     return normalise(code, statistics.mean, statistics.variance, state)
+
+
+def stage_error(target: Tensor, view: Tensor, *, own: bool) -> Tensor:
+    """The mean squared error of two stages' features, standardised with their own statistics or with the target's."""
+
+    def standardised(x: Tensor, by: Tensor) -> Tensor:
+        statistics = batch_statistics(by)
+        mean, variance = (s[:, None, None] for s in (statistics.mean, statistics.variance))
+        return (x - mean) / torch.sqrt(variance + BN_EPS)
+
+    return mse(standardised(target, target), standardised(view, view if own else target))
 
 
 def decode(state: State, z: Tensor) -> Tensor:
@@ -490,14 +508,21 @@ def objective(
     def compare(target: Tensor, view: Tensor) -> Tensor:
         representation = judge(weights, target)
         like = target if config.judge_statistics == "target" else None
-        return mse(representation if live else representation.detach(), judge(weights, view, like))
+        errors = [mse(representation if live else representation.detach(), judge(weights, view, like))]
+        if config.judge_depth != "code":
+            first = 0 if config.judge_depth == "all" else 1
+            pairs = zip(stages(weights, target)[first:-1], stages(weights, view)[first:-1], strict=True)
+            errors += [stage_error(wanted, ours, own=like is None) for wanted, ours in pairs]
+        return torch.stack(errors).mean()
 
     def agreement(xhat: Tensor) -> tuple[Tensor, Tensor | None]:
         pairs = list(
             zip(views(config.transform, x, draws.view), views(config.transform, xhat, draws.view), strict=True)
         )
         mean = torch.stack([compare(target, view) for target, view in pairs]).mean()
-        return mean, compare(x, xhat) if isinstance(config.transform, DetailConfig) else None
+        crops = config.transform
+        full = crops.full_view if isinstance(crops, CropResizeConfig) else isinstance(crops, DetailConfig)
+        return mean, compare(x, xhat) if full else None
 
     def combined(mean: Tensor, full: Tensor | None) -> Tensor:
         return mean if full is None else (mean + full) / 2

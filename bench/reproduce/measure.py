@@ -224,7 +224,7 @@ def _faded(model: Autoencoder, plan: Plan) -> dict[str, float]:
     chosen = images.batch(evenly_spaced(len(images), FADED_IMAGES)).to(next(model.parameters()).device)
     x = unit_range(chosen)
     mean = x.mean((0, 2, 3), keepdim=True)
-    whole, faded = encoder.features((x, mean + FADED * (x - mean)))
+    (whole,), (faded,) = encoder.features((x, mean + FADED * (x - mean)))
     target = encoder.normalize(whole)
     own, shared = encoder.normalize(faded), encoder.normalize(faded, statistics_of=whole)
     return {"faded_own": float(mse_loss(own, target)), "faded_target": float(mse_loss(shared, target))}

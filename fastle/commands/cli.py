@@ -36,14 +36,16 @@ def add_option(parser: argparse._ActionsContainer, option: Option) -> None:
     """Adds an option's flag, or for "dataset" its position. What nobody gives is None."""
     text = option.text.replace("%", "%%")
     if option.kind is bool:
-        parser.add_argument(option.flag, action="store_true", default=None, help=text)
+        action = argparse.BooleanOptionalAction if option.default else "store_true"
+        parser.add_argument(option.flag, action=action, default=None, help=text)
     elif option.name == "dataset":
         parser.add_argument(option.name, choices=option.choices, help=text)
     elif option.choices:
         kind = type(option.choices[0])
         parser.add_argument(option.flag, type=kind, choices=option.choices, help=text)
     else:
-        parser.add_argument(option.flag, type=option.kind, metavar=option.metavar, help=text)
+        nargs = "*" if option.many else None
+        parser.add_argument(option.flag, type=option.kind, nargs=nargs, metavar=option.metavar, help=text)
 
 
 def wrapped(label: str, items: list[str]) -> str:

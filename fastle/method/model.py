@@ -22,10 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastle.checkpoint import latest_checkpoint, load_checkpoint, read_run_config
-from fastle.config import ModelConfig
+from fastle.config import JudgeDepth, ModelConfig
 
 from .conv import Conv2d, HalvingConv2d
 from .upsample import UpsampledConv2d, nearest_x2
+
+Features = tuple[Tensor, ...]  # of one batch, from shallow to deep
 
 
 class DownBlock(nn.Module):
@@ -104,48 +106,70 @@ class Encoder(nn.Module):
         Raises:
             ValueError: the images have another shape than the model's.
         """
-        return [self.norm(_flat(features)).view_as(features) for features in self.features(batches)]
+        return [self.latent(code) for (code,) in self.features(batches)]
 
-    def features(self, batches: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The inputs of the BatchNorm, shaped like latents. Arguments and errors are those of `encode_batches`."""
+    def features(self, batches: Sequence[Tensor], depth: JudgeDepth = "code") -> list[Features]:
+        """What a judge compares of several batches, computed in one pass.
+
+        Args:
+            batches: images as in `forward`, all of one shape.
+            depth: "code" gives the input of the BatchNorm alone; "features" puts the outputs of the down blocks before
+                it, and "all" the output of the stem before these. The last block's output is not repeated where it is
+                the code.
+
+        Returns:
+            For each batch its features from shallow to deep, (B, C, h, w) each. The last, the code, is shaped like the
+            latent.
+
+        Raises:
+            ValueError: the images have another shape than the model's.
+        """
         # no layer before the BatchNorm mixes samples, so one pass over all batches changes nothing
-        return (
-            [self._trunk(batches[0])]
-            if len(batches) == 1
-            else self._trunk(torch.cat(list(batches))).chunk(len(batches))
-        )
+        stages = self._trunk(batches[0] if len(batches) == 1 else torch.cat(list(batches)), depth)
+        if len(batches) == 1:
+            return [tuple(stages)]
+        return list(zip(*(stage.chunk(len(batches)) for stage in stages), strict=True))
 
-    def normalize(self, features: Tensor, statistics_of: Tensor | None = None) -> Tensor:
-        """The judge's representations J of a batch, from its features.
+    def latent(self, code: Tensor) -> Tensor:
+        """The latent of a code, the last of `features`; its arguments and effects are those of the BatchNorm."""
+        z: Tensor = self.norm(_flat(code))
+        return z.view_as(code)
+
+    def normalize(self, code: Tensor, statistics_of: Tensor | None = None) -> Tensor:
+        """The judge's representations J of a batch, from its code.
 
         The running statistics stay as they are: views are off-distribution and would spoil them.
 
         Args:
-            features: of one batch, from `features`.
-            statistics_of: features of the same shape, whose mean and variance normalise; None for the batch's own.
+            code: of one batch, the last of `features`.
+            statistics_of: a code of the same shape, whose mean and variance normalise; None for the batch's own.
 
         Returns:
             A tensor of the same shape.
         """
         norm = self.norm
         if statistics_of is None:
-            flat = F.batch_norm(_flat(features), None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
-            return flat.view_as(features)
-        channels = (1, -1) + (1,) * (features.ndim - 2)
-        dims = [d for d in range(features.ndim) if d != 1]
+            flat = F.batch_norm(_flat(code), None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+            return flat.view_as(code)
+        channels = (1, -1) + (1,) * (code.ndim - 2)
+        dims = [d for d in range(code.ndim) if d != 1]
         variance, mean = torch.var_mean(statistics_of, dims, correction=0)
         scale = norm.weight * torch.rsqrt(variance + norm.eps)
-        return (features - mean.view(channels)) * scale.view(channels) + norm.bias.view(channels)
+        return (code - mean.view(channels)) * scale.view(channels) + norm.bias.view(channels)
 
-    def _trunk(self, images: Tensor) -> Tensor:
+    def _trunk(self, images: Tensor, depth: JudgeDepth) -> list[Tensor]:
         expected = (self.config.channels, self.config.size, self.config.size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(f"images must be (B, {', '.join(map(str, expected))}), not {tuple(images.shape)}")
-        x = self.down(F.silu(self.stem(unit_range(images))))
+        stem = F.silu(self.stem(unit_range(images)))
+        middle = self.down[0](stem)
+        code = last = self.down[1](middle)
         if self.pool is not None:
-            x = self.pool(x.flatten(1))
+            code = self.pool(last.flatten(1))
+        blocks = [middle] if self.pool is None else [middle, last]
+        shallow = {"code": [], "features": blocks, "all": [stem, *blocks]}[depth]
         # under autocast the trunk runs in bf16; the latent and its statistics keep the precision of the weights
-        return x.to(self.norm.weight.dtype)
+        return [*shallow, code.to(self.norm.weight.dtype)]
 
 
 class Decoder(nn.Module):
@@ -214,18 +238,21 @@ class Autoencoder(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     @classmethod
-    def from_pretrained(cls, run: str | Path, device: str | torch.device = "cpu") -> Autoencoder:
+    def from_pretrained(
+        cls, run: str | Path, device: str | torch.device = "cpu", *, weights: str = "model"
+    ) -> Autoencoder:
         """Loads the newest checkpoint of a run directory, in evaluation mode.
 
         Args:
             run: a directory that `fastle-train` made.
             device: the device to put the model on.
+            weights: "model", or the name of an average that the run keeps, such as "ema-050" with --averages 0.05.
 
         Raises:
-            FastleError: there is no run in the directory, or its checkpoint cannot be read.
+            FastleError: there is no run in the directory, or its checkpoint cannot be read or lacks the weights.
         """
         model = cls(read_run_config(Path(run)).model)
-        state = load_checkpoint(latest_checkpoint(Path(run))).section("model")
+        state = load_checkpoint(latest_checkpoint(Path(run))).section(weights)
         model.load_state_dict(state)
         return model.to(device).eval()
 

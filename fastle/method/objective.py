@@ -1,20 +1,14 @@
 """The objectives: every row of docs/method.md, section 1, as pure functions of a batch and its draws.
 
     x   batch              E, D  encoder and decoder        T  transformation, the same draw for every view of a sample
-    z   E(x)               x̂     D(z)                       J  the judge, one of
-        step-frozen   E's weights at this step, as constants: gradients reach the image it judges, never its weights
-        live          E itself, gradients into it on both sides
-        ema           an exponential moving average of E, as constants
+    z   E(x)               x̂     D(z)                       J  the judge (see judge.py); J may compare several stages
 
-The judge does not update the running statistics. With judge statistics "own", the author's choice, it normalises each
-batch of views by the mean and variance of that batch; with "target" it normalises J(T x̂) by those of J(T x). Own
-statistics remove a common scale from the comparison: a judge that is nearly linear in contrast then accepts
-reconstructions with too little contrast. The consistency term has no target and always uses own statistics.
+mse(J(a), J(b)) stands for the mean over the judge's stages. The consistency term has no target: it compares codes, each
+normalised by the statistics of its own batch.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -22,14 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from fastle.config import JudgeName, ObjectiveConfig
+from fastle.config import JudgeDepth, ObjectiveConfig
 from fastle.phases import phase
 
-from .model import Autoencoder, Encoder, unit_range
+from .judge import Comparison, make_judge, update_ema
+from .model import Autoencoder, Encoder, Features, unit_range
 from .sigreg import draw_slices, sigreg
 from .transforms import Boxes, Shape, ViewDraw, cut_hole, draw_boxes, hole_side, make_transform
-
-EMA_DECAY = 0.999
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +48,7 @@ class Losses:
         total: what is minimised.
         pixel: mse(x̂, x).
         agreement: mse(J(T x), J(T x̂)), the mean over the transformation's views.
-        full_view: mse(J(x), J(x̂)), beside the detail stack.
+        full_view: mse(J(x), J(x̂)), where the transformation asks for the whole image too.
         consistency: mse(J(x̂_c), J(x̂_m)).
         clean, masked: agreement of x̂_c and of x̂_m with x.
         sigreg: of z; in the masked setting the mean over z_c and z_m.
@@ -129,6 +122,9 @@ class SelfTeaching(nn.Module):
             raise ValueError(f"the pixel baseline has no transformation: {config} is PixelBaseline's")
         self.model, self.config = model, config
         self.transform = make_transform(config.transform)
+        # an average's features of the images are not the encoder's
+        shares = self.transform.full_view and config.judge != "ema"
+        self._encoder_depth: JudgeDepth = config.judge_depth if shares else "code"
         self._judge = (make_judge(config.judge, model.encoder),)  # in a tuple, or it would be registered
 
     @property
@@ -165,16 +161,17 @@ class SelfTeaching(nn.Module):
             update_ema(self.judge, self.model.encoder)
 
     def _plain(self, x: Tensor, draws: Draws) -> Losses:
-        """agreement + λ·SIGReg(z); with the detail stack (agreement + full view) / 2 + λ·SIGReg(z)."""
+        """agreement + λ·SIGReg(z); with a full view (agreement + full view) / 2 + λ·SIGReg(z)."""
         with phase("encode"):
-            z = self.model.encoder(x)
+            (encoded,) = self.model.encoder.features((x,), self._encoder_depth)
+            z = self.model.encoder.latent(encoded[-1])
         with phase("decode"):
             xhat = self.model.decoder(z)
         with phase("views"):
             targets, views = self.transform.views((x, xhat), draws.view)
         if self.transform.full_view:
-            targets, views = (*targets, x), (*views, xhat)
-        wanted, seen = self._judged(targets, views)
+            views = (*views, xhat)
+        wanted, seen = self._judged(targets, views, x, encoded)
         ((agreement, full_view),) = self._agreements(wanted, seen)
         regularizer = self._sigreg(draws, z)
         total = _average(agreement, full_view) + self.config.sigreg_weight * regularizer
@@ -182,22 +179,22 @@ class SelfTeaching(nn.Module):
 
     def _masked(self, x: Tensor, y: Tensor, draws: Draws) -> Losses:
         """(consistency + clean + masked) / 3 + λ/2 · (SIGReg(z_c) + SIGReg(z_m)), with y the images with their hole."""
+        encoder = self.model.encoder
         with phase("encode"):
-            z_clean, z_masked = self.model.encoder.encode_batches((x, y))
+            encoded, encoded_masked = encoder.features((x, y), self._encoder_depth)
+            z_clean, z_masked = encoder.latent(encoded[-1]), encoder.latent(encoded_masked[-1])
         with phase("decode"):
             xhat_clean, xhat_masked = self.model.decoder(torch.cat((z_clean, z_masked))).chunk(2)
         with phase("views"):
             targets, views_clean, views_masked = self.transform.views((x, xhat_clean, xhat_masked), draws.view)
-        if self.transform.full_view:
-            targets = (*targets, x)
         wanted, (clean_full, masked_full, *seen) = self._judged(
-            targets, (xhat_clean, xhat_masked, *views_clean, *views_masked)
+            targets, (xhat_clean, xhat_masked, *views_clean, *views_masked), x, encoded
         )
         seen_clean, seen_masked = seen[: len(views_clean)], seen[len(views_clean) :]
         if self.transform.full_view:
             seen_clean, seen_masked = [*seen_clean, clean_full], [*seen_masked, masked_full]
         with phase("judge"):
-            consistency = F.mse_loss(self.judge.normalize(clean_full), self.judge.normalize(masked_full))
+            consistency = F.mse_loss(self.judge.normalize(clean_full[-1]), self.judge.normalize(masked_full[-1]))
         clean, masked = (_average(*terms) for terms in self._agreements(wanted, seen_clean, seen_masked))
         regularizer = self._sigreg(draws, z_clean, z_masked)
         total = (consistency + clean + masked) / 3 + self.config.sigreg_weight * regularizer
@@ -210,35 +207,47 @@ class SelfTeaching(nn.Module):
             latent=z_clean.detach(),
         )
 
-    def _judged(self, targets: Sequence[Tensor], views: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """The judge's features of the targets, constants unless it is live, and of the views."""
-        with phase("judge"):
-            if self.config.judge == "live":
-                both = self.judge.features((*targets, *views))
-                return both[: len(targets)], both[len(targets) :]
-            # the views first: where a bias was in use before, torch.compile keeps its sum with a map, as one more map
-            seen = self.judge.features(views)
-            with torch.no_grad():
-                return self.judge.features(targets), seen
+    def _judged(
+        self, targets: Sequence[Tensor], views: Sequence[Tensor], x: Tensor, encoded: Features
+    ) -> tuple[Sequence[Features], Sequence[Features]]:
+        """The judge's features of the targets, constants unless it is live, and of the views.
 
-    def _agreements(self, wanted: Sequence[Tensor], *seen: Sequence[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
+        Args:
+            targets: T's views of x, to which x is added where T asks for a full view.
+            views: of the reconstructions.
+            x: the images.
+            encoded: the encoder's features of x, of its own depth.
+        """
+        judge, depth, live = self.judge, self.config.judge_depth, self.config.judge == "live"
+        full: list[Features] = []
+        if self.transform.full_view and self.config.judge == "ema":
+            targets = (*targets, x)
+        elif self.transform.full_view:
+            # the judge's weights are the encoder's, and so are its features of the same images
+            full = [encoded if live else tuple(feature.detach() for feature in encoded)]
+        with phase("judge"):
+            if live:
+                both = judge.features((*targets, *views), depth)
+                return [*both[: len(targets)], *full], both[len(targets) :]
+            # the views first: where a bias was in use before, torch.compile keeps its sum with a map, as one more map
+            seen = judge.features(views, depth)
+            with torch.no_grad():
+                return [*judge.features(targets, depth), *full], seen
+
+    def _agreements(self, wanted: Sequence[Features], *seen: Sequence[Features]) -> list[tuple[Tensor, Tensor | None]]:
         """Of each branch mse(J(T x), J(T x̂)), the mean over T's views, and mse(J(x), J(x̂)) where T asks for it.
 
         Args:
             wanted: features of the targets, the full view last.
             seen: features of each branch's views, in that order.
         """
-        normalize, shared = self.judge.normalize, self.config.judge_statistics == "target"
         with phase("judge"):
-            targets = [normalize(target) for target in wanted]
+            comparisons = [Comparison(self.judge, target, self.config.judge_statistics) for target in wanted]
             branches = []
             for views in seen:
-                matched = zip(wanted, targets, views, strict=True)
-                distances = [
-                    F.mse_loss(normalize(view, like if shared else None), want) for like, want, view in matched
-                ]
-                full_view = distances.pop() if self.transform.full_view else None
-                branches.append((torch.stack(distances).mean(), full_view))
+                errors = [compare(view) for compare, view in zip(comparisons, views, strict=True)]
+                full_view = errors.pop() if self.transform.full_view else None
+                branches.append((torch.stack(errors).mean(), full_view))
         return branches
 
     def _sigreg(self, draws: Draws, *latents: Tensor) -> Tensor:
@@ -256,29 +265,6 @@ Objective = PixelBaseline | SelfTeaching
 def make_objective(model: Autoencoder, config: ObjectiveConfig) -> Objective:
     """The objective that `config` describes, around a model that is already on its device."""
     return PixelBaseline(model, config) if config.name == "pixel" else SelfTeaching(model, config)
-
-
-def make_judge(name: JudgeName, encoder: Encoder) -> Encoder:
-    """The judge of an encoder; see the legend of the module.
-
-    The parameters of the step-frozen judge are detached aliases: they share the encoder's memory, so an in-place
-    optimizer step refreshes the judge without a copy. Call this after anything that gives the encoder new memory, such
-    as moving it to another device or dtype, or `load_state_dict(assign=True)`.
-    """
-    if name == "live":
-        return encoder
-    judge = copy.deepcopy(encoder).requires_grad_(False)
-    if name == "step-frozen":
-        for alias, parameter in zip(judge.parameters(), encoder.parameters(), strict=True):
-            alias.data = parameter.data
-    return judge
-
-
-@torch.no_grad()
-def update_ema(judge: Encoder, encoder: Encoder, decay: float = EMA_DECAY) -> None:
-    """judge ← decay · judge + (1 − decay) · encoder, for the parameters: a judge uses no running statistics."""
-    for average, parameter in zip(judge.parameters(), encoder.parameters(), strict=True):
-        average.lerp_(parameter, 1 - decay)
 
 
 def _draw_hole(config: ObjectiveConfig, shape: Shape, generator: Generator) -> Boxes | None:

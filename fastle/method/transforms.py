@@ -3,7 +3,7 @@
 Each transformation has `draw`, which makes its random numbers from a generator, and `views`, a pure function of images
 and that draw: an image and its reconstructions get the same draw. One call transforms all images of a step, in one
 launch on a GPU for each crop. Most transformations make one view. Crop-resize makes one for each crop. The detail stack
-makes five, and the untransformed image is compared as well.
+makes five, and the untransformed image is compared as well, as it can be beside crops.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ Shape = tuple[int, ...]  # (B, C, H, W)
 class Transform(Protocol):
     """A transformation; `full_view` says whether the untransformed image is compared as well."""
 
-    full_view: bool
+    @property
+    def full_view(self) -> bool: ...
 
     def draw(self, shape: Shape, generator: Generator) -> ViewDraw:
         """The random numbers for images of `shape`, on the generator's device."""
@@ -70,7 +71,7 @@ def make_transform(config: TransformConfig) -> Transform:
     """The transformation that a configuration describes."""
     match config:
         case CropResizeConfig():
-            return CropResize(config.ratio, config.ratio_max, config.crops)
+            return CropResize(config.ratio, config.ratio_max, config.crops, config.full_view)
         case MaskConfig(kind="channel"):
             return ChannelMask(config.ratio)
         case MaskConfig():
@@ -108,7 +109,7 @@ class CropResize:
     ratio: float
     ratio_max: float | None = None
     crops: int = 1
-    full_view = False
+    full_view: bool = False
 
     def side(self, shape: Shape) -> int:
         """Side of the box for images of `shape`, pixels; with a `ratio_max`, the smallest side."""

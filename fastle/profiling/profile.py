@@ -12,6 +12,7 @@ the other's memory. The measurement changes no run: it writes only the traces.
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -113,7 +114,8 @@ def profile(
 
 
 def _fastle(config: RunConfig, device: torch.device, mode: StepMode) -> ProfiledStep:
-    step = Trainer(config, device, mode=mode)
+    # a falling learning rate takes no other time than a constant one
+    step = Trainer(config, device, mode=mode, total_steps=sys.maxsize)
 
     def loss(images: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track as show_progress
 from torch import Tensor
 
-from fastle.config import ConfigError, RunConfig
+from fastle.config import ConfigError, RunConfig, TrainConfig
 from fastle.data import CacheChoice, DecoderChoice, Feed, Images, Loading, open_training
 from fastle.data.order import steps_per_epoch
 from fastle.errors import DataError, FastleError
@@ -79,7 +79,7 @@ def train(
         FastleError: The images, the directory or a checkpoint cannot be used, or the loss is not finite.
         Interrupted: A signal arrived. The run has been saved.
     """
-    _check_batch_size(config.train.batch_size, world_size)
+    _check_batch_size(config.train, world_size)
 
     # images
     loading = make_loading(decoder, cache, device, console, processes=world_size)
@@ -87,7 +87,7 @@ def train(
     total = total_steps(config, steps_per_epoch(len(images), config.train.batch_size))
 
     # trainer and run directory; only rank 0 writes, and the other ranks read once it has
-    trainer = Trainer(config, device, mode=mode, rank=rank, world_size=world_size)
+    trainer = Trainer(config, device, mode=mode, rank=rank, world_size=world_size, total_steps=total)
     run, main = RunDirectory(path), rank == 0
     if main:
         run.open(config, overwrite=overwrite)
@@ -137,11 +137,16 @@ def make_loading(
     )
 
 
-def _check_batch_size(batch_size: int, world_size: int) -> None:
-    if batch_size < 2 * world_size:
+def _check_batch_size(config: TrainConfig, world_size: int) -> None:
+    if config.batch_size < 2 * world_size:
         raise ConfigError(
-            f"--batch-size {batch_size} leaves one image to some of {world_size} processes, and BatchNorm "
+            f"--batch-size {config.batch_size} leaves one image to some of {world_size} processes, and BatchNorm "
             f"needs two: use {2 * world_size} or more"
+        )
+    if config.accumulate > 1 and config.batch_size % (world_size * config.accumulate):
+        raise ConfigError(
+            f"--batch-size {config.batch_size} does not divide into --accumulate {config.accumulate} equal parts on "
+            f"each of {world_size} processes"
         )
 
 
@@ -171,9 +176,11 @@ def _loop(
         row = {"step": trainer.done, "epoch": trainer.done // feed.steps_per_epoch, **window.close(losses.latent)}
         with clock.paused():
             if main and report:
-                row["valid_psnr"] = validation_psnr(
-                    trainer.model, valid_images, limit=VALIDATION_IMAGES, device=trainer.device
-                )
+                models = {"": trainer.model} | {f"_{average.name}": average.model for average in trainer.averages}
+                for name, model in models.items():
+                    row[f"valid_psnr{name}"] = validation_psnr(
+                        model, valid_images, limit=VALIDATION_IMAGES, device=trainer.device
+                    )
             if main:
                 run.log(row)
             if main and report:

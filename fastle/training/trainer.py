@@ -15,6 +15,8 @@ up to rounding:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 from typing import Any, Literal
 
 import numpy as np
@@ -24,14 +26,16 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.nn.parallel import DistributedDataParallel
 
 from fastle.checkpoint import Checkpoint
-from fastle.config import RunConfig
+from fastle.config import RunConfig, TrainConfig
 from fastle.errors import FastleError
 from fastle.method.model import Autoencoder
 from fastle.method.objective import Draws, Losses, SelfTeaching, make_objective
 from fastle.phases import phase
 
+from .average import make_averages
 from .capture import CannotCapture, StepGraph
 from .memory import OutOfMemory, out_of_memory, too_large
+from .schedule import rate_share
 
 # one stream of random numbers for the slices, which all ranks share, and one for what each rank draws for itself
 SLICES, VIEWS = 0, 1
@@ -53,10 +57,12 @@ class Trainer:
             more.
         rank, world_size: The rank of this process and the number of processes. With more than one, a process group must
             have been initialised.
+        total_steps: The length of the run, on which a falling learning rate depends; None for `config.train.steps`.
 
     Attributes:
         model: The autoencoder that is trained.
-        optimizer: On a GPU its learning rate is a tensor, so that a schedule can fill it between steps.
+        optimizer: On a GPU its learning rate is a tensor, which is filled before each step.
+        averages: Of the weights, one for each length in the configuration.
         mode: How steps are computed now. "captured" becomes "compiled" where a step cannot be captured.
         why_not_captured: Why a trainer that was asked for captured steps compiles them instead, or None. Final after
             the first step.
@@ -71,15 +77,20 @@ class Trainer:
         mode: StepMode = "eager",
         rank: int = 0,
         world_size: int = 1,
+        total_steps: int | None = None,
     ) -> None:
         self.config, self.device, self.mode = config, device, mode
         self.rank, self.world_size = rank, world_size
+        self._total = total_steps or config.train.steps
+        if self._total is None and config.train.schedule != "constant":
+            raise ValueError(f"a {config.train.schedule} schedule of {config.train.epochs} epochs needs total_steps")
         # the weights are initialised on the CPU, so that a seed gives the same ones on every device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             self.model = Autoencoder(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective = make_objective(self.model, config.objective)
-        self.optimizer = make_optimizer(self.model, config.train.lr, device)
+        self.optimizer = make_optimizer(self.model, config.train, device)
+        self.averages = make_averages(self.model, config.train.averages)
         self.done = 0
         if mode != "eager":
             # a graph break is an error: a step that runs slower than the user asked for must not go unnoticed
@@ -107,7 +118,7 @@ class Trainer:
         try:
             if self.mode == "captured" and self._graph is None:
                 self._capture(images)
-            self._seed()
+            self._prepare()
             if self._graph is None:
                 losses = self._update(images)
             else:
@@ -137,6 +148,19 @@ class Trainer:
         """Bytes the process had allocated at the peak of the captured step; 0 if no step was captured."""
         return self._graph.memory if self._graph else 0
 
+    def _prepare(self) -> None:
+        """Sets what differs from step to step: the generators, the learning rate, and how fast the averages move."""
+        self._seed()
+        train = self.config.train
+        rate = train.lr if self._total is None else train.lr * rate_share(train, self.done, self._total)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        for average in self.averages:
+            average.prepare(self.done + 1)
+
     def _seed(self) -> None:
         """Seeds the generators for the next step."""
         seed = self.config.train.seed
@@ -148,23 +172,41 @@ class Trainer:
 
     def _update(self, images: Tensor) -> Losses:
         """Everything that the device does in a step: draws, loss, backward and update."""
-        with phase("draws"):
-            draws = self._draw(images)
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16")
-        with phase("loss"), autocast:
-            losses: Losses = self._loss(images, draws)
-        with phase("backward"):
-            self.optimizer.zero_grad()
-            losses.total.backward()
+        train = self.config.train
+        self.optimizer.zero_grad()
+        parts = [self._backward(part, last) for part, last in _parts(images, train.accumulate)]
         with phase("optimizer"):
+            if train.clip is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), train.clip)
             self.optimizer.step()
             self.objective.update_judge()
+            for average in self.averages:
+                average.update(self.model)
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def _backward(self, images: Tensor, last: bool) -> Losses:
+        """Adds the gradient of a part of the batch, of which only the last makes the ranks exchange theirs."""
+        with phase("draws"):
+            draws = self._draw(images)
+        train, waiting = self.config.train, self._without_exchange(last)
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bf16")
+        with waiting:
+            with phase("loss"), autocast:
+                losses: Losses = self._loss(images, draws)
+            with phase("backward"):
+                (losses.total if train.accumulate == 1 else losses.total / train.accumulate).backward()
         return losses
+
+    def _without_exchange(self, last: bool) -> AbstractContextManager[None]:
+        if last or not isinstance(self._loss, DistributedDataParallel):
+            return nullcontext()
+        waiting: AbstractContextManager[None] = self._loss.no_sync()
+        return waiting
 
     def _capture(self, images: Tensor) -> None:
         generators = (self._shared, self._local)
         try:
-            self._graph = StepGraph(self._update, images, seed=self._seed, generators=generators, state=self._state)
+            self._graph = StepGraph(self._update, images, seed=self._prepare, generators=generators, state=self._state)
         except CannotCapture as error:
             self._fall_back(str(error))
             # a recording that failed half-way may still hold on to the old generators
@@ -181,19 +223,24 @@ class Trainer:
             yield from moments.values()
         if isinstance(self.objective, SelfTeaching) and self.config.objective.judge == "ema":
             yield from self.objective.judge.parameters()
+        for average in self.averages:
+            yield from average.tensors()
 
     def weights_are_finite(self) -> bool:
         """Whether every weight of the model is finite. Waits for the device."""
         return bool(torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all())
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors a checkpoint must hold, by section: model, optimizer, and judge if it has its own weights."""
+        """The tensors a checkpoint must hold, by section.
+
+        These are the model, the optimizer, the judge if it has its own weights, and each average by its name.
+        """
         sections = {"model": self.model.state_dict(), "optimizer": {}}
         for index, moments in self.optimizer.state_dict()["state"].items():
             sections["optimizer"] |= {f"{index}.{name}": value for name, value in moments.items()}
         if isinstance(self.objective, SelfTeaching) and self.config.objective.judge == "ema":
             sections["judge"] = self.objective.judge.state_dict()
-        return sections
+        return sections | {average.name: average.model.state_dict() for average in self.averages}
 
     def load(self, checkpoint: Checkpoint, step: int) -> None:
         """Restores what `state` returned at `step`.
@@ -213,17 +260,36 @@ class Trainer:
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         if isinstance(self.objective, SelfTeaching) and self.config.objective.judge == "ema":
             self.objective.judge.load_state_dict(checkpoint.section("judge"))
+        for average in self.averages:
+            average.model.load_state_dict(checkpoint.section(average.name))
         # a captured graph would keep using the moments that it was recorded with
         self._graph = None
         self.done = step
 
 
-def make_optimizer(model: nn.Module, lr: float, device: torch.device) -> torch.optim.AdamW:
-    """AdamW with PyTorch's defaults, as one fused kernel for all parameters."""
+def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW with PyTorch's defaults but for rate and decay, as one fused kernel for all parameters."""
+    parameters, decay = model.parameters(), config.weight_decay
     if device.type != "cuda":
-        return torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
+        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=decay, fused=True)
     # a captured graph would keep a Python number for good; a tensor it reads anew in every replay
-    return torch.optim.AdamW(model.parameters(), lr=torch.tensor(lr, device=device), fused=True, capturable=True)
+    rate = torch.tensor(config.lr, device=device)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True, capturable=True)
+
+
+def _parts(images: Tensor, count: int) -> list[tuple[Tensor, bool]]:
+    """Equal parts of a batch, each with whether it is the last."""
+    return [(part, index == count - 1) for index, part in enumerate(images.chunk(count))]
+
+
+def _joined(parts: list[Losses]) -> Losses:
+    """The means of the parts' terms, and all of their latents."""
+    terms: dict[str, Any] = {"latent": torch.cat([part.latent for part in parts])}
+    for field in fields(Losses):
+        values = [getattr(part, field.name) for part in parts]
+        if field.name != "latent" and values[0] is not None:
+            terms[field.name] = torch.stack(values).mean()
+    return Losses(**terms)
 
 
 def _why_no_capture(device: torch.device, world_size: int) -> str | None:

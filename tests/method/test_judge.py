@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastle.config import JudgeName, ModelConfig, ObjectiveConfig
-from fastle.method.model import Autoencoder, Encoder
+from fastle.config import CropResizeConfig, JudgeDepth, JudgeName, ModelConfig, ObjectiveConfig
+from fastle.method.model import Autoencoder, Encoder, Features
 from fastle.method.objective import make_objective
 from tests import oracle
 from tests.method.test_objective import (
@@ -115,11 +115,11 @@ def test_ema_judge_by_hand() -> None:
 
 @dataclass
 class Judged:
-    """What an encoder saw and the features it found."""
+    """What an encoder saw, and its features."""
 
     encoder: Encoder
     view: Tensor
-    features: Tensor
+    features: Features
 
 
 @pytest.fixture
@@ -128,9 +128,9 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[Judged]:
     calls: list[Judged] = []
     find = Encoder.features
 
-    def recorded(encoder: Encoder, batches: Sequence[Tensor]) -> Sequence[Tensor]:
-        features = find(encoder, batches)
-        calls.extend(Judged(encoder, view, found) for view, found in zip(batches, features, strict=True))
+    def recorded(encoder: Encoder, batches: Sequence[Tensor], depth: JudgeDepth = "code") -> list[Features]:
+        features = find(encoder, batches, depth)
+        calls.extend(Judged(encoder, view, of_view) for view, of_view in zip(batches, features, strict=True))
         return features
 
     monkeypatch.setattr(Encoder, "features", recorded)
@@ -156,18 +156,35 @@ def test_masked_row_judges_the_same_boxes_of_all_three(judged: list[Judged]) -> 
         assert any(torch.allclose(call.view, image, rtol=1e-9, atol=1e-11) for call in judged)
 
 
+@pytest.mark.parametrize("depth", ["code", "all"])
 @pytest.mark.parametrize("hole", [None, 0.35], ids=["plain", "masked"])
 @pytest.mark.parametrize("judge", ["step-frozen", "ema", "live"])
-def test_clean_target_carries_no_graph(judge: JudgeName, hole: float | None, judged: list[Judged]) -> None:
+def test_clean_target_carries_no_graph(
+    judge: JudgeName, hole: float | None, depth: JudgeDepth, judged: list[Judged]
+) -> None:
     case = CASES["spatial-rgb-8"]
-    objective = make_objective(build(case), teaching(judge, "crop-resize", hole))
+    objective = make_objective(
+        build(case), dataclasses.replace(teaching(judge, "crop-resize", hole), judge_depth=depth)
+    )
     images = images_of(case, 2)
     objective(images, drawn(objective, images, 2))
     judged = [call for call in judged if call.encoder is judge_of(objective)]
     targets = [call for call in judged if not call.view.requires_grad]
     assert targets and len(targets) < len(judged)
-    assert all(call.features.requires_grad == (judge == "live") for call in targets)
-    assert all(call.features.requires_grad for call in judged if call.view.requires_grad)
+    assert all(f.requires_grad == (judge == "live") for call in targets for f in call.features)
+    assert all(f.requires_grad for call in judged if call.view.requires_grad for f in call.features)
+
+
+@pytest.mark.parametrize("hole", [None, 0.35], ids=["plain", "masked"])
+@pytest.mark.parametrize("judge", ["step-frozen", "ema", "live"])
+def test_whole_images_are_judged_once(judge: JudgeName, hole: float | None, judged: list[Judged]) -> None:
+    # a judge with the encoder's weights finds in x what the encoder found
+    case = CASES["spatial-rgb-8"]
+    config = teaching(judge, "crop-resize", hole, CropResizeConfig(0.45, full_view=True))
+    objective = make_objective(build(case), dataclasses.replace(config, judge_depth="features"))
+    images = images_of(case, 2)
+    objective(images, drawn(objective, images, 2))
+    assert sum(torch.equal(call.view, images) for call in judged) == (2 if judge == "ema" else 1)
 
 
 def test_own_statistics_hardly_see_contrast_and_the_targets_do() -> None:
@@ -177,7 +194,7 @@ def test_own_statistics_hardly_see_contrast_and_the_targets_do() -> None:
     coarse = torch.rand(64, 3, 5, 5, dtype=torch.float64)
     x = torch.nn.functional.interpolate(coarse, (32, 32), mode="bicubic").clamp(0, 1)
     mean = x.mean((0, 2, 3), keepdim=True)
-    whole, faded = encoder.features((x, mean + (x - mean) / 2))
+    (whole,), (faded,) = encoder.features((x, mean + (x - mean) / 2))
     wanted = encoder.normalize(whole)
     own, target = encoder.normalize(faded), encoder.normalize(faded, statistics_of=whole)
     assert (own - wanted).square().mean().item() < 0.05

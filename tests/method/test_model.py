@@ -105,7 +105,7 @@ WRONG = [(2, 3, 16, 8), (2, 3, 8, 16), (2, 1, 16, 16), (3, 16, 16)]
 @pytest.mark.parametrize("shape", WRONG, ids=lambda shape: "x".join(map(str, shape)))
 def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     model = Autoencoder(tiny())
-    for call in (model.encode, lambda x: model.encoder.features([x])[0], model):
+    for call in (model.encode, lambda x: model.encoder.features([x])[0][-1], model):
         with pytest.raises(ValueError, match="images must be"):
             call(torch.rand(shape))
 
@@ -142,7 +142,7 @@ def test_judge_uses_a_batch_and_leaves_no_trace(latent: int | None, training: bo
     images = image_batch(config, 5)
     state = {name: t.detach() for name, t in model.state_dict().items()}
     others = image_batch(config, 5).square()
-    mine, theirs = model.encoder.features([images, others])
+    (mine,), (theirs,) = model.encoder.features([images, others])
     judged, judged_like = model.encoder.normalize(mine), model.encoder.normalize(mine, statistics_of=theirs)
     torch.testing.assert_close(judged, oracle.judge(state, images), rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(judged_like, oracle.judge(state, images, others), rtol=1e-9, atol=1e-10)
@@ -173,7 +173,7 @@ def test_bf16_autocast_keeps_code_and_reconstruction_in_fp32(latent: int | None)
     with torch.autocast("cpu", torch.bfloat16):
         z = model.encode(images)
         reconstructions = model.decode(z)
-        (features,) = model.encoder.features([images])
+        ((features,),) = model.encoder.features([images])
         assert features.dtype == model.encoder.normalize(features, statistics_of=features).dtype == torch.float32
     assert z.dtype == reconstructions.dtype == torch.float32
     assert all(b.dtype == torch.float32 for n, b in model.named_buffers() if n.startswith("running"))
@@ -184,7 +184,7 @@ def test_uint8_images() -> None:
     config = tiny()
     model = settled(config, torch.float32).eval()
     raw = torch.arange(2 * 3 * 16 * 16).remainder(256).to(torch.uint8).view(2, 3, 16, 16)
-    for call in (model.encode, lambda x: model.encoder.features([x])[0], model):
+    for call in (model.encode, lambda x: model.encoder.features([x])[0][-1], model):
         assert torch.equal(call(raw), call(raw.float() / 255))
 
 

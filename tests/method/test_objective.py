@@ -17,7 +17,9 @@ from fastle.config import (
     CropResizeConfig,
     DetailConfig,
     IdentityConfig,
+    JudgeDepth,
     JudgeName,
+    JudgeStatistics,
     MaskConfig,
     ModelConfig,
     NoiseConfig,
@@ -87,6 +89,7 @@ def other_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
                     yield f"{prefix}{judge}-{transform}", config
     yield from crop_rows()
     yield from target_rows()
+    yield from depth_rows()
 
 
 def crop_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
@@ -104,6 +107,17 @@ def target_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
         config = teaching(judge, transform, hole)
         name = f"{'masked-' if hole else ''}{judge}-{transform}-target-statistics"
         yield name, dataclasses.replace(config, judge_statistics="target")
+
+
+def depth_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
+    """Judges that compare several stages, of crops and of crops beside the whole image, with both statistics."""
+    depths: tuple[JudgeDepth, ...] = ("features", "all")
+    variants: tuple[tuple[JudgeStatistics, bool], ...] = (("target", True), ("own", True), ("target", False))
+    for judge, hole, depth in itertools.product(get_args(JudgeName), (None, 0.35), depths):
+        for statistics, full_view in variants:
+            config = teaching(judge, "crop-resize", hole, CropResizeConfig(0.45, full_view=full_view))
+            name = f"{'masked-' if hole else ''}{judge}-{depth}-{statistics}{'-full-view' if full_view else ''}"
+            yield name, dataclasses.replace(config, judge_depth=depth, judge_statistics=statistics)
 
 
 def parametrise() -> list[object]:

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Generator, Tensor, nn
 
+from fastle.config import TrainConfig
 from fastle.method.objective import Losses
 from fastle.training import trainer as trainer_module
 from fastle.training.capture import StepGraph
@@ -29,7 +30,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "masked": {"judge_statistics": "own"},
     "target-statistics": {"judge_statistics": "target"},
     "pixel-mask": {"transform": "pixel-mask", "masked": False},
-}
+    "recipe": {
+        "judge_depth": "all", "full_view": True, "averages": (0.05, 0.2), "clip": 0.1, "accumulate": 2,
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -96,16 +100,19 @@ def counting(function: Any, calls: list[object]) -> Any:
 
 
 def test_rate_that_is_a_tensor_may_change_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    def tensor_rate(model: nn.Module, lr: float, device: torch.device) -> torch.optim.AdamW:
-        return torch.optim.AdamW(model.parameters(), lr=torch.tensor(lr), fused=True)
+    def tensor_rate(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
+        return torch.optim.AdamW(model.parameters(), lr=torch.tensor(config.lr), fused=True)
 
     monkeypatch.setattr(trainer_module, "make_optimizer", tensor_rate)
-    eager, captured = Trainer(config(), CPU), Trainer(config(), CPU, mode="captured")
-    for number, rate in enumerate((1e-3, 5e-4, 2e-4)):
+    falling = config(**ROWS["recipe"], schedule="cosine", warmup=2, steps=4)
+    eager, captured = Trainer(falling, CPU), Trainer(falling, CPU, mode="captured")
+    rates = []
+    for number in range(4):
         for step in (eager, captured):
-            step.optimizer.param_groups[0]["lr"].fill_(rate)
             step(batch(number))
-    assert_same(captured, eager)
+        rates.append(float(eager.optimizer.param_groups[0]["lr"]))
+        assert_same(captured, eager)
+    assert rates == pytest.approx([0.5e-3, 1e-3, 1e-3, 0.5e-3])
 
 
 def test_captured_run_resumes_exactly(tmp_path: Path) -> None:

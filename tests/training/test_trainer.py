@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from fastle.checkpoint import latest_checkpoint, load_checkpoint
+from fastle.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from fastle.config import RunConfig
 from fastle.method.model import DownBlock
 from fastle.presets import make_config
@@ -112,3 +112,49 @@ def test_a_machine_that_cannot_compile_gets_a_hint(tmp_path: Path) -> None:
     error = [line for line in done.stderr.splitlines() if line.startswith("fastle-train: error")]
     assert len(error) == 1 and error[0].endswith("use --step eager")
     assert "Traceback" not in done.stderr
+
+
+def test_recipe_resumes_exactly(tmp_path: Path) -> None:
+    recipe = config(schedule="cosine", warmup=2, averages=(0.05, 0.2), clip=0.1, accumulate=2, steps=6)
+    images = [torch.randint(0, 256, (4, 1, 16, 16), dtype=torch.uint8) for _ in range(6)]
+    whole, first, second = (Trainer(recipe, CPU) for _ in range(3))
+    for batch in images:
+        whole(batch)
+    for batch in images[:3]:
+        first(batch)
+    second.load(load_checkpoint(save_checkpoint(tmp_path, 3, first.state(), {"step": 3})), 3)
+    for batch in images[3:]:
+        second(batch)
+    ours, theirs = second.state(), whole.state()
+    assert ours.keys() == theirs.keys() == {"model", "optimizer", "ema-050", "ema-200"}
+    for section, tensors in theirs.items():
+        for name, value in tensors.items():
+            assert torch.equal(ours[section][name], value), f"{section}.{name}"
+
+
+def test_accumulated_gradient_is_the_mean_of_the_parts() -> None:
+    images = torch.randint(0, 256, (8, 1, 16, 16), dtype=torch.uint8)
+    pixel: dict[str, Any] = {"objective": "pixel", "slices": None, "masked": False, "batch_size": 8}
+    whole, parts = Trainer(config(**pixel), CPU), Trainer(config(**pixel, accumulate=2), CPU)
+    # without a BatchNorm of each part, the parts' mean is the whole
+    for trainer in (whole, parts):
+        trainer.model.encoder.norm.eval = trainer.model.encoder.norm.train = lambda mode=True: None
+        trainer.model.encoder.norm.training = False
+    losses = [trainer(images) for trainer in (whole, parts)]
+    torch.testing.assert_close(losses[1].total, losses[0].total, rtol=1e-5, atol=0)
+    assert losses[1].latent.shape == losses[0].latent.shape
+    for ours, theirs in zip(parts.model.parameters(), whole.model.parameters(), strict=True):
+        assert ours.grad is not None and theirs.grad is not None
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-7)
+
+
+def test_decay_and_clip_reach_the_update() -> None:
+    images = torch.randint(0, 256, (4, 1, 16, 16), dtype=torch.uint8)
+    plain, decayed, clipped = (Trainer(config(**flags), CPU) for flags in ({}, {"weight_decay": 0.5}, {"clip": 1e-3}))
+    start = plain.model.encoder.stem.weight.detach().clone()
+    for trainer in (plain, decayed, clipped):
+        trainer(images)
+    moved = decayed.model.encoder.stem.weight - plain.model.encoder.stem.weight
+    torch.testing.assert_close(moved, -1e-3 * (0.5 - 0.01) * start, rtol=1e-2, atol=1e-7)
+    norm = torch.stack([p.grad.norm() for p in clipped.model.parameters() if p.grad is not None]).norm()
+    assert float(norm) == pytest.approx(1e-3, rel=1e-2)
