@@ -23,6 +23,7 @@ JudgeDepth = Literal["code", "features", "all"]
 TransformName = Literal["crop-resize", "pixel-mask", "patch-mask", "channel-mask", "noise", "identity", "detail"]
 MaskKind = Literal["pixel", "patch", "channel"]
 Precision = Literal["fp32", "bf16"]
+RecipeName = Literal["tuned", "post"]
 Schedule = Literal["constant", "cosine", "trapezoid"]
 BadImages = Literal["error", "skip"]
 
@@ -228,6 +229,14 @@ TRANSFORMS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "identity": (IdentityConfig, {}),
 }
 
+# no field of its own: it decides the defaults of fields
+TUNED: RecipeName = "tuned"
+RECIPE = Option(
+    name="recipe",
+    choices=get_args(RecipeName),
+    help="what flags leave open: the best that fastle's measurements know, or the post's own settings",
+    default=TUNED,
+)
 # masked is no field of its own: an objective with a hole is masked
 MASKED = Option(
     name="masked", kind=bool, help="cut a hole into the input: the symmetric masked setting", group="objective"
@@ -359,7 +368,14 @@ class TrainConfig(Checked):
         initial="constant",
         default="the recipe's",
     )
-    warmup: int = option("steps over which the learning rate rises from 0", initial=0, at_least=0)
+    warmup: float = option(
+        "first share of the run, over which the learning rate rises from 0",
+        initial=0.0,
+        at_least=0,
+        below=1,
+        metavar="R",
+        default="the recipe's",
+    )
     decay: float = option(
         "last share of the run, over which --schedule trapezoid falls", initial=0.4, above=0, at_most=1, metavar="R"
     )
@@ -403,6 +419,7 @@ OPTIONS: dict[str, Option] = {
         {"masked": MASKED},
         options_of(ObjectiveConfig),
         TRANSFORM_OPTIONS,
+        {"recipe": RECIPE},
         options_of(TrainConfig),
     )
     for made in group.values()
@@ -449,8 +466,10 @@ class RunConfig:
         for group, section in groups.items():
             names = PIXEL_FIELDS if section is self.objective and transform is None else options_of(type(section))
             values = {options_of(type(section))[field].name: getattr(section, field) for field in names}
-            shown[group] = {name: value for name, value in values.items() if value is not None}
+            shown[group] = {name: value for name, value in values.items() if value not in (None, ())}
         del shown["model"]["size"]
+        if self.train.schedule != "trapezoid":
+            del shown["training"]["decay"]
         if transform is not None:
             fields = options_of(type(transform)).items()
             values = {made.name: getattr(transform, field) for field, made in fields}

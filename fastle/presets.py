@@ -16,6 +16,7 @@ from .config import (
     POOLED_LATENT,
     TRANSFORM_OPTIONS,
     TRANSFORMS,
+    TUNED,
     ConfigError,
     DataConfig,
     DatasetName,
@@ -34,8 +35,10 @@ class Preset:
     """One dataset's row. `pooled_*` takes the place of its namesake when the latent is pooled.
 
     Attributes:
-        pooled_judge_statistics: for crop-resize. A pooled judge hardly sees contrast with own ones, and at 32 px
-            training stalls (docs/results.md); CelebA's are the author's.
+        lr, pooled_lr: with `--recipe tuned`, the peak of the falling rate.
+        post_lr, post_pooled_lr: with `--recipe post`.
+        post_pooled_statistics: the judge's with `--recipe post` and crop-resize. A pooled judge hardly sees contrast
+            with own ones, and at 32 px training stalls (docs/results.md); CelebA's are the author's.
     """
 
     size: int
@@ -46,7 +49,9 @@ class Preset:
     crop_ratio: float
     lr: float
     pooled_lr: float
-    pooled_judge_statistics: JudgeStatistics = "own"
+    post_lr: float
+    post_pooled_lr: float
+    post_pooled_statistics: JudgeStatistics = "own"
     steps: int | None = None
     epochs: int | None = None
 
@@ -55,28 +60,40 @@ PRESETS: dict[str, Preset] = {
     # the method's toy is 28 px, which the model's stride of 8 does not divide
     "shapes": Preset(
         size=32, channels=1, hidden=32, map_channels=16, pooled_map_channels=32,
-        crop_ratio=0.3, lr=1e-3, pooled_lr=1e-3, pooled_judge_statistics="target", steps=400,
+        crop_ratio=0.3, lr=1e-3, pooled_lr=1e-3, steps=400,
+        post_lr=1e-3, post_pooled_lr=1e-3, post_pooled_statistics="target",
     ),
-    # pooled, the rate of docs/results/small.md
+    # the post's pooled rate is that of docs/results/small.md
     "cifar10": Preset(
         size=32, channels=3, hidden=64, map_channels=32, pooled_map_channels=64,
-        crop_ratio=0.3, lr=1e-4, pooled_lr=3e-4, pooled_judge_statistics="target", epochs=50,
+        crop_ratio=0.3, lr=1e-3, pooled_lr=1e-3, epochs=50,
+        post_lr=1e-4, post_pooled_lr=3e-4, post_pooled_statistics="target",
     ),
     "celeba": Preset(
         size=128, channels=3, hidden=128, map_channels=32, pooled_map_channels=128,
-        crop_ratio=0.15, lr=1e-4, pooled_lr=1e-3, epochs=50,
+        crop_ratio=0.15, lr=1e-3, pooled_lr=1e-3, post_lr=1e-4, post_pooled_lr=1e-3, epochs=50,
     ),
-    # folders below SMALL px take the CIFAR-10 model, at a rate that reaches 24 dB in 2,000 steps
+    # folders below SMALL px take the CIFAR-10 model; the post's rate reaches 24 dB in 2,000 steps
     "small folder": Preset(
         size=32, channels=3, hidden=64, map_channels=32, pooled_map_channels=64,
-        crop_ratio=0.3, lr=1e-3, pooled_lr=3e-4, pooled_judge_statistics="target", epochs=50,
+        crop_ratio=0.3, lr=1e-3, pooled_lr=1e-3, epochs=50,
+        post_lr=1e-3, post_pooled_lr=3e-4, post_pooled_statistics="target",
     ),
     "folder": Preset(
         size=128, channels=3, hidden=128, map_channels=32, pooled_map_channels=128,
-        crop_ratio=0.15, lr=1e-4, pooled_lr=1e-3, epochs=50,
+        crop_ratio=0.15, lr=1e-3, pooled_lr=1e-3, post_lr=1e-4, post_pooled_lr=1e-3, epochs=50,
     ),
 }  # fmt: skip
 SMALL = 64
+
+# what each recipe sets beside the presets, by the names of the options
+RECIPES: dict[str, dict[str, Any]] = {
+    "tuned": {
+        "judge_statistics": "target", "judge_depth": "features", "full_view": True,
+        "schedule": "trapezoid", "warmup": 0.05,
+    },
+    "post": {},
+}  # fmt: skip
 
 
 def make_config(dataset: DatasetName, **overrides: Any) -> RunConfig:
@@ -95,13 +112,17 @@ def make_config(dataset: DatasetName, **overrides: Any) -> RunConfig:
     if "data" in given:
         given["data"] = str(Path(given["data"]).expanduser().absolute())
     masked, pixel = bool(given.pop("masked", False)), given.get("objective") == "pixel"
+    recipe = given.pop("recipe", TUNED)
+    OPTIONS["recipe"].check(recipe)
     transform = given.get("transform", DEFAULT_TRANSFORM)
     OPTIONS["transform"].check(transform)
-    _check_effects(given, dataset, masked=masked, transform=None if pixel else transform)
+    schedule = given.get("schedule", RECIPES[recipe].get("schedule", "constant"))
+    _check_effects(given, dataset, masked=masked, transform=None if pixel else transform, schedule=schedule)
 
     small = dataset == "folder" and given.get("size", SMALL) < SMALL
     preset = PRESETS["small folder" if small else dataset]
-    settings = {"dataset": dataset} | _defaults(preset, given, masked=masked, transform=transform) | given
+    defaults = _defaults(preset, given, masked=masked, transform=transform, post=recipe == "post")
+    settings = {"dataset": dataset} | defaults | RECIPES[recipe] | given
     objective = pick(ObjectiveConfig, settings) | {"transform": transform_config(transform, settings)}
     if pixel:
         objective = {name: objective[name] for name in PIXEL_FIELDS}
@@ -113,11 +134,11 @@ def make_config(dataset: DatasetName, **overrides: Any) -> RunConfig:
     )
 
 
-def _defaults(preset: Preset, given: Mapping[str, Any], *, masked: bool, transform: str) -> dict[str, Any]:
+def _defaults(preset: Preset, given: Mapping[str, Any], *, masked: bool, transform: str, post: bool) -> dict[str, Any]:
     """The settings that depend on the dataset, or on other settings."""
     latent = given.get("latent", POOLED_LATENT if masked else None)
     pooled = latent is not None
-    shared = pooled and transform == "crop-resize"
+    rates = (preset.post_lr, preset.post_pooled_lr) if post else (preset.lr, preset.pooled_lr)
     return {
         "size": preset.size,
         "channels": preset.channels,
@@ -125,13 +146,15 @@ def _defaults(preset: Preset, given: Mapping[str, Any], *, masked: bool, transfo
         "map_channels": preset.pooled_map_channels if pooled else preset.map_channels,
         "latent": latent,
         "hole_ratio": HOLE_RATIO if masked else None,
-        "judge_statistics": preset.pooled_judge_statistics if shared else "own",
+        "judge_statistics": preset.post_pooled_statistics if pooled and transform == "crop-resize" else "own",
         "crop_ratio": preset.crop_ratio,
-        "lr": preset.pooled_lr if pooled else preset.lr,
+        "lr": rates[pooled],
     } | ({} if given.keys() & {"steps", "epochs"} else {"steps": preset.steps, "epochs": preset.epochs})
 
 
-def _check_effects(given: Mapping[str, Any], dataset: str, *, masked: bool, transform: str | None) -> None:
+def _check_effects(
+    given: Mapping[str, Any], dataset: str, *, masked: bool, transform: str | None, schedule: str
+) -> None:
     """Raises ConfigError for an override without effect. `transform` is None for the pixel baseline."""
     # what each of these would need, if it has no effect
     lacking = dict[str, str]()
@@ -141,6 +164,8 @@ def _check_effects(given: Mapping[str, Any], dataset: str, *, masked: bool, tran
         lacking["channels"] = f"with {dataset}, whose images have {PRESETS[dataset].channels}; it is for `folder`"
     if not masked:
         lacking["hole_ratio"] = "without --masked"
+    if schedule != "trapezoid":
+        lacking["decay"] = f"with --schedule {schedule}"
     if transform is None:
         used = {options_of(ObjectiveConfig)[field].name for field in PIXEL_FIELDS}
         rows = {option.name for option in options_of(ObjectiveConfig).values()} | TRANSFORM_OPTIONS.keys()

@@ -38,10 +38,10 @@ from fastle.training.loop import train
 def test_presets_are_the_methods_table() -> None:
     """docs/method.md, section 4: size, widths, latent, learning rate; λ, batch and epochs."""
     table = {
-        "cifar10": ((32, 64, 32, None, 1e-4), make_config("cifar10")),
-        "celeba": ((128, 128, 32, None, 1e-4), make_config("celeba")),
-        "celeba 128": ((128, 128, 128, 128, 1e-3), make_config("celeba", masked=True)),
-        "celeba 512": ((128, 128, 128, 512, 1e-3), make_config("celeba", masked=True, latent=512)),
+        "cifar10": ((32, 64, 32, None, 1e-4), make_config("cifar10", recipe="post")),
+        "celeba": ((128, 128, 32, None, 1e-4), make_config("celeba", recipe="post")),
+        "celeba 128": ((128, 128, 128, 128, 1e-3), make_config("celeba", recipe="post", masked=True)),
+        "celeba 512": ((128, 128, 128, 512, 1e-3), make_config("celeba", recipe="post", masked=True, latent=512)),
     }
     for name, (expected, config) in table.items():
         model, train = config.model, config.train
@@ -52,7 +52,7 @@ def test_presets_are_the_methods_table() -> None:
             0.03,
             256,
         )
-    assert make_config("celeba").objective.transform == CropResizeConfig(0.15)
+    assert make_config("celeba", recipe="post").objective.transform == CropResizeConfig(0.15)
     assert make_config("celeba", masked=True).objective.hole_ratio == 0.35
 
 
@@ -60,6 +60,23 @@ def test_compression_and_latent_shape() -> None:
     assert make_config("celeba").model.latent_shape == (32, 16, 16)
     assert make_config("cifar10").model.latent_shape == (32, 4, 4)
     assert [make_config("celeba", latent=n).model.compression for n in (None, 128, 512)] == [6, 384, 96]
+
+
+def test_tuned_recipe_compares_more_and_lets_the_rate_fall() -> None:
+    for dataset, masked in (("cifar10", False), ("celeba", True), ("shapes", True)):
+        config = make_config(dataset, masked=masked)  # type: ignore[arg-type]
+        assert config == make_config(dataset, masked=masked, recipe="tuned")  # type: ignore[arg-type]
+        objective, post = config.objective, make_config(dataset, masked=masked, recipe="post")  # type: ignore[arg-type]
+        assert (objective.judge_statistics, objective.judge_depth) == ("target", "features")
+        assert isinstance(objective.transform, CropResizeConfig) and objective.transform.full_view
+        assert config.train.schedule == "trapezoid" and config.model == post.model
+        assert post.objective.judge_depth == "code" and post.train.schedule == "constant"
+    # flags win over a recipe
+    config = make_config("cifar10", full_view=False, judge_depth="all", schedule="constant", warmup=0)
+    assert config.objective.transform == CropResizeConfig(0.3) and config.objective.judge_depth == "all"
+    assert config.train.schedule == "constant" and config.train.warmup == 0
+    # the baseline has the recipe's schedule, so that both train alike
+    assert make_config("cifar10", objective="pixel").train == make_config("cifar10").train
 
 
 def test_defaults_are_the_method() -> None:
@@ -87,13 +104,13 @@ def test_defaults_are_the_method() -> None:
 )
 def test_a_transformation_has_its_own_settings(flags: dict[str, Any], transform: TransformConfig | None) -> None:
     for masked in (False, True):
-        assert make_config("celeba", masked=masked, **flags).objective.transform == transform
+        assert make_config("celeba", recipe="post", masked=masked, **flags).objective.transform == transform
 
 
 def test_who_normalises_is_the_presets_for_crops_and_a_flags_for_all() -> None:
     def statistics(dataset: Any, **flags: Any) -> str:
         return make_config(
-            dataset, data=None if dataset == "shapes" else "photographs", **flags
+            dataset, recipe="post", data=None if dataset == "shapes" else "photographs", **flags
         ).objective.judge_statistics
 
     small = {"size": 32}
@@ -268,7 +285,7 @@ TEACHING = {"name": "self-teaching", "judge": "step-frozen", "sigreg_weight": 0.
 
 @pytest.mark.parametrize(("flags", "written"), BEFORE, ids=lambda value: "-".join(map(str, value.values())) or "method")
 def test_configurations_of_before_load(flags: dict[str, Any], written: dict[str, Any]) -> None:
-    config = make_config("shapes", **flags)
+    config = make_config("shapes", recipe="post", **flags)
     teaching = {} if written.get("name") == "pixel" else TEACHING
     values = json.loads(json.dumps(config.to_dict()))
     values["objective"] = NULLS | {"judge_statistics": "own", "crops": 1} | teaching | written
@@ -288,7 +305,8 @@ def test_a_run_of_before_loads_evaluates_and_goes_on(tmp_path: Path, monkeypatch
     run, device = tmp_path / "run", torch.device("cpu")
     shutil.copytree(OLD_RUN, run)
     config = make_config(
-        "shapes", size=16, hidden=4, map_channels=4, masked=True, latent=8, crop_ratio=0.4, crop_ratio_max=0.8, crops=2,
+        "shapes", recipe="post", size=16, hidden=4, map_channels=4, masked=True, latent=8, crop_ratio=0.4,
+        crop_ratio_max=0.8, crops=2,
         hole_ratio=0.3, batch_size=8, slices=8, steps=4,
     )  # fmt: skip
     assert read_run_config(run) == config
@@ -299,7 +317,7 @@ def test_a_run_of_before_loads_evaluates_and_goes_on(tmp_path: Path, monkeypatch
     assert 7 < figures["clean"]["psnr"] < 8.5 and "psnr_inside" in figures["masked"]
 
     monkeypatch.setattr(fastle.training.loop, "VALIDATION_IMAGES", 8)
-    longer = make_config("shapes", **config_flags(config) | {"steps": 6})
+    longer = make_config("shapes", recipe="post", **config_flags(config) | {"steps": 6})
     train(longer, run, device=device, console=Console(quiet=True))
     row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["step"] == 6

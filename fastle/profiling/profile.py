@@ -96,7 +96,7 @@ def profile(
     makers: list[Callable[[], ProfiledStep]] = [partial(_fastle, config, device, mode)]
     if against:
         check_plain(config)
-        makers.append(partial(_plain, StartingPoint(config, device)))
+        makers.append(partial(_plain, StartingPoint(config, device, total_steps=sys.maxsize)))
     images = open_images(config.data, "train", loading)
     folder = path / "profile"
     # a folder that cannot be written fails before the measuring
@@ -146,9 +146,12 @@ def check_plain(config: RunConfig) -> None:
     for flag, value, known in (
         ("--crop-ratio-max", transform.ratio_max, None),
         ("--crops", transform.crops, 1),
+        ("--accumulate", config.train.accumulate, 1),
+        ("--clip", config.train.clip, None),
+        ("--averages", config.train.averages, ()),
     ):
         if value != known:
-            raise ConfigError(f"--against eager knows one crop of a fixed side only, not {flag} {value}")
+            raise ConfigError(f"--against eager knows one crop of a fixed side and a plain update, not {flag} {value}")
 
 
 def _plain(start: StartingPoint) -> ProfiledStep:

@@ -68,15 +68,18 @@ class PlainEncoder(nn.Module):
         self.norm = nn.BatchNorm1d(config.latent_shape[0])
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.features(x)
-        return self.norm(x) if x.ndim == 2 else self.norm(x.flatten(2)).reshape(x.shape)
+        code = self.features(x)[-1]
+        return self.norm(code) if code.ndim == 2 else self.norm(code.flatten(2)).reshape(code.shape)
 
-    def features(self, x: Tensor) -> Tensor:
-        x = self.down(F.silu(self.stem(x)))
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The outputs of the stem and of the blocks, and the code where a Linear makes it."""
+        stages = [F.silu(self.stem(x))]
+        for block in self.down:
+            stages.append(block(stages[-1]))
         if self.pool is not None:
-            x = self.pool(x.flatten(1))
+            stages.append(self.pool(stages[-1].flatten(1)))
         # under autocast, the latent and its statistics stay in the weights' precision, as in fastle's model
-        return x.to(self.norm.weight.dtype)
+        return [stage.to(self.norm.weight.dtype) for stage in stages]
 
 
 class PlainDecoder(nn.Module):
@@ -115,7 +118,8 @@ class PlainObjective(nn.Module):
         super().__init__()
         if config.judge != "step-frozen" or not isinstance(config.transform, CropResizeConfig):
             raise ValueError(f"the plain step has a step-frozen judge and crop-resize, not {config}")
-        self.model, self.config, self.crop_ratio = model, config, config.transform.ratio
+        self.model, self.config = model, config
+        self.crop_ratio, self.full_view = config.transform.ratio, config.transform.full_view
         self.judge = copy.deepcopy(model.encoder).requires_grad_(False)
         # without running statistics, BatchNorm uses those of the batch
         self.judge.norm.track_running_stats = False
@@ -127,39 +131,43 @@ class PlainObjective(nn.Module):
         assert isinstance(draws.view, Boxes)
         x = images.float() / 255 if images.dtype == torch.uint8 else images
         boxes, side = draws.view, int(self.crop_ratio * min(x.shape[2:]))
-        with torch.no_grad():
-            seen = crop(x, boxes, side)
-            target, like = self._judged(seen, None), None
-            if config.judge_statistics == "target":
-                with phase("judge"):
-                    like = self.judge.features(seen)
+
+        def agreement(xhat: Tensor) -> Tensor:
+            cropped = self._compare(crop(x, boxes, side), crop(xhat, boxes, side))
+            return (cropped + self._compare(x, xhat)) / 2 if self.full_view else cropped
+
         with phase("encode"):
             z = encoder(x)
         with phase("decode"):
             xhat = decoder(z)
-        agreement = F.mse_loss(self._judged(crop(xhat, boxes, side), like), target)
+        clean = agreement(xhat)
         if draws.hole is None:
-            return agreement + config.sigreg_weight * self._sigreg(z, draws)
+            return clean + config.sigreg_weight * self._sigreg(z, draws)
         assert config.hole_ratio is not None
         y = cut(x, draws.hole, round(math.sqrt(config.hole_ratio) * min(x.shape[2:])))
         with phase("encode"):
             z_masked = encoder(y)
         with phase("decode"):
             xhat_masked = decoder(z_masked)
-        masked = F.mse_loss(self._judged(crop(xhat_masked, boxes, side), like), target)
-        consistency = F.mse_loss(self._judged(xhat, None), self._judged(xhat_masked, None))
-        regularizer = (self._sigreg(z, draws) + self._sigreg(z_masked, draws)) / 2
-        return (consistency + agreement + masked) / 3 + config.sigreg_weight * regularizer
-
-    def _judged(self, view: Tensor, like: Tensor | None) -> Tensor:
-        """The judge's output for a view, normalised with the statistics of its own batch or of the features `like`."""
+        masked = agreement(xhat_masked)
         with phase("judge"):
-            if like is None:
-                return self.judge(view)
-            dims, norm = [dim for dim in range(like.ndim) if dim != 1], self.judge.norm
-            mean, variance = like.mean(dims, keepdim=True), like.var(dims, correction=0, keepdim=True)
-            weight, bias = norm.weight.view_as(mean), norm.bias.view_as(mean)
-            return (self.judge.features(view) - mean) / torch.sqrt(variance + norm.eps) * weight + bias
+            consistency = F.mse_loss(self.judge(xhat), self.judge(xhat_masked))
+        regularizer = (self._sigreg(z, draws) + self._sigreg(z_masked, draws)) / 2
+        return (consistency + clean + masked) / 3 + config.sigreg_weight * regularizer
+
+    def _compare(self, target: Tensor, view: Tensor) -> Tensor:
+        """The mean over the judge's stages of mse(J(target), J(view))."""
+        norm, shared = self.judge.norm, self.config.judge_statistics == "target"
+        first = {"code": -1, "features": 1, "all": 0}[self.config.judge_depth]
+        with phase("judge"):
+            with torch.no_grad():
+                wanted = self.judge.features(target)[first:]
+            errors = []
+            for want, ours in zip(wanted, self.judge.features(view)[first:], strict=True):
+                affine = (norm.weight, norm.bias) if want is wanted[-1] else None
+                representation = standardize(want, None, norm.eps, affine)
+                errors.append(F.mse_loss(standardize(ours, want if shared else None, norm.eps, affine), representation))
+            return torch.stack(errors).mean()
 
     @torch.no_grad()
     def refresh_judge(self) -> None:
@@ -173,6 +181,17 @@ class PlainObjective(nn.Module):
         with phase("SIGReg"), torch.autocast(z.device.type, enabled=False):
             samples = z if z.ndim == 2 else z.flatten(2).permute(2, 0, 1)
             return reference.sigreg(samples, draws.slices).mean()
+
+
+def standardize(x: Tensor, like: Tensor | None, eps: float, affine: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Each channel of x, (B, C, ...), normalised by the mean and variance of `like` (None: of x), then by `affine`."""
+    if like is None:
+        weight, bias = affine or (None, None)
+        return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+    dims = [dim for dim in range(like.ndim) if dim != 1]
+    mean, variance = like.mean(dims, keepdim=True), like.var(dims, correction=0, keepdim=True)
+    x = (x - mean) / torch.sqrt(variance + eps)
+    return x if affine is None else x * affine[0].view_as(mean) + affine[1].view_as(mean)
 
 
 def crop(x: Tensor, boxes: Boxes, side: int) -> Tensor:
@@ -222,15 +241,16 @@ class StartingPoint:
     Args:
         config: the run's configuration; its precision does not matter.
         device: where weights and draws live.
+        total_steps: see `Trainer`.
 
     Attributes:
         weights: a state dict.
     """
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, device: torch.device, *, total_steps: int | None = None) -> None:
         self.config, self.device = config, device
         # this step is never taken
-        self._step = Trainer(config, device)
+        self._step = Trainer(config, device, total_steps=total_steps)
         self.weights: dict[str, Tensor] = self._step.model.state_dict()
 
     def draw(self, images: Tensor, done: int) -> Draws:
@@ -238,13 +258,17 @@ class StartingPoint:
         self._step.done = done
         return self._step.draw(images)
 
+    def rate(self, done: int) -> float:
+        """The learning rate of fastle's step after `done` steps."""
+        return self._step.rate(done)
+
     def parameters(self) -> list[Tensor]:
         """The initial parameters, in the model's order."""
         return [parameter.detach() for parameter in self._step.model.parameters()]
 
 
 class PlainStep:
-    """Draw, loss, backward, AdamW with PyTorch's defaults, and the copy of the weights to the judge.
+    """Draw, loss, backward, AdamW, and the copy of the weights to the judge.
 
     Args:
         start: where the weights and the draws come from.
@@ -265,15 +289,16 @@ class PlainStep:
         channels_last: bool = False,
         compiled: bool = False,
     ) -> None:
-        config, self.device = start.config, start.device
-        self.precision, self.done, self.draw = precision, 0, start.draw
+        config, self.device, self._start = start.config, start.device, start
+        self.precision, self.done = precision, 0
         self.model = PlainAutoencoder(config.model)
         self.model.load_state_dict(start.weights)
         self.model.to(self.device)
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.objective = PlainObjective(self.model, config.objective)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.train.lr)
+        train = config.train
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=train.lr, weight_decay=train.weight_decay)
         if compiled:
             # compile the whole graph or fail: a silent fallback would be timed as if it were compiled
             self.objective.compile(fullgraph=True, dynamic=False)
@@ -281,7 +306,7 @@ class PlainStep:
     def __call__(self, images: Tensor) -> Tensor:
         """Takes one step on a batch, uint8 (B, C, size, size) on the device. Returns the loss."""
         with phase("draws"):
-            draws = self.draw(images, self.done)
+            draws = self._start.draw(images, self.done)
         self.optimizer.zero_grad()
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
         with phase("loss"), autocast:
@@ -289,6 +314,8 @@ class PlainStep:
         with phase("backward"):
             loss.backward()
         with phase("optimizer"):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._start.rate(self.done)
             self.optimizer.step()
             self.objective.refresh_judge()
         self.done += 1

@@ -57,7 +57,7 @@ class Trainer:
             more.
         rank, world_size: The rank of this process and the number of processes. With more than one, a process group must
             have been initialised.
-        total_steps: The length of the run, on which a falling learning rate depends; None for `config.train.steps`.
+        total_steps: The length of the run, on which a changing learning rate depends; None for `config.train.steps`.
 
     Attributes:
         model: The autoencoder that is trained.
@@ -82,8 +82,8 @@ class Trainer:
         self.config, self.device, self.mode = config, device, mode
         self.rank, self.world_size = rank, world_size
         self._total = total_steps or config.train.steps
-        if self._total is None and config.train.schedule != "constant":
-            raise ValueError(f"a {config.train.schedule} schedule of {config.train.epochs} epochs needs total_steps")
+        if self._total is None and (config.train.schedule != "constant" or config.train.warmup):
+            raise ValueError(f"the learning rate of a run of {config.train.epochs} epochs needs total_steps")
         # the weights are initialised on the CPU, so that a seed gives the same ones on every device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
@@ -134,6 +134,11 @@ class Trainer:
         self.done += 1
         return losses
 
+    def rate(self, done: int) -> float:
+        """The learning rate of the step after `done` steps."""
+        train = self.config.train
+        return train.lr if self._total is None else train.lr * rate_share(train, done, self._total)
+
     def draw(self, images: Tensor) -> Draws:
         """Makes the random draws of the next step: a pure function of (seed, step, rank).
 
@@ -151,8 +156,7 @@ class Trainer:
     def _prepare(self) -> None:
         """Sets what differs from step to step: the generators, the learning rate, and how fast the averages move."""
         self._seed()
-        train = self.config.train
-        rate = train.lr if self._total is None else train.lr * rate_share(train, self.done, self._total)
+        rate = self.rate(self.done)
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)

@@ -104,7 +104,7 @@ def test_rate_that_is_a_tensor_may_change_between_steps(monkeypatch: pytest.Monk
         return torch.optim.AdamW(model.parameters(), lr=torch.tensor(config.lr), fused=True)
 
     monkeypatch.setattr(trainer_module, "make_optimizer", tensor_rate)
-    falling = config(**ROWS["recipe"], schedule="cosine", warmup=2, steps=4)
+    falling = config(**ROWS["recipe"], schedule="cosine", warmup=0.5, steps=4)
     eager, captured = Trainer(falling, CPU), Trainer(falling, CPU, mode="captured")
     rates = []
     for number in range(4):

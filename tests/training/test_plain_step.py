@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def tiny(masked: bool = True, latent: int | None = 6, size: int = 16, batch_size: int = 4, **flags: Any) -> RunConfig:
-    flags = {"judge_statistics": "own"} | flags  # as CelebA's
+    flags = {"recipe": "post", "steps": 3, "judge_statistics": "own"} | flags  # as CelebA's
     config = make_config(
         "cifar10", masked=masked, latent=latent, size=size, slices=8, crop_ratio=0.4, batch_size=batch_size, **flags
     )
@@ -33,6 +33,9 @@ CONFIGS = {
     "cifar10": tiny(masked=False, latent=None),
     "pooled": tiny(masked=False),
     "target-statistics": tiny(judge_statistics="target"),
+    "tuned": tiny(recipe="tuned", judge_statistics="target"),
+    "tuned-spatial": tiny(False, None, recipe="tuned", judge_statistics="target"),
+    "own-all": tiny(judge_depth="all", full_view=True),
 }
 
 
@@ -67,8 +70,9 @@ def test_plain_objective_is_fastles(name: str) -> None:
     torch.testing.assert_close(dict(plain.named_buffers()), dict(ours.named_buffers()), rtol=1e-12, atol=0)
 
 
-def test_plain_steps_go_the_way_of_fastles() -> None:
-    start, images = a_start(CONFIGS["celeba-masked"])
+@pytest.mark.parametrize("name", ["celeba-masked", "tuned"])
+def test_plain_steps_go_the_way_of_fastles(name: str) -> None:
+    start, images = a_start(CONFIGS[name])
     plain = PlainStep(start)
     ours = Trainer(start.config, CPU)
     for _ in range(3):
