@@ -152,7 +152,7 @@ def test_what_is_not_finite_has_no_profile(command: Command, tmp_path: Path) -> 
 def test_a_directory_that_cannot_be_written_is_found_first(command: Command, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     status, out, err = command("shapes", *TINY, "--profile", "1", "--run", "run")
-    assert status == 1 and "run/profile: Not a directory" in err and "warm" not in out
+    assert status == 1 and "run/profile: Not a directory" in err and "profile: 1 steps" not in out
 
 
 def test_operations_are_those_of_a_count_by_hand() -> None:
