@@ -18,6 +18,7 @@ from fastle.training.report import save_grid
 
 PICTURED = 8  # images in a row
 SAMPLE_ROWS = 4
+UNKNOWN = "–"
 Cell = Callable[[str, Record], str]
 
 
@@ -74,7 +75,7 @@ def _photographs(rows: Record) -> dict[str, Cell]:
     baseline = rows.get("pixel", {}).get("mean", {}).get("clean", {}).get("psnr")
 
     def gap(name: str, record: Record) -> str:
-        return "–" if baseline is None else f"{baseline - record['mean']['clean']['psnr']:.2f}"
+        return UNKNOWN if baseline is None else f"{baseline - record['mean']['clean']['psnr']:.2f}"
 
     return {
         "lr": lambda name, record: f"{record['lr']:g}",
@@ -82,6 +83,7 @@ def _photographs(rows: Record) -> dict[str, Cell]:
         "behind `pixel`": gap,
         "SSIM": _figure("clean", "ssim"),
         "contrast": _figure("clean", "contrast"),
+        "sharpness": _figure("clean", "sharpness"),
         "PSNR of Y": _figure("clean", "psnr_luma"),
         "PSNR of CbCr": _figure("clean", "psnr_chroma"),
         "minutes": _minutes,
@@ -96,6 +98,7 @@ def _hole() -> dict[str, Cell]:
         "outside": _figure("masked", "psnr_outside"),
         "SSIM": _figure("masked", "ssim"),
         "contrast": _figure("masked", "contrast"),
+        "sharpness": _figure("masked", "sharpness"),
         "PSNR of Y": _figure("masked", "psnr_luma"),
         "PSNR of CbCr": _figure("masked", "psnr_chroma"),
         "clean PSNR": _figure("clean", "psnr"),
@@ -113,6 +116,9 @@ def _figure(kind: str, name: str) -> Cell:
     digits = 2 if name.startswith("psnr") else 3
 
     def cell(_: str, record: Record) -> str:
+        if name not in record["mean"][kind]:
+            # measured before there was such a figure
+            return UNKNOWN
         mean, (low, high) = record["mean"][kind][name], record["spread"][kind][name]
         extent = f" ({low:.{digits}f}–{high:.{digits}f})" if len(record["runs"]) > 1 else ""
         return f"{mean:.{digits}f}{extent}"
@@ -129,6 +135,8 @@ def _section(title: str, group: Group, rows: Record, columns: Mapping[str, Cell]
     if not there:
         return []
     words = {row.name: row.about for row in ROWS}
+    done = [(name, record) for name, record in there.items() if "failed" not in record]
+    columns = {title: cell for title, cell in columns.items() if any(cell(*of) != UNKNOWN for of in done)}
     cells = [
         [f"`{name}`", words[name]]
         + (["failed"] * len(columns) if "failed" in record else [cell(name, record) for cell in columns.values()])

@@ -4,7 +4,8 @@ PSNR is 10·log10(1 / mse) of each image in [0, 1], averaged over the images. `p
 split's mean squared error, and is never higher. SSIM is torchmetrics' (Gaussian window of 11, σ 1.5).
 
 Contrast is the RMS contrast of the reconstructions (the mean over images of the standard deviation of luma), divided by
-that of the images: 1 if no contrast is lost.
+that of the images: 1 if no contrast is lost. Sharpness is the same ratio for the mean magnitude of luma's Sobel
+gradient: below 1 edges are blurred or lost, above 1 there are edges that the images do not have.
 
 Colour images also have a PSNR of luma and one of chroma (Cb and Cr together), in full-range BT.601 YCbCr:
 
@@ -23,13 +24,13 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 
 from fastle.data import Images
 from fastle.method.model import Autoencoder, unit_range
-from fastle.method.transforms import Boxes, cut_hole, draw_boxes, hole_mask, hole_side, to_grey
+from fastle.method.transforms import Boxes, cut_hole, draw_boxes, hole_mask, hole_side, sobel_magnitude, to_grey
 
 HOLE_SEED = 0
 BATCH = 250
 # keeps the PSNR of an exact reconstruction finite; the 100 dB it gives are far above the 59 dB of 8-bit rounding
 MIN_MSE = 1e-10
-MIN_CONTRAST = 1e-6  # avoids a division by zero for images without contrast
+MIN_CONTRAST = 1e-6  # avoids a division by zero for images without contrast or edges
 
 Metrics = dict[str, float]
 
@@ -54,9 +55,9 @@ def evaluate(
         progress: Called after each batch with the number of images seen so far.
 
     Returns:
-        "clean" holds psnr, psnr_of_mean_mse, ssim and contrast of the reconstructed images; for colour images, also
-        psnr_luma and psnr_chroma. With a hole, "masked" holds the same of images reconstructed from input with a hole,
-        compared with the whole image, and psnr and ssim inside and outside of the hole.
+        "clean" holds psnr, psnr_of_mean_mse, ssim, contrast and sharpness of the reconstructed images; for colour
+        images, also psnr_luma and psnr_chroma. With a hole, "masked" holds the same of images reconstructed from
+        input with a hole, compared with the whole image, and psnr and ssim inside and outside of the hole.
     """
     model.eval()
     holes = None if hole_ratio is None else fixed_holes(len(images), model.config.size, hole_ratio)
@@ -137,13 +138,17 @@ def _quality(xhat: Tensor, x: Tensor, inside: Tensor | None = None) -> dict[str,
     error = difference.square()
     _, similarity = ssim(xhat, x, data_range=1.0, reduction="none", return_full_image=True)
     mse = error.mean((1, 2, 3))
-    deviation, true_deviation = (to_grey(images).std((1, 2, 3), correction=0) for images in (xhat, x))
+    greys = [to_grey(images) for images in (xhat, x)]
+    deviation, true_deviation = (grey.std((1, 2, 3), correction=0) for grey in greys)
+    gradient, true_gradient = (sobel_magnitude(grey).mean((1, 2, 3)) for grey in greys)
     metrics = {
         "mse": mse,
         "psnr": _psnr(mse),
         "ssim": similarity.mean((1, 2, 3)),
         "contrast": deviation,
         "true_contrast": true_deviation,
+        "sharpness": gradient,
+        "true_sharpness": true_gradient,
     }
     if x.shape[1] == 3:
         luma, chroma = _luma_and_chroma(difference)
@@ -167,7 +172,8 @@ def _luma_and_chroma(difference: Tensor) -> tuple[Tensor, Tensor]:
 def _means(batches: list[dict[str, Tensor]]) -> Metrics:
     means = {name: float(torch.cat([batch[name] for batch in batches]).double().mean()) for name in batches[0]}
     mean_mse = torch.tensor(means.pop("mse"))
-    means["contrast"] /= max(means.pop("true_contrast"), MIN_CONTRAST)
+    for name in ("contrast", "sharpness"):
+        means[name] /= max(means.pop(f"true_{name}"), MIN_CONTRAST)
     return {"psnr": means.pop("psnr"), "psnr_of_mean_mse": float(_psnr(mean_mse)), **means}
 
 

@@ -113,8 +113,23 @@ def test_a_wrong_grey_is_in_luma_alone_and_a_wrong_tint_in_chroma_alone() -> Non
 def test_grey_images_have_neither_luma_nor_chroma() -> None:
     x = pictures(1).batch([0])[:, :1]
     figures = evaluate(Repainted(x[0] / 255), ArrayImages(x), hole_ratio=0.35, device=CPU)  # type: ignore[arg-type]
-    assert figures["clean"].keys() == {"psnr", "psnr_of_mean_mse", "ssim", "contrast"}
+    assert figures["clean"].keys() == {"psnr", "psnr_of_mean_mse", "ssim", "contrast", "sharpness"}
     assert not {"psnr_luma", "psnr_chroma"} & figures["masked"].keys()
+
+
+def test_sharpness_is_the_gradient_of_luma_over_the_images() -> None:
+    # an edge that comes back half as high
+    x = torch.full((1, 3, SIZE, SIZE), 102, dtype=torch.uint8)
+    x[:, :, :, 8:] = 204
+    faded = 0.4 + (x[0] / 255 - 0.4) / 2
+    figures = evaluate(Repainted(faded), ArrayImages(x), hole_ratio=None, device=CPU)["clean"]  # type: ignore[arg-type]
+    assert figures["sharpness"] == pytest.approx(0.5, rel=1e-4)
+    # the same values elsewhere have the same contrast, and every other column is an edge
+    stripes = torch.where(torch.arange(SIZE) % 2 == 0, 0.4, 0.8).expand(3, SIZE, SIZE)
+    figures = evaluate(Repainted(stripes), ArrayImages(x), hole_ratio=None, device=CPU)["clean"]  # type: ignore[arg-type]
+    assert figures["contrast"] == pytest.approx(1, rel=1e-4)
+    # Sobel's central difference sees nothing between two stripes of one colour, but at the border, which is repeated
+    assert figures["sharpness"] == pytest.approx(1, rel=1e-4)
 
 
 def test_contrast_is_that_of_luma_over_the_images() -> None:
