@@ -32,6 +32,8 @@ class ImageFile(Protocol):
     def stamp(self) -> str:
         """A string that changes when the bytes may have changed, found without reading them.
 
+        Its first word is the size, in bytes, of the file that holds the image.
+
         Raises:
             OSError: The file does not exist or cannot be accessed.
         """

@@ -65,7 +65,7 @@ def test_skipped_files_are_left_out_and_counted(decoder: str, folder: tuple[Data
         # the second time, the cache lists them
         for _ in range(2):
             messages: list[str] = []
-            train, valid = open_training(data, loading(decoder, cache, messages))
+            train, valid, _ = open_training(data, loading(decoder, cache, messages))
             assert len(train) + len(valid) == 200
             said = "\n".join(messages)
             assert f"skipped {len(faults)} images" in said and "\n  and 4 more" in said
