@@ -69,6 +69,12 @@ FLAGS = {
             metavar="DIR",
         ),
         Option(name="overwrite", kind=bool, help="start anew where there is a run already", group="output"),
+        Option(
+            name="accept_new_data",
+            kind=bool,
+            help="go on with a run although its training images have changed",
+            group="data",
+        ),
         Option(name="dry_run", kind=bool, help="print the configuration and stop", group="output"),
     )
 }
@@ -120,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 decoder=decoder,
                 cache=cache,
                 overwrite=bool(flags["overwrite"]),
+                accept_new_data=bool(flags["accept_new_data"]),
                 rank=rank,
                 world_size=world_size,
             )
@@ -130,7 +137,7 @@ def _check_profile(flags: dict[str, Any], world_size: int) -> None:
         if flags["against"] is not None:
             raise ConfigError(f"--against {flags['against']} has no effect without --profile N")
         return
-    for name in ("overwrite", "dry_run"):
+    for name in ("overwrite", "accept_new_data", "dry_run"):
         if flags[name]:
             raise ConfigError(f"{FLAGS[name].flag} has no effect with --profile, which trains nothing")
     if world_size > 1:

@@ -60,5 +60,6 @@ def _folder_of_all(names: Sequence[str]) -> int:
     if not names:
         return 0
     first, last = min(names), max(names)
-    common = os.path.commonprefix([first, last])
+    # what the first and the last have in common, all between them share
+    common = os.path.commonprefix([first, last])  # noqa: RUF071
     return common.rfind(os.sep) + 1

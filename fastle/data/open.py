@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,7 +64,7 @@ def open_training(config: DataConfig, loading: Loading) -> tuple[Images, Images,
     uncached = replace(loading, cache="host" if config.dataset in IN_MEMORY else "none")
     valid, valid_faults, _ = _open(config, "valid", uncached, decoder)
     _report_faults({"train": faults, "valid": valid_faults}, config, loading)
-    identity = Identity(len(train), config.dataset) if files is None else replace(identify(files), count=len(train))
+    identity = Identity(len(train), config.dataset) if files is None else identify(_usable(files, faults))
     return _not_empty(train, "train"), _not_empty(valid, "valid"), identity
 
 
@@ -107,7 +108,7 @@ def train_size(config: DataConfig) -> int | None:
 def _open(
     config: DataConfig, split: Split, loading: Loading, decoder: Decoder | None
 ) -> tuple[Images, list[str], Sequence[ImageFile] | None]:
-    """The usable images of a split, the known faults of the others, and the files of both; None if there are none."""
+    """The usable images of a split, the known faults of the others, and the files of both, if there are any."""
     check_split(split)
     if decoder is None:
         return _place(_open_arrays(config, split), config, loading), [], None
@@ -160,6 +161,14 @@ def _checked(images: EncodedImages, config: DataConfig, loading: Loading) -> tup
     """The images without the files that the check finds unusable, and the faults of those."""
     faults = find_faults(images.files, images.decoder, loading, size=config.size)
     return (images.without(faults) if faults else images), list(faults.values())
+
+
+def _usable(files: Sequence[ImageFile], faults: list[str]) -> Sequence[ImageFile]:
+    """The files without those that have faults, "NAME fault" each; a name may contain spaces."""
+    if not faults:
+        return files
+    beginnings = {fault[: space.start()] for fault in faults for space in re.finditer(" ", fault)}
+    return [file for file in files if file.name not in beginnings]
 
 
 def _report_faults(faults_by_split: dict[str, list[str]], config: DataConfig, loading: Loading) -> None:

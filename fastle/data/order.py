@@ -22,6 +22,19 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return n // batch_size
 
 
+def rank_share(batch_size: int, world_size: int) -> int:
+    """The number of images of a batch that each rank takes.
+
+    Raises:
+        FastleError: The ranks cannot take equally many.
+    """
+    if batch_size % world_size:
+        raise FastleError(
+            f"--batch-size {batch_size} cannot be divided among {world_size} ranks: use a multiple of {world_size}"
+        )
+    return batch_size // world_size
+
+
 def batch_indices(n: int, *, step: int, batch_size: int, seed: int, rank: int, world_size: int) -> Tensor:
     """The indices of the images in one rank's batch at one step: int64 (batch_size // world_size,), in [0, n).
 
@@ -38,12 +51,8 @@ def batch_indices(n: int, *, step: int, batch_size: int, seed: int, rank: int, w
     Raises:
         FastleError: `batch_size` exceeds `n`, or is not a multiple of `world_size`.
     """
-    if batch_size % world_size:
-        raise FastleError(
-            f"--batch-size {batch_size} cannot be divided among {world_size} ranks: use a multiple of {world_size}"
-        )
+    share = rank_share(batch_size, world_size)
     epoch, position = divmod(step, steps_per_epoch(n, batch_size))
-    share = batch_size // world_size
     start = position * batch_size + rank * share
     # a copy, because all calls of an epoch share the permutation
     return _permutation(n, seed, epoch)[start : start + share].clone()

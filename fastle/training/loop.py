@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastle.config import ConfigError, RunConfig, TrainConfig
 from fastle.data import CacheChoice, DecoderChoice, Feed, Images, Loading, open_training
-from fastle.data.order import steps_per_epoch
+from fastle.data.order import rank_share, steps_per_epoch
 from fastle.errors import DataError, FastleError
 from fastle.method.objective import Losses
 
@@ -60,6 +60,7 @@ def train(
     decoder: DecoderChoice = "auto",
     cache: CacheChoice = "auto",
     overwrite: bool = False,
+    accept_new_data: bool = False,
     rank: int = 0,
     world_size: int = 1,
 ) -> None:
@@ -73,6 +74,7 @@ def train(
         mode: How steps are computed. It affects rounding only, and a resumed run may use another.
         decoder, cache: See `fastle.data.Loading`. A resumed run may use others.
         overwrite: Whether to start anew if the directory holds a run already.
+        accept_new_data: Whether a run goes on with other training images than those that it was saved with.
         rank, world_size: See `Trainer`.
 
     Raises:
@@ -81,39 +83,44 @@ def train(
     """
     _check_batch_size(config.train, world_size)
 
-    # images
-    loading = make_loading(decoder, cache, device, console, processes=world_size)
-    images, valid_images = open_training(config.data, loading)
-    total = total_steps(config, steps_per_epoch(len(images), config.train.batch_size))
+    main, say = rank == 0, partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    with RunDirectory(path, overwrite=overwrite, say=say) as run:
+        # only rank 0 writes, and the other ranks read once it has
+        if main:
+            run.open(config)
 
-    # trainer and run directory; only rank 0 writes, and the other ranks read once it has
-    trainer = Trainer(config, device, mode=mode, rank=rank, world_size=world_size, total_steps=total)
-    run, main = RunDirectory(path), rank == 0
-    if main:
-        run.open(config, overwrite=overwrite)
-    if world_size > 1:
-        dist.barrier()
-    resumed = run.resume(trainer, images=len(images), total=total)
-    if main:
-        run.begin(trainer)
+        # images
+        loading = make_loading(decoder, cache, device, console, processes=world_size)
+        images, valid_images, identity = open_training(config.data, loading)
+        total = total_steps(config, steps_per_epoch(len(images), config.train.batch_size))
 
-    # steps
-    feed = Feed(
-        images, batch_size=config.train.batch_size, seed=config.train.seed, device=device,
-        start_step=trainer.done, stop_step=total, rank=rank, world_size=world_size,
-    )  # fmt: skip
-    with caught_signals(console) as received, feed, Display(console, total, shown=main) as display:
-        display.say(f"{len(images):,} training images, {len(valid_images):,} to validate, {total:,} steps")
-        if resumed:
-            display.say(resumed)
-        try:
-            _loop(trainer, run, feed, valid_images, display, received)
-        except DataError:
-            # an image that cannot be read must not cost the steps since the last checkpoint
-            if main and trainer.weights_are_finite():
-                run.save(trainer)
-            raise
-        display.say(f"done: see {path}/grids and {path}/curves.png; `fastle eval {path}` measures the test split")
+        # trainer
+        trainer = Trainer(config, device, mode=mode, rank=rank, world_size=world_size, total_steps=total)
+        if world_size > 1:
+            dist.barrier()
+        resumed = run.resume(trainer, images=identity, total=total, accept_new_data=accept_new_data)
+        if world_size > 1:
+            dist.barrier()
+        if main:
+            run.begin(trainer)
+
+        # steps
+        feed = Feed(
+            images, batch_size=config.train.batch_size, seed=config.train.seed, device=device,
+            start_step=trainer.done, stop_step=total, rank=rank, world_size=world_size,
+        )  # fmt: skip
+        with caught_signals(console) as received, feed, Display(console, total, shown=main) as display:
+            display.say(f"{len(images):,} training images, {len(valid_images):,} to validate, {total:,} steps")
+            if resumed:
+                display.say(resumed)
+            try:
+                _loop(trainer, run, feed, valid_images, display, received)
+            except DataError:
+                # an image that cannot be read must not cost the steps since the last checkpoint
+                if main and trainer.weights_are_finite():
+                    run.save(trainer)
+                raise
+            display.say(f"done: see {path}/grids and {path}/curves.png; `fastle eval {path}` measures the test split")
 
 
 def make_loading(
@@ -138,6 +145,7 @@ def make_loading(
 
 
 def _check_batch_size(config: TrainConfig, world_size: int) -> None:
+    rank_share(config.batch_size, world_size)
     if config.batch_size < 2 * world_size:
         raise ConfigError(
             f"--batch-size {config.batch_size} leaves one image to some of {world_size} processes, and BatchNorm "

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastle.config import ConfigError, DataConfig, RunConfig
-from fastle.data import open_images, open_training
+from fastle.data import Identity, open_images, open_training
 from fastle.data.cache import cache_folder
 from fastle.data.decode import BadFiles
 from fastle.errors import DataError
@@ -61,18 +61,21 @@ def test_every_bad_file_of_both_splits_is_listed(
 def test_skipped_files_are_left_out_and_counted(decoder: str, folder: tuple[DataConfig, dict[str, str]]) -> None:
     data, faults = replace(folder[0], bad_images="skip"), folder[1]
     first: list[torch.Tensor] = []
+    identities: set[Identity] = set()
     for cache in CACHES:
         # the second time, the cache lists them
         for _ in range(2):
             messages: list[str] = []
-            train, valid, _ = open_training(data, loading(decoder, cache, messages))
-            assert len(train) + len(valid) == 200
+            train, valid, identity = open_training(data, loading(decoder, cache, messages))
+            assert len(train) + len(valid) == 200 and identity.count == 150
+            identities.add(identity)
             said = "\n".join(messages)
             assert f"skipped {len(faults)} images" in said and "\n  and 4 more" in said
             batches = [everything(train), everything(valid)]
             first = first or batches
             assert all(map(torch.equal, batches, first))
         assert ("reused" in said) == (cache != "none")
+    assert len(identities) == 1
 
 
 def test_a_split_lists_only_its_own_bad_files(folder: tuple[DataConfig, dict[str, str]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -18,48 +17,23 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 
 import fastle.training.loop
 from fastle.checkpoint import latest_checkpoint, load_checkpoint
 from fastle.config import ConfigError, RunConfig
-from fastle.errors import DataError, FastleError
+from fastle.errors import DataError
 from fastle.method.model import Autoencoder
 from fastle.method.objective import Losses
 from fastle.presets import make_config
-from fastle.training.loop import Interrupted, NonFiniteLoss, train
+from fastle.training.loop import Interrupted, NonFiniteLoss
 from fastle.training.report import read_metrics
 from fastle.training.run import RunDirectory
 from fastle.training.trainer import Trainer
 from tests.training.killing import Killed, kill_after
+from tests.training.runs import CPU, STEPS, assert_same, config, go, small_folder, weights
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-CPU = torch.device("cpu")
-STEPS = 12
-
-
-def config(**flags: Any) -> RunConfig:
-    slices = {} if flags.get("objective") == "pixel" else {"slices": 8}
-    whole = make_config("shapes", **{"steps": STEPS, "batch_size": 4} | slices | flags)
-    model = replace(whole.model, size=16, hidden=8, map_channels=8)
-    return replace(whole, model=model, data=replace(whole.data, size=16))
-
-
-def go(run: Path, run_config: RunConfig | None = None, **more: Any) -> str:
-    output = io.StringIO()
-    console = Console(file=output, width=200)
-    train(config() if run_config is None else run_config, run, device=CPU, console=console, **more)
-    return output.getvalue()
-
-
-def weights(run: Path) -> dict[str, Tensor]:
-    return load_checkpoint(latest_checkpoint(run)).tensors
-
-
-def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[name], right[name]) for name in left)
 
 
 @pytest.fixture
@@ -314,17 +288,11 @@ def test_overwrite_with_images_that_are_not_there_loses_nothing(tmp_path: Path) 
 
 
 def test_images_that_were_added_are_noticed(tmp_path: Path) -> None:
-    photographs = tmp_path / "photographs"
-    photographs.mkdir()
-    for i in range(30):
-        Image.new("RGB", (20, 24), (8 * i, 255 - 8 * i, 90)).save(photographs / f"{i:02d}.png")
-    small = make_config("folder", data=photographs, size=16, steps=4, batch_size=4, slices=8)
-    small = replace(small, model=replace(small.model, hidden=8, map_channels=8))
-    go(tmp_path / "run", small)
-    for i in range(30, 60):
-        Image.new("RGB", (20, 24)).save(photographs / f"{i:02d}.png")
-    with pytest.raises(FastleError, match="was trained on 26 images and there are 54 now"):
-        go(tmp_path / "run", small)
+    small = small_folder(tmp_path / "photographs", 26)
+    go(tmp_path / "run", small(steps=4))
+    Image.new("RGB", (20, 24)).save(tmp_path / "photographs" / "train" / "new.png")
+    with pytest.raises(ConfigError, match="were 26 when the run was saved and are 27 now"):
+        go(tmp_path / "run", small(steps=4))
 
 
 def test_a_model_is_loaded_from_a_run(tmp_path: Path) -> None:
