@@ -18,6 +18,9 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
         FastleError: The images do not fill one batch.
     """
     if batch_size > n:
+        # a batch of one cannot be trained on either
+        if n < 2:
+            raise FastleError(f"too few training images ({n}): a batch needs two; add images")
         raise FastleError(f"{n} images do not fill a batch of {batch_size}: use --batch-size {n} or less")
     return n // batch_size
 
