@@ -161,8 +161,8 @@ def _choose_place(loading: Loading, size: int, path: Path) -> Place | None:
     folder = _first_existing(path.parent)
     if fault := _why_read_only(path.parent, folder):
         loading.say(
-            f"cache: none: {path.parent} cannot be written to ({fault}), so that every epoch decodes the images again; set "
-            "XDG_CACHE_HOME to a folder that can"
+            f"cache: none: {path.parent} cannot be written to ({fault}), so that every epoch decodes the images again; "
+            "set XDG_CACHE_HOME to a folder that can"
         )
         return None
     # a new file must leave as much room again
