@@ -16,7 +16,8 @@ from typing import NoReturn
 import fastle
 from fastle.errors import FastleError
 from fastle.options import Option
-from fastle.training.loop import Interrupted
+from fastle.training.ranks import SaidByAnother
+from fastle.training.signals import Interrupted, raising_signals
 
 COLUMNS = 80
 DEVICE = Option(
@@ -68,8 +69,10 @@ def one_line_errors(program: str) -> Iterator[None]:
     rank = os.environ.get("RANK")
     prefix = program if rank is None else f"{program} (rank {rank})"
     try:
-        with _plain_warnings():
+        with _plain_warnings(), raising_signals():
             yield
+    except SaidByAnother:
+        sys.exit(1)
     except FastleError as error:
         sys.exit(f"{prefix}: error: {error}")
     except OSError as error:

@@ -18,7 +18,7 @@ import fastle.commands.eval
 import fastle.commands.main
 import fastle.commands.train
 import fastle.training.loop
-from fastle.checkpoint import latest_checkpoint
+from fastle.checkpoint import latest_checkpoint, load_checkpoint
 from fastle.commands.cli import one_line_errors
 from fastle.config import OPTIONS
 from fastle.options import Group
@@ -154,7 +154,7 @@ def test_eval_beside_a_live_training_names_the_checkpoint_that_it_measured(
     command("train", "shapes", "--run", "run", *TINY)
     checkpoints = tmp_path / "run" / "checkpoints"
     newest = checkpoints / "step-00000002.safetensors"
-    original, read = fastle.commands.eval.load_checkpoint, []
+    original, read = load_checkpoint, []
 
     def load(path: Path) -> object:
         read.append(path.name)
