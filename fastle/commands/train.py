@@ -24,7 +24,7 @@ from fastle.profiling.profile import profile
 from fastle.training.loop import make_loading, total_steps, train
 from fastle.training.trainer import StepMode
 
-from .cli import DEVICE, Parser, add_option, one_line_errors, wrapped
+from .cli import DEVICE, Output, Parser, add_option, one_line_errors, wrapped
 
 # flags that are not settings of the run: it computes the same with others
 FLAGS = {
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = Path(flags["run"] or _default_run(config))
         rank, world_size = from_torchrun("RANK", 0), from_torchrun("WORLD_SIZE", 1)
         _check_profile(flags, world_size)
-        console = Console(quiet=rank > 0)
+        console = Output(quiet=rank > 0)
         _show_config(config, path, console)
         if flags["dry_run"]:
             return
