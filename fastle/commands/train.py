@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +27,8 @@ from fastle.training.loop import make_loading, total_steps, train
 from fastle.training.trainer import StepMode
 
 from .cli import DEVICE, Output, Parser, add_option, one_line_errors, wrapped
+
+END_SECONDS = 20.0  # for ranks to part from each other after an error
 
 # flags that are not settings of the run: it computes the same with others
 FLAGS = {
@@ -228,5 +232,12 @@ def _process_group(device: torch.device, world_size: int) -> Iterator[torch.devi
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
-    finally:
+    except BaseException:
+        # ending the group may wait for a rank that is gone
+        timer = threading.Timer(END_SECONDS, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
         dist.destroy_process_group()
+        timer.cancel()
+        raise
+    dist.destroy_process_group()

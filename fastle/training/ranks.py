@@ -59,7 +59,9 @@ class Ranks:
         if self.world_size > 1:
             # a store of its own for the thread: one that waits would keep it from its signs of life
             store = dist.distributed_c10d._get_default_store()
-            self._store, self._thread_store = store.clone(), store.clone()
+            # the same processes may train one run after another
+            runs = store.add(f"fastle/runs of {self.rank}", 1)
+            self._store, self._thread_store = (dist.PrefixStore(f"fastle/{runs}", store.clone()) for _ in range(2))
             self._thread = threading.Thread(target=self._watch, name="ranks", daemon=True)
             self._thread.start()
         return self
@@ -73,11 +75,6 @@ class Ranks:
                 # its command says what went wrong
                 self._is_first_to_speak()
             self._store.add(f"life/{self.rank}", FAILED if error is not None else ENDED)
-        if error is not None:
-            # destroying a process group may wait for a rank that is gone
-            timer = threading.Timer(LOST / 2, os._exit, (1,))
-            timer.daemon = True
-            timer.start()
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, which are JSON, in their order. Waits for every rank."""
