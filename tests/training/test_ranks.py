@@ -25,12 +25,15 @@ pytestmark = [
 WORLD = 3
 
 
+@pytest.fixture(scope="module")
+def tcp_store() -> Any:
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=20))
+
+
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Any:
+def store(tcp_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store in which the ranks of a test meet, each in a thread of this process."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=20))
-    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
-    return store
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: tcp_store)
 
 
 @pytest.fixture
