@@ -24,7 +24,7 @@ from fastle.method.objective import Losses
 
 from .display import Clock, Display
 from .evaluate import validation_psnr
-from .ranks import Agreement, Ranks, says_rank_is_gone, versions
+from .ranks import Agreement, Ranks, versions
 from .report import effective_rank, latent_spread
 from .run import RunDirectory
 from .signals import SAVE, STOPPING, Interrupted, Signals
@@ -113,10 +113,6 @@ def train(
                 if main and trainer.weights_are_finite():
                     run.save(trainer)
                 raise
-            except RuntimeError as error:
-                if world_size == 1 or not says_rank_is_gone(error):
-                    raise
-                raise ranks.lost() from None
             display.say(f"done: see {path}/grids and {path}/curves.png; `fastle eval {path}` measures the test split")
 
 

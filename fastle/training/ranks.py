@@ -45,6 +45,9 @@ class SaidByAnother(FastleError):
 class Ranks:
     """The ranks of a run. Use it in a `with` statement, which all ranks enter.
 
+    In place of the error of a collective that lacks a rank, the statement raises LostRank on one rank and SaidByAnother
+    on the others. If no collective notices, a thread ends the process with that line.
+
     Args:
         rank, world_size: See `Trainer`.
         saved: Says, in words, what is saved.
@@ -60,8 +63,8 @@ class Ranks:
             # a store of its own for the thread: one that waits would keep it from its signs of life
             store = dist.distributed_c10d._get_default_store()
             # the same processes may train one run after another
-            runs = store.add(f"fastle/runs of {self.rank}", 1)
-            self._store, self._thread_store = (dist.PrefixStore(f"fastle/{runs}", store.clone()) for _ in range(2))
+            self._run = store.add(f"fastle/runs of {self.rank}", 1)
+            self._store, self._thread_store = store.clone(), store.clone()
             self._thread = threading.Thread(target=self._watch, name="ranks", daemon=True)
             self._thread.start()
         return self
@@ -70,21 +73,24 @@ class Ranks:
         if self.world_size == 1:
             return
         self._ended.set()
+        lost = self._lost() if isinstance(error, RuntimeError) and says_rank_is_gone(error) else None
         with suppress(RuntimeError):
-            if isinstance(error, Exception) and not isinstance(error, (LostRank, SaidByAnother)):
+            if isinstance(error, Exception) and not isinstance(error, SaidByAnother):
                 # its command says what went wrong
                 self._is_first_to_speak()
-            self._store.add(f"life/{self.rank}", FAILED if error is not None else ENDED)
+            self._store.add(self._key(f"life/{self.rank}"), FAILED if error is not None else ENDED)
+        if lost is not None:
+            raise lost from None
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, which are JSON, in their order. Waits for every rank."""
         if self.world_size == 1:
             return [value]
         self._rounds += 1
-        self._store.set(f"round/{self._rounds}/{self.rank}", json.dumps(value))
+        self._store.set(self._key(f"round/{self._rounds}/{self.rank}"), json.dumps(value))
         values = []
         for rank in range(self.world_size):
-            key = f"round/{self._rounds}/{rank}"
+            key = self._key(f"round/{self._rounds}/{rank}")
             # the thread ends the process if this rank is gone
             while not self._store.check([key]):
                 time.sleep(0.02)
@@ -134,20 +140,18 @@ class Ranks:
                     "with the same command and the same versions"
                 )
 
-    def lost(self) -> FastleError:
+    def _lost(self) -> FastleError:
         """What to raise once a collective says that another rank is gone."""
-        if not self._is_first_to_speak():
-            return SaidByAnother()
-        return LostRank(self._words("another rank is gone"))
+        return LostRank(self._words("another rank is gone")) if self._is_first_to_speak() else SaidByAnother()
 
     def _watch(self) -> None:
         """Gives signs of life, and looks for those of the others, until the run ends."""
         seen = {rank: (0, time.monotonic()) for rank in range(self.world_size) if rank != self.rank}
         try:
             while not self._ended.wait(BEAT):
-                self._thread_store.add(f"life/{self.rank}", 1)
+                self._thread_store.add(self._key(f"life/{self.rank}"), 1)
                 for rank, (count, at) in seen.items():
-                    now = self._thread_store.add(f"life/{rank}", 0)
+                    now = self._thread_store.add(self._key(f"life/{rank}"), 0)
                     if now != count:
                         seen[rank] = now, time.monotonic()
                     if now >= FAILED:
@@ -168,9 +172,12 @@ class Ranks:
             print(f"fastle-train (rank {self.rank}): error: {self._words(what)}", file=sys.stderr, flush=True)
         os._exit(1)
 
+    def _key(self, name: str) -> str:
+        return f"fastle/{self._run}/{name}"
+
     def _is_first_to_speak(self) -> bool:
         try:
-            return bool(self._thread_store.clone().add("spoken", 1) == 1)
+            return bool(self._thread_store.clone().add(self._key("spoken"), 1) == 1)
         except RuntimeError:
             return True
 
