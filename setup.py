@@ -58,8 +58,8 @@ setup(
     extras_require={"parquet": PARQUET, "dev": DEV, "test": DEV},
     entry_points={
         "console_scripts": [
-            "fastle = fastle.commands.main:main",
-            "fastle-train = fastle.commands.train:main",
+            "fastle = fastle.commands.start:fastle",
+            "fastle-train = fastle.commands.start:fastle_train",
         ]
     },
     classifiers=[

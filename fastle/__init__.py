@@ -1,16 +1,40 @@
 """fastle: fast self-teaching autoencoders and SIGReg for PyTorch."""
 
-from fastle.kernels.crop_resize import crop_resize
-from fastle.kernels.mask_fill import mask_fill
-from fastle.kernels.random_mask import mask_channels, mask_patches
-from fastle.method.model import Autoencoder
-from fastle.method.objective import Draws, Losses, PixelBaseline, SelfTeaching
-from fastle.method.sigreg import SIGReg, sigreg
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from .config import ModelConfig, ObjectiveConfig
-from .errors import FastleError
+if TYPE_CHECKING:
+    from fastle.config import ModelConfig, ObjectiveConfig
+    from fastle.errors import FastleError
+    from fastle.kernels.crop_resize import crop_resize
+    from fastle.kernels.mask_fill import mask_fill
+    from fastle.kernels.random_mask import mask_channels, mask_patches
+    from fastle.method.model import Autoencoder
+    from fastle.method.objective import Draws, Losses, PixelBaseline, SelfTeaching
+    from fastle.method.sigreg import SIGReg, sigreg
 
 __all__ = [
     "Autoencoder", "Draws", "FastleError", "Losses", "ModelConfig", "ObjectiveConfig", "PixelBaseline", "SIGReg",
     "SelfTeaching", "crop_resize", "mask_channels", "mask_fill", "mask_patches", "sigreg",
 ]  # fmt: skip
+
+# torch takes seconds to import, and a command must be able to answer a signal before
+_HOMES = {
+    "Autoencoder": "method.model", "Draws": "method.objective", "FastleError": "errors", "Losses": "method.objective",
+    "ModelConfig": "config", "ObjectiveConfig": "config", "PixelBaseline": "method.objective",
+    "SIGReg": "method.sigreg", "SelfTeaching": "method.objective", "crop_resize": "kernels.crop_resize",
+    "mask_channels": "kernels.random_mask", "mask_fill": "kernels.mask_fill", "mask_patches": "kernels.random_mask",
+    "sigreg": "method.sigreg",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastle' has no attribute {name!r}")
+    value = getattr(import_module(f"fastle.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -44,7 +44,7 @@ from fastle.data import Split, open_images
 from fastle.errors import FastleError
 from fastle.machine import environment
 from fastle.method.model import Autoencoder
-from fastle.training.loop import Interrupted
+from fastle.training.signals import Interrupted
 
 PROGRAM = "reproduce.py"
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -84,7 +84,7 @@ class RowRunner:
 
         Raises:
             FastleError: the images or a checkpoint cannot be used.
-            Interrupted: see `fastle.training.loop`.
+            Interrupted: see `fastle.training.signals`.
         """
         self._record.pop("failed", None)
         self._save()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
 import logging
 import os
+import signal
 import sys
 import textwrap
 import warnings
@@ -13,12 +16,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from rich.console import Console
+
 import fastle
 from fastle.errors import FastleError
 from fastle.options import Option
-from fastle.training.loop import Interrupted
+from fastle.training.ranks import SaidByAnother
+from fastle.training.signals import Interrupted, raising_signals
 
 COLUMNS = 80
+# for a terminal without UTF-8
+PLAIN = {"–": "-", "—": "-", "→": "->", "×": "x", "…": "...", "σ": "sigma", "λ": "lambda", "‘": "'", "’": "'"}
 DEVICE = Option(
     name="device", choices=("auto", "cpu", "cuda"), help="where to compute", default="a GPU if there is one"
 )
@@ -59,19 +67,59 @@ def wrapped(label: str, items: list[str]) -> str:
     return "\n".join(lines).replace("\0", " ")
 
 
+class Output(Console):
+    """The console of a command.
+
+    Whoever reads the output may end first, as head does. A run that can save then does so, as if its terminal had been
+    closed; other commands end.
+    """
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich, once the output is closed."""
+        self.quiet = True
+        # or Python would complain once more when it ends
+        _drop_output()
+        print("nobody reads the output any more", file=sys.stderr)
+        signal.raise_signal(signal.SIGHUP)
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def readable_anywhere() -> None:
+    """Lets a terminal without UTF-8 show what it can, in place of an error."""
+    codecs.register_error("fastle", _plain_characters)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="fastle")
+
+
+def _plain_characters(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
+
+
 @contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
     """Ends the process with one line for what a user can mend, and with the shell's status for a signal.
 
     Warnings of fastle are lines too.
     """
+    readable_anywhere()
     rank = os.environ.get("RANK")
     prefix = program if rank is None else f"{program} (rank {rank})"
     try:
-        with _plain_warnings():
+        with _plain_warnings(), raising_signals():
             yield
+    except SaidByAnother:
+        sys.exit(1)
     except FastleError as error:
         sys.exit(f"{prefix}: error: {error}")
+    except BrokenPipeError:
+        # argparse prints its help itself
+        _drop_output()
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"{prefix}: error: {where}{error.strerror or error}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -11,7 +13,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from fastle.checkpoint import latest_checkpoint, load_checkpoint, read_run_config, write_atomic
+from fastle.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    latest_checkpoint,
+    load_checkpoint,
+    read_run_config,
+    write_atomic,
+)
 from fastle.data import IN_MEMORY, open_images, open_tree
 from fastle.machine import pick_device
 from fastle.method.model import Autoencoder
@@ -36,7 +45,10 @@ def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def _eval(run: Path, data: str | None, device: torch.device, console: Console) -> None:
     config = read_run_config(run)
-    model = Autoencoder.from_pretrained(run, device)
+    checkpoint = _newest_checkpoint(run)
+    model = Autoencoder(config.model)
+    model.load_state_dict(checkpoint.section("model"))
+    model = model.to(device).eval()
     if data is not None:
         images = open_tree(config.data, Path(data), make_loading("auto", "none", device, console))
     elif config.data.dataset in IN_MEMORY:
@@ -54,21 +66,38 @@ def _eval(run: Path, data: str | None, device: torch.device, console: Console) -
             progress=lambda seen: progress.update(task, completed=seen),
         )
     source = "test split" if data is None else str(Path(data).absolute())
-    checkpoint = latest_checkpoint(run)
-    step = load_checkpoint(checkpoint).metadata["step"]
+    step = checkpoint.metadata["step"]
     result = {
         "run": str(run),
-        "checkpoint": checkpoint.name,
+        "checkpoint": checkpoint.path.name,
         "step": step,
         "data": source,
         "images": len(images),
         **figures,
     }
-    output = run / ("eval-test.json" if data is None else f"eval-data-{Path(data).absolute().name}.json")
-    write_atomic(output, json.dumps(result, indent=2).encode() + b"\n")
     console.print(f"{len(images):,} images of {source}, step {step}", highlight=False, markup=False, soft_wrap=True)
     console.print(_figures_table(figures))
+    output = run / ("eval-test.json" if data is None else f"eval-data-{_label(Path(data))}.json")
+    # the figures are on the screen before a full disk can lose them
+    write_atomic(output, json.dumps(result, indent=2).encode() + b"\n")
     console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _newest_checkpoint(run: Path) -> Checkpoint:
+    """The newest checkpoint of a run that may be training meanwhile, and then deletes its older ones."""
+    while True:
+        path = latest_checkpoint(run)
+        try:
+            return load_checkpoint(path)
+        except CheckpointError:
+            if latest_checkpoint(run) == path:
+                raise
+
+
+def _label(folder: Path) -> str:
+    """The name of a folder, and a digest of its path: A/test and B/test have the same name."""
+    path = folder.resolve()
+    return f"{path.name}-{hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()}"
 
 
 def _figures_table(figures: dict[str, Metrics]) -> Table:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from . import eval, reconstruct  # noqa: A004
-from .cli import Parser, one_line_errors
+from .cli import Output, Parser, one_line_errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -18,4 +16,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         for command in (eval, reconstruct):
             command.add_parser(commands)
         flags = parser.parse_args(argv)
-        flags.call(flags, Console())
+        flags.call(flags, Output())

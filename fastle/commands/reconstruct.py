@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from fastle.checkpoint import read_run_config
+from fastle.config import ConfigError
 from fastle.data import decode_files
 from fastle.machine import pick_device
 from fastle.method.model import Autoencoder
@@ -33,8 +35,23 @@ def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _reconstruct(run: Path, images: list[str], output: Path, device: torch.device, console: Console) -> None:
+    _check_output(output, [Path(image) for image in images])
     config = read_run_config(run)
     model = Autoencoder.from_pretrained(run, device)
     batch = decode_files(config.data, [Path(image) for image in images]).to(device)
     save_grid(output, reconstruction_rows(model, batch, config.objective.hole_ratio))
     console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _check_output(output: Path, images: list[Path]) -> None:
+    """Raises ConfigError if a picture cannot go to `output`, or would take the place of one of the images."""
+    if output.suffix.lower() != ".png":
+        raise ConfigError(f"-o {output}: the picture is a PNG: give it a name that ends in .png")
+    for image in images:
+        if output.exists() and image.exists() and output.samefile(image):
+            raise ConfigError(f"-o {output} is one of the images, which it would overwrite: give another name")
+    if output.is_dir():
+        raise ConfigError(f"-o {output} is a folder: give the name of a file")
+    folder = next(folder for folder in output.absolute().parents if folder.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"-o {output}: no file can be written to {folder}: give another name")

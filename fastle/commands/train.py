@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +26,9 @@ from fastle.profiling.profile import profile
 from fastle.training.loop import make_loading, total_steps, train
 from fastle.training.trainer import StepMode
 
-from .cli import DEVICE, Parser, add_option, one_line_errors, wrapped
+from .cli import DEVICE, Output, Parser, add_option, one_line_errors, wrapped
+
+END_SECONDS = 20.0  # for ranks to part from each other after an error
 
 # flags that are not settings of the run: it computes the same with others
 FLAGS = {
@@ -69,6 +73,12 @@ FLAGS = {
             metavar="DIR",
         ),
         Option(name="overwrite", kind=bool, help="start anew where there is a run already", group="output"),
+        Option(
+            name="accept_new_data",
+            kind=bool,
+            help="go on with a run although its training images have changed",
+            group="data",
+        ),
         Option(name="dry_run", kind=bool, help="print the configuration and stop", group="output"),
     )
 }
@@ -85,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = Path(flags["run"] or _default_run(config))
         rank, world_size = from_torchrun("RANK", 0), from_torchrun("WORLD_SIZE", 1)
         _check_profile(flags, world_size)
-        console = Console(quiet=rank > 0)
+        console = Output(quiet=rank > 0)
         _show_config(config, path, console)
         if flags["dry_run"]:
             return
@@ -120,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 decoder=decoder,
                 cache=cache,
                 overwrite=bool(flags["overwrite"]),
+                accept_new_data=bool(flags["accept_new_data"]),
                 rank=rank,
                 world_size=world_size,
             )
@@ -130,7 +141,7 @@ def _check_profile(flags: dict[str, Any], world_size: int) -> None:
         if flags["against"] is not None:
             raise ConfigError(f"--against {flags['against']} has no effect without --profile N")
         return
-    for name in ("overwrite", "dry_run"):
+    for name in ("overwrite", "accept_new_data", "dry_run"):
         if flags[name]:
             raise ConfigError(f"{FLAGS[name].flag} has no effect with --profile, which trains nothing")
     if world_size > 1:
@@ -221,5 +232,12 @@ def _process_group(device: torch.device, world_size: int) -> Iterator[torch.devi
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
-    finally:
+    except BaseException:
+        # ending the group may wait for a rank that is gone
+        timer = threading.Timer(END_SECONDS, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
         dist.destroy_process_group()
+        timer.cancel()
+        raise
+    dist.destroy_process_group()

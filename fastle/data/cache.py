@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -157,8 +158,14 @@ def _choose_place(loading: Loading, size: int, path: Path) -> Place | None:
         raise DataError(f"--cache device needs a CUDA GPU, not a {loading.device.type}: use host or disk")
     if choice != "auto":
         return choice
-    # a new file must leave as much room again
     folder = _first_existing(path.parent)
+    if fault := _why_read_only(path.parent, folder):
+        loading.say(
+            f"cache: none: {path.parent} cannot be written to ({fault}), so that every epoch decodes the images again; "
+            "set XDG_CACHE_HOME to a folder that can"
+        )
+        return None
+    # a new file must leave as much room again
     if not path.exists() and 2 * size > (free := shutil.disk_usage(folder).free):
         loading.say(
             f"cache: none: {format_bytes(size)} of decoded images would fill {folder}, where {format_bytes(free)} are "
@@ -172,6 +179,19 @@ def _choose_place(loading: Loading, size: int, path: Path) -> Place | None:
 
 def _first_existing(folder: Path) -> Path:
     return next(parent for parent in (folder, *folder.parents) if parent.exists())
+
+
+def _why_read_only(folder: Path, existing: Path) -> str | None:
+    """Why no file can be made in a folder, of whose path `existing` exists; None if it can."""
+    if not existing.is_dir():
+        return os.strerror(errno.ENOTDIR)
+    try:
+        # asking for permissions would not tell of a disk that is mounted read-only, and root may do anything
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def _free_memory() -> int:

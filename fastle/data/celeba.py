@@ -20,6 +20,7 @@ from .header import download_fault
 from .images import SPLITS, EncodedImages, Split
 
 TRAIN = 162_770  # images
+MAX_PARTITION = 2**27  # bytes
 
 
 def open_celeba(root: Path, split: Split, decoder: Decoder) -> EncodedImages:
@@ -37,9 +38,9 @@ def open_celeba(root: Path, split: Split, decoder: Decoder) -> EncodedImages:
     bases = [base for base in (root, root / "celeba", root / "img_align+identity+attr", root / "data") if base.is_dir()]
     for base in bases:
         for partition in (base / "list_eval_partition.txt", base / "list_eval_partition.csv"):
-            if partition.exists():
+            if partition.is_file():
                 return EncodedImages(_partition_files(base, partition, split), decoder)
-        if shards := sorted(base.glob(f"{split}-*.parquet")):
+        if shards := sorted(shard for shard in base.glob(f"{split}-*.parquet") if shard.is_file()):
             return EncodedImages(_parquet_rows(shards), decoder)
     for base in bases:
         _refuse_archive(base)
@@ -70,6 +71,8 @@ def _partition_files(base: Path, partition: Path, split: Split) -> list[DiskFile
 
 def _read_partition(path: Path) -> dict[str, Split]:
     """Maps file names to splits, from lines "000001.jpg 0" (torchvision), or "000001.jpg,0" below a header (Kaggle)."""
+    if path.stat().st_size > MAX_PARTITION:
+        raise DataError(f"{path} is larger than any partition of CelebA: download it again")
     data = path.read_bytes()
     if fault := download_fault(data):
         raise DataError(f"{path} {fault}")
@@ -99,7 +102,7 @@ def _image_folder(base: Path) -> Path | None:
 
 def _refuse_archive(base: Path) -> None:
     """Raises DataError for an archive that has not been extracted, or for what a failed download left in its place."""
-    for archive in sorted(base.glob("*.zip")):
+    for archive in sorted(archive for archive in base.glob("*.zip") if archive.is_file()):
         with archive.open("rb") as file:
             head = file.read(256)
         if fault := download_fault(head):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from .decode import BadFiles, Decoder, DiskFile, ImageFile, check_size, default_threads
+from .decode import BadFiles, Decoder, DiskFile, ImageFile, check_size, default_threads, open_image
 from .header import looks_complete, read_header
 from .loading import Loading
 
@@ -66,7 +65,7 @@ def _read_ends(file: ImageFile) -> tuple[bytes, bytes, int]:
     if not isinstance(file, DiskFile):
         data = file.read()
         return data[:HEAD], data[-TAIL:], len(data)
-    with Path(file.name).open("rb") as opened:
+    with open_image(file.name) as opened:
         head = opened.read(HEAD)
         length = opened.seek(0, 2)
         opened.seek(max(0, length - TAIL))

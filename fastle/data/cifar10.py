@@ -31,6 +31,9 @@ def open_cifar10(root: Path, split: Split) -> ArrayImages:
     batches = home / CIFAR10.base_folder
     if not batches.is_dir():
         raise DataError(f"no CIFAR-10 at {batches}: point --data at it, or download it with --download")
+    # opening a FIFO would wait forever
+    if odd := [file for file in sorted(batches.iterdir()) if not file.is_file() and not file.is_dir()]:
+        raise DataError(f"{odd[0]} is not a regular file: download the files with --download")
     try:
         data = CIFAR10(home, train=split != "test").data
     except RuntimeError:

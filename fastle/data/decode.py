@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from typing import Protocol
 
 import torch
@@ -15,8 +18,12 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
 from fastle.errors import DataError
+from fastle.machine import format_bytes
 
-from .header import Header, check_png, read_header
+from .header import MAX_PIXELS, Header, check_png, read_header
+
+# of a file: as many as the largest image has uncompressed, at four samples of 16 bits to a pixel
+MAX_BYTES = 8 * MAX_PIXELS
 
 
 class ImageFile(Protocol):
@@ -31,6 +38,8 @@ class ImageFile(Protocol):
 
     def stamp(self) -> str:
         """A string that changes when the bytes may have changed, found without reading them.
+
+        Its first word is the size, in bytes, of the file that holds the image.
 
         Raises:
             OSError: The file does not exist or cannot be accessed.
@@ -75,8 +84,7 @@ class DiskFile:
     name: str
 
     def read(self) -> bytes:
-        # takes half the time of pathlib, which matters with thousands of small files per second
-        with open(self.name, "rb", buffering=0) as file:  # noqa: PTH123
+        with open_image(self.name) as file:
             return file.read()
 
     def stamp(self) -> str:
@@ -128,6 +136,24 @@ class TorchvisionDecoder:
 def default_threads() -> int:
     # the decoders release the GIL; beyond 16 threads, the disk and the copies limit the speed
     return min(os.cpu_count() or 1, 16)
+
+
+def open_image(path: str) -> FileIO:
+    """Opens an image file, without waiting for whoever would write to a FIFO.
+
+    Raises:
+        OSError: The file cannot be opened, is larger than `MAX_BYTES`, or is none: a FIFO, a socket or a device, whose
+            end may never come.
+    """
+    # takes half the time of pathlib, which matters with thousands of small files per second
+    file = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
+        return file
+    file.close()
+    if stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EFBIG, f"it has {format_bytes(status.st_size)}, more than {format_bytes(MAX_BYTES)}")
+    raise OSError(errno.EINVAL, "it is not a regular file")
 
 
 def file_stamp(path: str) -> str:

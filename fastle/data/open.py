@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,8 @@ from . import celeba, cifar10, folder, shapes
 from .cache import CacheKey, open_cached
 from .check import find_faults
 from .dali import DaliDecoder
-from .decode import BadFiles, Decoder, DiskFile, TorchvisionDecoder
+from .decode import BadFiles, Decoder, DiskFile, ImageFile, TorchvisionDecoder
+from .identity import Identity, identify
 from .images import ArrayImages, EncodedImages, Images, Split, check_split
 from .loading import Loading, make_decoder
 
@@ -42,27 +44,28 @@ def open_images(config: DataConfig, split: Split, loading: Loading | None = None
         BadFiles: Images cannot be used, and `config` does not say to skip them. The error lists every one.
     """
     loading = loading or Loading(cache="host" if config.dataset in IN_MEMORY else "none")
-    images, faults = _open(config, split, loading, _decoder(config, loading))
+    images, faults, _ = _open(config, split, loading, _decoder(config, loading))
     _report_faults({split: faults}, config, loading)
     return _not_empty(images, split)
 
 
-def open_training(config: DataConfig, loading: Loading) -> tuple[Images, Images]:
-    """Opens the training and the validation split. Only the training split is cached.
+def open_training(config: DataConfig, loading: Loading) -> tuple[Images, Images, Identity]:
+    """Opens the training and the validation split, and identifies the first. Only the training split is cached.
 
     Raises:
         DataError: See `open_images`. One error lists the bad files of both splits.
     """
     decoder = _decoder(config, loading)
-    train, faults = _open(config, "train", loading, decoder)
+    train, faults, files = _open(config, "train", loading, decoder)
     if isinstance(train, EncodedImages):
         how = "DALI" if isinstance(decoder, DaliDecoder) else "torchvision"
         loading.say(f"cache: none: every epoch decodes all images again, by {how}")
     # a validation reads only a part of its split, and only now and then
     uncached = replace(loading, cache="host" if config.dataset in IN_MEMORY else "none")
-    valid, valid_faults = _open(config, "valid", uncached, decoder)
+    valid, valid_faults, _ = _open(config, "valid", uncached, decoder)
     _report_faults({"train": faults, "valid": valid_faults}, config, loading)
-    return _not_empty(train, "train"), _not_empty(valid, "valid")
+    identity = Identity(len(train), config.dataset) if files is None else identify(_usable(files, faults))
+    return _not_empty(train, "train"), _not_empty(valid, "valid"), identity
 
 
 def open_tree(config: DataConfig, root: Path, loading: Loading | None = None) -> Images:
@@ -102,16 +105,18 @@ def train_size(config: DataConfig) -> int | None:
     return {"shapes": shapes.SIZES["train"], "cifar10": cifar10.TRAIN, "celeba": celeba.TRAIN}[config.dataset]
 
 
-def _open(config: DataConfig, split: Split, loading: Loading, decoder: Decoder | None) -> tuple[Images, list[str]]:
-    """The usable images of a split, and the known faults of the others."""
+def _open(
+    config: DataConfig, split: Split, loading: Loading, decoder: Decoder | None
+) -> tuple[Images, list[str], Sequence[ImageFile] | None]:
+    """The usable images of a split, the known faults of the others, and the files of both, if there are any."""
     check_split(split)
     if decoder is None:
-        return _place(_open_arrays(config, split), config, loading), []
+        return _place(_open_arrays(config, split), config, loading), [], None
     root = _root(config)
     open_files = celeba.open_celeba if config.dataset == "celeba" else folder.open_folder
     images = open_files(root, split, decoder)
     if loading.cache == "none":
-        return _checked(images, config, loading)
+        return *_checked(images, config, loading), images.files
     key = CacheKey(
         name=f"{config.dataset}-{split}-{config.size}",
         root=str(root),
@@ -121,7 +126,9 @@ def _open(config: DataConfig, split: Split, loading: Loading, decoder: Decoder |
         pixels="gpu" if loading.decoder == "dali-gpu" else "cpu",
     )
     cached, faults = open_cached(images, key, loading)
-    return _checked(images, config, loading) if cached is images else (cached, faults)
+    if cached is images:
+        return *_checked(images, config, loading), images.files
+    return cached, faults, images.files
 
 
 def _open_arrays(config: DataConfig, split: Split) -> ArrayImages:
@@ -154,6 +161,14 @@ def _checked(images: EncodedImages, config: DataConfig, loading: Loading) -> tup
     """The images without the files that the check finds unusable, and the faults of those."""
     faults = find_faults(images.files, images.decoder, loading, size=config.size)
     return (images.without(faults) if faults else images), list(faults.values())
+
+
+def _usable(files: Sequence[ImageFile], faults: list[str]) -> Sequence[ImageFile]:
+    """The files without those that have faults, "NAME fault" each; a name may contain spaces."""
+    if not faults:
+        return files
+    beginnings = {fault[: space.start()] for fault in faults for space in re.finditer(" ", fault)}
+    return [file for file in files if file.name not in beginnings]
 
 
 def _report_faults(faults_by_split: dict[str, list[str]], config: DataConfig, loading: Loading) -> None:

@@ -18,8 +18,24 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
         FastleError: The images do not fill one batch.
     """
     if batch_size > n:
+        # a batch of one cannot be trained on either
+        if n < 2:
+            raise FastleError(f"too few training images ({n}): a batch needs two; add images")
         raise FastleError(f"{n} images do not fill a batch of {batch_size}: use --batch-size {n} or less")
     return n // batch_size
+
+
+def rank_share(batch_size: int, world_size: int) -> int:
+    """The number of images of a batch that each rank takes.
+
+    Raises:
+        FastleError: The ranks cannot take equally many.
+    """
+    if batch_size % world_size:
+        raise FastleError(
+            f"--batch-size {batch_size} cannot be divided among {world_size} ranks: use a multiple of {world_size}"
+        )
+    return batch_size // world_size
 
 
 def batch_indices(n: int, *, step: int, batch_size: int, seed: int, rank: int, world_size: int) -> Tensor:
@@ -38,12 +54,8 @@ def batch_indices(n: int, *, step: int, batch_size: int, seed: int, rank: int, w
     Raises:
         FastleError: `batch_size` exceeds `n`, or is not a multiple of `world_size`.
     """
-    if batch_size % world_size:
-        raise FastleError(
-            f"--batch-size {batch_size} cannot be divided among {world_size} ranks: use a multiple of {world_size}"
-        )
+    share = rank_share(batch_size, world_size)
     epoch, position = divmod(step, steps_per_epoch(n, batch_size))
-    share = batch_size // world_size
     start = position * batch_size + rank * share
     # a copy, because all calls of an epoch share the permutation
     return _permutation(n, seed, epoch)[start : start + share].clone()

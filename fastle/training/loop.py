@@ -6,30 +6,28 @@ computes exactly what an uninterrupted one would have.
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from rich.console import Console
 from rich.progress import track as show_progress
 from torch import Tensor
 
 from fastle.config import ConfigError, RunConfig, TrainConfig
-from fastle.data import CacheChoice, DecoderChoice, Feed, Images, Loading, open_training
-from fastle.data.order import steps_per_epoch
+from fastle.data import CacheChoice, DecoderChoice, Feed, Identity, Images, Loading, open_training
+from fastle.data.order import rank_share, steps_per_epoch
 from fastle.errors import DataError, FastleError
 from fastle.method.objective import Losses
 
 from .display import Clock, Display
 from .evaluate import validation_psnr
+from .ranks import Agreement, Ranks, versions
 from .report import effective_rank, latent_spread
 from .run import RunDirectory
+from .signals import SAVE, STOPPING, Interrupted, Signals
 from .trainer import StepMode, Trainer
 
 LOG_EVERY = 20  # steps between rows of metrics
@@ -42,14 +40,6 @@ class NonFiniteLoss(FastleError):
     """The loss or a weight is NaN or infinite."""
 
 
-class Interrupted(Exception):
-    """SIGINT or SIGTERM arrived, and the run has been saved. `signum` is the signal."""
-
-    def __init__(self, signum: int, message: str) -> None:
-        super().__init__(message)
-        self.signum = signum
-
-
 def train(
     config: RunConfig,
     path: Path,
@@ -60,6 +50,7 @@ def train(
     decoder: DecoderChoice = "auto",
     cache: CacheChoice = "auto",
     overwrite: bool = False,
+    accept_new_data: bool = False,
     rank: int = 0,
     world_size: int = 1,
 ) -> None:
@@ -73,6 +64,7 @@ def train(
         mode: How steps are computed. It affects rounding only, and a resumed run may use another.
         decoder, cache: See `fastle.data.Loading`. A resumed run may use others.
         overwrite: Whether to start anew if the directory holds a run already.
+        accept_new_data: Whether a run goes on with other training images than those that it was saved with.
         rank, world_size: See `Trainer`.
 
     Raises:
@@ -80,40 +72,65 @@ def train(
         Interrupted: A signal arrived. The run has been saved.
     """
     _check_batch_size(config.train, world_size)
+    main, say = rank == 0, partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    run = RunDirectory(path, overwrite=overwrite, say=say)
+    with (
+        Signals(say, run.last_good_checkpoint) as signals,
+        Ranks(rank, world_size, run.last_good_checkpoint) as ranks,
+        run,
+    ):
+        # only rank 0 writes, and the other ranks read once it has looked
+        ranks.together(lambda: run.open(config) if main else None)
 
-    # images
-    loading = make_loading(decoder, cache, device, console, processes=world_size)
-    images, valid_images = open_training(config.data, loading)
-    total = total_steps(config, steps_per_epoch(len(images), config.train.batch_size))
+        # images
+        loading = make_loading(decoder, cache, device, console, processes=world_size)
+        images, valid_images, identity = ranks.together(lambda: open_training(config.data, loading))
+        total = ranks.together(lambda: total_steps(config, steps_per_epoch(len(images), config.train.batch_size)))
 
-    # trainer and run directory; only rank 0 writes, and the other ranks read once it has
-    trainer = Trainer(config, device, mode=mode, rank=rank, world_size=world_size, total_steps=total)
-    run, main = RunDirectory(path), rank == 0
-    if main:
-        run.open(config, overwrite=overwrite)
-    if world_size > 1:
-        dist.barrier()
-    resumed = run.resume(trainer, images=len(images), total=total)
-    if main:
-        run.begin(trainer)
+        # trainer
+        trainer = Trainer(config, device, mode=mode, rank=rank, world_size=world_size, total_steps=total)
+        resumed = ranks.together(
+            lambda: run.resume(trainer, images=identity, total=total, accept_new_data=accept_new_data)
+        )
+        ranks.compare(_common_facts(trainer, identity, total))
+        if main:
+            run.begin(trainer)
 
-    # steps
-    feed = Feed(
-        images, batch_size=config.train.batch_size, seed=config.train.seed, device=device,
-        start_step=trainer.done, stop_step=total, rank=rank, world_size=world_size,
-    )  # fmt: skip
-    with caught_signals(console) as received, feed, Display(console, total, shown=main) as display:
-        display.say(f"{len(images):,} training images, {len(valid_images):,} to validate, {total:,} steps")
-        if resumed:
-            display.say(resumed)
-        try:
-            _loop(trainer, run, feed, valid_images, display, received)
-        except DataError:
-            # an image that cannot be read must not cost the steps since the last checkpoint
-            if main and trainer.weights_are_finite():
-                run.save(trainer)
-            raise
-        display.say(f"done: see {path}/grids and {path}/curves.png; `fastle eval {path}` measures the test split")
+        # steps
+        feed = Feed(
+            images, batch_size=config.train.batch_size, seed=config.train.seed, device=device,
+            start_step=trainer.done, stop_step=total, rank=rank, world_size=world_size,
+        )  # fmt: skip
+        with feed, Display(console, total, shown=main) as display:
+            display.say(f"{len(images):,} training images, {len(valid_images):,} to validate, {total:,} steps")
+            if resumed:
+                display.say(resumed)
+            try:
+                with signals.mode("after the step"):
+                    _loop(trainer, run, feed, valid_images, display, signals)
+            except DataError:
+                # an image that cannot be read must not cost the steps since the last checkpoint
+                if main and trainer.weights_are_finite():
+                    run.save(trainer)
+                raise
+            display.say(f"done: see {path}/grids and {path}/curves.png; `fastle eval {path}` measures the test split")
+
+
+def _common_facts(trainer: Trainer, images: Identity, total: int) -> dict[str, Any]:
+    """What all ranks must have in common, by names that an error can show."""
+    settings = {name: value for group in trainer.config.settings().values() for name, value in group.items()}
+    # the same images may lie in another folder on another machine
+    settings.pop("data", None)
+    return {
+        "the number of images": images.count,
+        "the names of the images": images.names,
+        "the sizes of the images": images.sizes,
+        "the versions": versions(),
+        "the steps taken": trainer.done,
+        "the steps to take": total,
+        "--step": trainer.mode,
+        **{f"--{name.replace('_', '-')}": value for name, value in settings.items()},
+    }
 
 
 def make_loading(
@@ -138,6 +155,7 @@ def make_loading(
 
 
 def _check_batch_size(config: TrainConfig, world_size: int) -> None:
+    rank_share(config.batch_size, world_size)
     if config.batch_size < 2 * world_size:
         raise ConfigError(
             f"--batch-size {config.batch_size} leaves one image to some of {world_size} processes, and BatchNorm "
@@ -151,57 +169,78 @@ def _check_batch_size(config: TrainConfig, world_size: int) -> None:
 
 
 def _loop(
-    trainer: Trainer, run: RunDirectory, feed: Feed, valid_images: Images, display: Display, received: list[int]
+    trainer: Trainer, run: RunDirectory, feed: Feed, valid_images: Images, display: Display, signals: Signals
 ) -> None:
-    """Takes the steps of the feed. `received` holds the signals that have arrived."""
+    """Takes the steps of the feed, and stops after one of them if a signal asks for it."""
     main, total = trainer.rank == 0, feed.stop_step
     report_every = -(-total // REPORTS)
     clock = Clock(trainer.config.train.batch_size)
     window = Window(trainer, clock, feed, run)
+    agreed = Agreement(trainer.device, trainer.world_size)
     if trainer.why_not_captured:
         display.say(trainer.why_not_captured)
 
     for images in feed:
         # train
-        losses = trainer(images) if clock.steps else _first_step(trainer, images, clock, display)
+        losses = trainer(images) if clock.steps else _first_step(trainer, images, clock, display, signals)
         clock.step()
         window.add(losses.terms())
         report = trainer.done % report_every == 0 or trainer.done == total
         row_due = report or trainer.done % LOG_EVERY == 0
-        stop = agreed_signal(received, trainer.device, trainer.world_size, row_due)
-        if not (row_due or stop):
+        request = agreed(signals.request, clock.seconds_per_step())
+        if not (row_due or request):
             continue
 
         # report and save
         row = {"step": trainer.done, "epoch": trainer.done // feed.steps_per_epoch, **window.close(losses.latent)}
         with clock.paused():
-            if main and report:
-                models = {"": trainer.model} | {f"_{average.name}": average.model for average in trainer.averages}
-                for name, model in models.items():
-                    row[f"valid_psnr{name}"] = validation_psnr(
-                        model, valid_images, limit=VALIDATION_IMAGES, device=trainer.device
-                    )
             if main:
-                run.log(row)
-            if main and report:
-                run.save_pictures(trainer, valid_images)
-            if main and (report or stop or run.seconds_since_saved() >= SAVE_SECONDS):
-                run.save(trainer)
+                _report(trainer, run, valid_images, row, signals, report=report, save=request > 0)
         seconds = clock.seconds_per_step()
         display.update(row, None if seconds is None else seconds * (total - trainer.done), force=report)
 
-        # stop on a signal
-        if stop and trainer.done < total:
-            raise Interrupted(stop, f"stopped and saved at step {trainer.done}: run the same command again to go on")
+        # answer a signal
+        if request == SAVE:
+            signals.forget_save()
+            display.say(f"saved at step {trainer.done}")
+        elif request and trainer.done < total:
+            done = f"stopped and saved at step {trainer.done}"
+            raise Interrupted(request - STOPPING, f"{done}: run the same command again to go on")
 
 
-def _first_step(trainer: Trainer, images: Tensor, clock: Clock, display: Display) -> Losses:
-    """Takes the first step. If the step is compiled, says so before and after."""
+def _report(
+    trainer: Trainer,
+    run: RunDirectory,
+    valid_images: Images,
+    row: dict[str, Any],
+    signals: Signals,
+    *,
+    report: bool,
+    save: bool,
+) -> None:
+    """Writes a row of metrics, at a report with a validation and pictures, and a checkpoint if one is due."""
+    if report:
+        models = {"": trainer.model} | {f"_{average.name}": average.model for average in trainer.averages}
+        with signals.cut_short():
+            for name, model in models.items():
+                row[f"valid_psnr{name}"] = validation_psnr(
+                    model, valid_images, limit=VALIDATION_IMAGES, device=trainer.device
+                )
+    run.log(row)
+    if report or save or run.seconds_since_saved() >= SAVE_SECONDS:
+        run.save(trainer)
+    if report:
+        run.save_pictures(trainer, valid_images)
+
+
+def _first_step(trainer: Trainer, images: Tensor, clock: Clock, display: Display, signals: Signals) -> Losses:
+    """Takes the first step. If the step is compiled, says so before and after; a signal ends it without saving."""
     if trainer.mode == "eager":
         return trainer(images)
     known = trainer.why_not_captured
     display.say("compiling the step: a minute or more; torch keeps the result for later runs")
-    losses = trainer(images)
+    with signals.mode("at once"):
+        losses = trainer(images)
     compiled = "compiled and captured" if trainer.mode == "captured" else "compiled"
     display.say(f"{compiled} in {clock.elapsed():.0f} s")
     if trainer.why_not_captured and not known:
@@ -270,40 +309,3 @@ def total_steps(config: RunConfig, epoch_steps: int) -> int:
     """The number of steps of a run whose epochs have `epoch_steps` each."""
     steps, epochs = config.train.steps, config.train.epochs
     return steps if steps is not None else epoch_steps * (epochs or 0)
-
-
-@contextmanager
-def caught_signals(console: Console) -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list instead of letting them end the process; a second signal does end it."""
-    received: list[int] = []
-    previous = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
-
-    def catch(signum: int, frame: FrameType | None) -> None:
-        received.append(signum)
-        restore()
-        console.print(f"{signal.Signals(signum).name}: finishing this step, then saving", highlight=False)
-
-    for signum in previous:
-        signal.signal(signum, catch)
-    try:
-        yield received
-    finally:
-        restore()
-
-
-def agreed_signal(received: list[int], device: torch.device, world_size: int, row_due: bool) -> int:
-    """The signal on which all ranks stop at this step, or 0.
-
-    Signals reach the ranks at different steps. A rank that stopped alone would leave the others waiting for its
-    gradients, so several ranks agree first, but only when a row of metrics is due: agreeing waits for the device.
-    """
-    signum = received[0] if received else 0
-    if world_size == 1 or not row_due:
-        return signum if world_size == 1 else 0
-    flag = torch.tensor(signum, device=device)
-    dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return int(flag)

@@ -2,18 +2,26 @@
 
 Running the same command again resumes from the newest checkpoint; `overwrite` starts anew. Nothing else deletes files,
 except that only the two newest checkpoints are kept.
+
+A directory is a run's if its config.json says so. `overwrite` moves the files of the run before aside, and deletes them
+once the new run has a checkpoint of its own. A new run that ends earlier, however it ends, leaves the old one to be put
+back: at once, or by the next process that opens the directory.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from fastle.checkpoint import (
+    CheckpointError,
     has_checkpoint,
     latest_checkpoint,
     load_checkpoint,
@@ -22,49 +30,82 @@ from fastle.checkpoint import (
     write_atomic,
 )
 from fastle.config import ConfigError, RunConfig
-from fastle.data import Images
+from fastle.data import Identity, Images
 
 from .evaluate import evenly_spaced, reconstruction_rows
+from .lock import RunLock
 from .report import append_metrics, read_metrics, rewind_metrics, save_curves, save_grid
 from .trainer import Trainer
 
 GRID_IMAGES = 8
-# config.json is last: until it goes, the directory is recognised as a run, so that --overwrite can be repeated
-RUN_FILES = ("checkpoints", "grids", "metrics.jsonl", "curves.png", "config.json")
+FORMAT = "fastle run"  # the marker in config.json
+# what a run writes, as patterns
+RUN_FILES = ("config.json", "metrics.jsonl", "curves.png", "grids", "checkpoints", "eval-*.json")
+# the files of a run that is being overwritten: all of them, or those that have been moved so far
+REPLACED, MOVING = "replaced-run", "replaced-run.moving"
 
 
 class RunDirectory:
-    """A run on disk.
+    """A run on disk. Use it in a `with` statement, which holds the directory's lock from `open` on.
 
     Args:
-        path: The directory, which is created when the run begins.
+        path: The directory, which is created when it is opened.
+        overwrite: Whether to start anew if the directory holds a run already.
+        say: Shows a line.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, *, overwrite: bool = False, say: Callable[[str], object] = lambda line: None
+    ) -> None:
         self.path = path
+        self._overwrite, self._say = overwrite, say
+        self._lock = RunLock(path, say)
+        self._created = self._opened = False
         self._saved_step, self._saved_at = 0, time.monotonic()
-        self._train_images = 0
+        self._config: RunConfig | None = None
+        self._images: Identity | None = None
 
-    def open(self, config: RunConfig, *, overwrite: bool) -> None:
-        """Checks that the directory holds no other run. With `overwrite`, deletes the files of the run it holds.
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if not self._opened:
+            return
+        self._finish_overwriting()
+        self._lock.release()
+        if self._created and not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    def open(self, config: RunConfig) -> None:
+        """Takes the lock, and checks that the directory can hold this run. No file of a run is changed.
 
         Raises:
-            ConfigError: It holds a run with another configuration; only the number of steps may differ.
-            CheckpointError: Its configuration cannot be read.
+            ConfigError: It holds files that are no run's, or a run with another configuration; only the number of steps
+                may differ.
+            CheckpointError: Its configuration cannot be read, or it cannot be written to.
+            RunLocked: Another process writes to it.
         """
-        if overwrite and (self.path / "config.json").exists():
-            self._clear()
+        check_no_stranger(self.path)
+        self._created = not self.path.exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except OSError as error:
+            raise CheckpointError(f"cannot write to {self.path}: {error.strerror}; give another --run") from None
+        self._opened = True
+        self._finish_overwriting()
         # a run without a checkpoint failed before its first one, so no results can be mixed up
-        if has_checkpoint(self.path):
+        if has_checkpoint(self.path) and not self._overwrite:
             check_same_run(self.path, read_run_config(self.path), config)
 
-    def resume(self, trainer: Trainer, *, images: int, total: int) -> str | None:
-        """Restores the newest checkpoint, if there is one.
+    def resume(self, trainer: Trainer, *, images: Identity, total: int, accept_new_data: bool = False) -> str | None:
+        """Restores the newest checkpoint, if there is one and it is not to be overwritten.
 
         Args:
             trainer: Restored in place.
-            images: The number of training images, which must be what it was when the run began.
+            images: The training images, which must be what they were when the run was saved.
             total: The number of steps of the whole run.
+            accept_new_data: Whether the images may have changed all the same.
 
         Returns:
             A line to show, or None for a new run.
@@ -72,29 +113,38 @@ class RunDirectory:
         Raises:
             FastleError: The checkpoint cannot be read, or it belongs to other images or to a longer run.
         """
-        self._train_images = images
-        if not has_checkpoint(self.path):
+        self._images = images
+        if self._overwrite or not has_checkpoint(self.path):
             return None
         checkpoint = load_checkpoint(latest_checkpoint(self.path))
-        done, before = int(checkpoint.metadata["step"]), int(checkpoint.metadata["train_images"])
-        if before != images:
+        done = int(checkpoint.metadata["step"])
+        change = _change_of_images(checkpoint.metadata, images)
+        if change and not accept_new_data:
             raise ConfigError(
-                f"{self.path} was trained on {before} images and there are {images} now: restore them, "
-                "give another --run, or --overwrite to start anew"
+                f"{self.path}: the training images {change}: restore them, give another --run, "
+                "--accept-new-data to go on with these, or --overwrite to start anew"
             )
         if done > total:
             raise ConfigError(f"{self.path} is at step {done} already, past the {total} asked for: give more --steps")
         trainer.load(checkpoint, done)
         self._saved_step = done
-        return f"resumed from {checkpoint.path}" + (", nothing left to do" if done == total else "")
+        accepted = f" on other images: they {change}" if change else ""
+        return f"resumed from {checkpoint.path}{accepted}" + (", nothing left to do" if done == total else "")
 
     def begin(self, trainer: Trainer) -> None:
-        """Writes config.json, and cuts metrics.jsonl back to the step that the run resumes from."""
-        write_atomic(self.path / "config.json", json.dumps(trainer.config.to_dict(), indent=2).encode() + b"\n")
+        """Writes config.json, and cuts metrics.jsonl back to the step that the run resumes from.
+
+        A run that is to be overwritten is moved aside first.
+        """
+        if self._overwrite and any(_files_of_run(self.path)):
+            self._move_aside()
+        self._config = trainer.config
+        self._write_config()
         rewind_metrics(self.path / "metrics.jsonl", trainer.done)
 
     def log(self, row: dict[str, Any]) -> None:
         """Appends a row to metrics.jsonl."""
+        self._restore_directory()
         append_metrics(self.path / "metrics.jsonl", row)
 
     def save_pictures(self, trainer: Trainer, images: Images) -> None:
@@ -107,9 +157,16 @@ class RunDirectory:
     def save(self, trainer: Trainer) -> None:
         """Writes a checkpoint, unless this step has one already."""
         step = trainer.done
+        self._restore_directory()
         if self._saved_step != step:
-            save_checkpoint(self.path, step, trainer.state(), {"step": step, "train_images": self._train_images})
+            # earlier versions know images by their number alone
+            images = (
+                {} if self._images is None else {"train_images": self._images.count, "images": self._images.to_dict()}
+            )
+            save_checkpoint(self.path, step, trainer.state(), {"step": step, **images})
             self._saved_step, self._saved_at = step, time.monotonic()
+            if (self.path / REPLACED).exists():
+                shutil.rmtree(self.path / REPLACED)
 
     def seconds_since_saved(self) -> float:
         """Seconds since the last checkpoint, or since the start."""
@@ -121,13 +178,99 @@ class RunDirectory:
             return "there is no earlier checkpoint"
         return f"the last good checkpoint is {latest_checkpoint(self.path)}"
 
-    def _clear(self) -> None:
-        for name in RUN_FILES:
-            path = self.path / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+    def _write_config(self) -> None:
+        assert self._config is not None
+        content = {"format": FORMAT, **self._config.to_dict()}
+        write_atomic(self.path / "config.json", json.dumps(content, indent=2).encode() + b"\n")
+
+    def _restore_directory(self) -> None:
+        """Makes the directory anew if it has been deleted since the run began."""
+        if (self.path / "config.json").exists() or self._config is None:
+            return
+        self._say(f"{self.path} has been deleted in mid-run: it is made anew, and what it held is lost")
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self._lock.is_lost():
+            self._lock.release()
+            self._lock.acquire()
+        # whatever was saved is gone: a checkpoint is due
+        self._saved_step, self._saved_at = 0, -math.inf
+        self._write_config()
+
+    def _move_aside(self) -> None:
+        """Moves the files of a run to `REPLACED`. Killed half-way, it leaves `MOVING`, which means: move them back."""
+        moving = self.path / MOVING
+        moving.mkdir()
+        for file in _files_of_run(self.path):
+            file.rename(moving / file.name)
+        moving.rename(self.path / REPLACED)
+
+    def _put_back(self) -> None:
+        """Deletes the files of a run without a checkpoint, and puts those of the run before it back."""
+        for file in _files_of_run(self.path):
+            _delete(file)
+        (self.path / REPLACED).rename(self.path / MOVING)
+        self._move_back()
+        self._say(f"{self.path} holds the run before again: the new one ended before its first checkpoint")
+
+    def _move_back(self) -> None:
+        for file in (self.path / MOVING).iterdir():
+            file.rename(self.path / file.name)
+        (self.path / MOVING).rmdir()
+
+    def _finish_overwriting(self) -> None:
+        """Finishes the overwriting that this process, or one that was killed, has left half-way."""
+        if (self.path / MOVING).exists():
+            self._move_back()
+        if not (self.path / REPLACED).exists():
+            return
+        if has_checkpoint(self.path):
+            shutil.rmtree(self.path / REPLACED)
+        else:
+            self._put_back()
+
+
+def check_no_stranger(path: Path) -> None:
+    """Raises ConfigError if a directory holds files that a run would write, and that are not a run's."""
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"--run {path} is a file: give a directory")
+    if any((path / name).is_dir() for name in (REPLACED, MOVING)) or not path.exists():
+        return
+    strangers = sorted(file.name for file in _files_of_run(path))
+    if strangers and not _is_run(path):
+        raise ConfigError(
+            f"{path} holds {', '.join(strangers)}, which no run of fastle wrote: give another --run, or move them away"
+        )
+
+
+def _is_run(path: Path) -> bool:
+    """Whether config.json is a run's, also one of a version that did not mark it."""
+    try:
+        content = json.loads((path / "config.json").read_bytes())
+        if isinstance(content, dict) and content.get("format") == FORMAT:
+            return True
+        read_run_config(path)
+    except (OSError, ValueError, RecursionError, CheckpointError, ConfigError):
+        return False
+    return True
+
+
+def _files_of_run(path: Path) -> list[Path]:
+    return [file for pattern in RUN_FILES for file in sorted(path.glob(pattern))]
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _change_of_images(metadata: dict[str, Any], now: Identity) -> str | None:
+    """How the images have changed since a checkpoint was saved, or None."""
+    if "images" in metadata:
+        return now.difference(Identity(**metadata["images"]))
+    # earlier versions
+    return now.difference(replace(now, count=int(metadata["train_images"])))
 
 
 def check_same_run(path: Path, before: RunConfig, now: RunConfig) -> None:

@@ -14,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+import fastle.commands.eval
 import fastle.commands.main
 import fastle.commands.train
 import fastle.training.loop
-from fastle.checkpoint import latest_checkpoint
+from fastle.checkpoint import latest_checkpoint, load_checkpoint
 from fastle.commands.cli import one_line_errors
 from fastle.config import OPTIONS
 from fastle.options import Group
@@ -122,13 +123,85 @@ def test_train_eval_and_reconstruct_one_s_own_photographs(
     assert f"{figures['masked']['ssim_outside']:.4f}" in out and "…" not in out
 
     assert command("main", "eval", "mine", "--data", photographs / "red", "--device", "cpu")[0] == 0
-    assert json.loads((tmp_path / "mine" / "eval-data-red.json").read_text())["images"] == 10
+    (of_red,) = (tmp_path / "mine").glob("eval-data-red-*.json")
+    assert json.loads(of_red.read_text())["images"] == 10
 
     files = sorted((photographs / "red").iterdir())[:3]
     assert command("main", "reconstruct", "mine", *files, "-o", "out/picture.png", "--device", "cpu")[0] == 0
     picture = Image.open(tmp_path / "out" / "picture.png")
     # four rows of three tiles, 32 px thrice enlarged
     assert picture.height == 4 + 4 * (96 + 4) and picture.width > 3 * 96
+
+
+def test_figures_of_folders_with_one_name_lie_side_by_side(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("train", "shapes", "--run", "run", *TINY)
+    monkeypatch.setattr(fastle.commands.eval, "evaluate", lambda *_, **__: {"clean": {"psnr": 20.0}})
+    for name in ("A", "B"):
+        (tmp_path / name / "test").mkdir(parents=True)
+        Image.new("L", (32, 32)).save(tmp_path / name / "test" / "1.png")
+        assert command("main", "eval", "run", "--data", f"{name}/test", "--device", "cpu")[0] == 0
+    monkeypatch.chdir(tmp_path / "A")
+    assert command("main", "eval", "../run", "--data", "test", "--device", "cpu")[0] == 0
+    figures = [json.loads(path.read_bytes()) for path in (tmp_path / "run").glob("eval-data-test-*.json")]
+    assert sorted(figure["data"] for figure in figures) == [str(tmp_path / name / "test") for name in ("A", "B")]
+
+
+def test_eval_beside_a_live_training_names_the_checkpoint_that_it_measured(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("train", "shapes", "--run", "run", *TINY)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    newest = checkpoints / "step-00000002.safetensors"
+    original, read = load_checkpoint, []
+
+    def load(path: Path) -> object:
+        read.append(path.name)
+        if len(read) == 1:
+            # the training deletes it at this moment
+            path.rename(path.with_name("step-00000007.safetensors"))
+        return original(path)
+
+    def evaluate(*_: object, **__: object) -> object:
+        (checkpoints / read[-1]).with_name("step-00000009.safetensors").write_bytes(b"newer still")
+        return {"clean": {"psnr": 20.0}}
+
+    monkeypatch.setattr(fastle.commands.eval, "load_checkpoint", load)
+    monkeypatch.setattr(fastle.commands.eval, "evaluate", evaluate)
+    assert command("main", "eval", "run", "--device", "cpu")[0] == 0
+    assert read == [newest.name, "step-00000007.safetensors"]
+    assert json.loads((tmp_path / "run" / "eval-test.json").read_bytes())["checkpoint"] == read[-1]
+
+
+def test_figures_are_shown_though_they_cannot_be_written(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("train", "shapes", "--run", "run", *TINY)
+    monkeypatch.setattr(fastle.commands.eval, "evaluate", lambda *_, **__: {"clean": {"psnr": 20.0}})
+    (tmp_path / "run" / "eval-test.json").mkdir()
+    status, out, err = command("main", "eval", "run", "--device", "cpu")
+    assert status == 1 and "20.00 dB" in out and "eval-test.json" in err
+
+
+def test_reconstruct_does_not_overwrite_what_it_should_not(command: Command, tmp_path: Path, photographs: Path) -> None:
+    photograph = next(photographs.rglob("*.png"))
+    (tmp_path / "link.png").symlink_to(photograph)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("")
+    before = photograph.read_bytes()
+    for output, words in (
+        (photograph, "is one of the images, which it would overwrite"),
+        ("link.png", "is one of the images, which it would overwrite"),
+        (photograph.parent / ".." / photograph.parent.name / photograph.name, "is one of the images"),
+        ("run/config.json", "give it a name that ends in .png"),
+        ("folder.png", "folder.png is a folder"),
+        ("file/out.png", "no file can be written to"),
+    ):
+        # before the run is looked at
+        status, _, err = command("main", "reconstruct", "missing", photograph, "-o", output, "--device", "cpu")
+        assert status == 1 and words in err and err.count("\n") == 1 and "--run" not in err
+    assert photograph.read_bytes() == before
 
 
 def test_help_shows_every_option_in_its_group(command: Command) -> None:

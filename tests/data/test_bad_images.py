@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from fastle.config import ConfigError, DataConfig, RunConfig
-from fastle.data import open_images, open_training
+from fastle.data import Identity, open_images, open_training
 from fastle.data.cache import cache_folder
 from fastle.data.decode import BadFiles
 from fastle.errors import DataError
@@ -61,18 +62,21 @@ def test_every_bad_file_of_both_splits_is_listed(
 def test_skipped_files_are_left_out_and_counted(decoder: str, folder: tuple[DataConfig, dict[str, str]]) -> None:
     data, faults = replace(folder[0], bad_images="skip"), folder[1]
     first: list[torch.Tensor] = []
+    identities: set[Identity] = set()
     for cache in CACHES:
         # the second time, the cache lists them
         for _ in range(2):
             messages: list[str] = []
-            train, valid = open_training(data, loading(decoder, cache, messages))
-            assert len(train) + len(valid) == 200
+            train, valid, identity = open_training(data, loading(decoder, cache, messages))
+            assert len(train) + len(valid) == 200 and identity.count == 150
+            identities.add(identity)
             said = "\n".join(messages)
             assert f"skipped {len(faults)} images" in said and "\n  and 4 more" in said
             batches = [everything(train), everything(valid)]
             first = first or batches
             assert all(map(torch.equal, batches, first))
         assert ("reused" in said) == (cache != "none")
+    assert len(identities) == 1
 
 
 def test_a_split_lists_only_its_own_bad_files(folder: tuple[DataConfig, dict[str, str]]) -> None:
@@ -146,3 +150,23 @@ def test_the_rule_for_bad_images_is_a_part_of_the_configuration() -> None:
     assert RunConfig.from_dict(values) == plain
     with pytest.raises(ConfigError, match="--bad-images must be one of error, skip, not maybe"):
         replace(plain.data, bad_images="maybe")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("cache", "decoder"), [("none", "torchvision"), ("none", "dali"), ("disk", "dali")])
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path, cache: str, decoder: str) -> None:
+    root = tmp_path / "photographs"
+    write_pictures(root / "train", 3)
+    write_pictures(root / "valid", 1)
+    write_pictures(root / "test", 1)
+    os.mkfifo(root / "train" / "fifo.jpg")
+    (root / "train" / "zeros.png").symlink_to("/dev/zero")
+    (root / "train" / "nowhere.png").symlink_to("/nowhere")
+    with (root / "train" / "huge.jpg").open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(BadFiles) as error:
+        open_training(config(root, size=SIZE), loading(decoder, cache))
+    message = str(error.value)
+    assert re.search(r"fifo.jpg cannot be read: it is not a regular file", message)
+    assert re.search(r"zeros.png cannot be read: it is not a regular file", message)
+    assert re.search(r"huge.jpg cannot be read: it has 1000.0 GB, more than 800 MB", message)
+    assert "nowhere.png cannot be read: No such file" in message and len(error.value.faults) == 4

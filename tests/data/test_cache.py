@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -313,3 +315,22 @@ def test_shapes_are_held_in_memory() -> None:
         assert f"--cache {cache}" in refusal(lambda cache=cache: open_images(shapes, "valid", loading("auto", cache)))  # type: ignore[misc]
     assert "--decoder dali" in refusal(lambda: open_images(shapes, "valid", loading("dali", "host")))
     assert files() == []
+
+
+def test_a_cache_folder_that_cannot_be_written_is_as_a_full_one(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(**_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryFile", read_only)
+        images, said = opened(few, "auto")
+        assert len(images) == 20 and files() == []
+        assert f"cache: none: {cache_folder()} cannot be written to (Read-only file system)" in said
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    images, said = opened(few, "auto")
+    assert len(images) == 20 and "fastle cannot be written to (Not a directory)" in said
+    # what was asked for by name is no choice of fastle's
+    assert "the cache cannot be written to" in refusal(lambda: opened(few, "disk"))

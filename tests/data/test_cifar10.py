@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -56,6 +57,13 @@ def refusal(root: Path) -> str:
         open_cifar10(root, "train")
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def test_a_fifo_is_not_waited_for(official: Path) -> None:
+    file = official / "cifar-10-batches-py" / "data_batch_2"
+    file.unlink()
+    os.mkfifo(file)
+    assert "data_batch_2 is not a regular file" in refusal(official)
 
 
 def test_a_missing_folder_is_named_with_a_hint(tmp_path: Path) -> None:

@@ -94,3 +94,10 @@ def test_impossible_batch_sizes(n: int, batch_size: int, world_size: int, words:
     message = str(error.value)
     assert "\n" not in message
     assert set(words.split()) <= set(message.replace(":", " ").split())
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_too_few_images_are_no_matter_of_the_batch_size(n: int) -> None:
+    with pytest.raises(FastleError, match=rf"too few training images \({n}\): .*add images") as error:
+        batch_indices(n, step=0, batch_size=2, seed=0, rank=0, world_size=1)
+    assert "--batch-size" not in str(error.value)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,44 +22,22 @@ from rich.console import Console
 from torch import Tensor
 
 import fastle.training.loop
-from fastle.checkpoint import latest_checkpoint, load_checkpoint
+from fastle.checkpoint import has_checkpoint, latest_checkpoint, load_checkpoint
 from fastle.config import ConfigError, RunConfig
-from fastle.errors import DataError, FastleError
+from fastle.data import Feed
+from fastle.errors import DataError
 from fastle.method.model import Autoencoder
 from fastle.method.objective import Losses
 from fastle.presets import make_config
-from fastle.training.loop import Interrupted, NonFiniteLoss, train
+from fastle.training.loop import NonFiniteLoss, train
 from fastle.training.report import read_metrics
 from fastle.training.run import RunDirectory
+from fastle.training.signals import STOP, Interrupted
 from fastle.training.trainer import Trainer
 from tests.training.killing import Killed, kill_after
+from tests.training.runs import CPU, STEPS, assert_same, config, go, small_folder, weights
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-CPU = torch.device("cpu")
-STEPS = 12
-
-
-def config(**flags: Any) -> RunConfig:
-    slices = {} if flags.get("objective") == "pixel" else {"slices": 8}
-    whole = make_config("shapes", **{"steps": STEPS, "batch_size": 4} | slices | flags)
-    model = replace(whole.model, size=16, hidden=8, map_channels=8)
-    return replace(whole, model=model, data=replace(whole.data, size=16))
-
-
-def go(run: Path, run_config: RunConfig | None = None, **more: Any) -> str:
-    output = io.StringIO()
-    console = Console(file=output, width=200)
-    train(config() if run_config is None else run_config, run, device=CPU, console=console, **more)
-    return output.getvalue()
-
-
-def weights(run: Path) -> dict[str, Tensor]:
-    return load_checkpoint(latest_checkpoint(run)).tensors
-
-
-def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[name], right[name]) for name in left)
 
 
 @pytest.fixture
@@ -185,21 +163,93 @@ def test_sigkill_of_the_process(tmp_path: Path) -> None:
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == list(range(2, 21, 2))
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_before_leaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals) -> None:
     def interrupt(trainer: Trainer, losses: Losses) -> None:
         if trainer.done == 5:
             signal.raise_signal(signum)
 
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    handlers = [signal.getsignal(signum) for signum in (*STOP, signal.SIGUSR1)]
     with monkeypatch.context() as patch:
         after_each_step(patch, interrupt)
         with pytest.raises(Interrupted) as stopped:
             go(tmp_path / "run")
     assert stopped.value.signum == signum
     assert latest_checkpoint(tmp_path / "run").name == "step-00000005.safetensors"
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert [signal.getsignal(signum) for signum in (*STOP, signal.SIGUSR1)] == handlers
     assert "resumed from" in go(tmp_path / "run")
+    go(tmp_path / "whole")
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def test_sigusr1_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = []
+
+    def look(trainer: Trainer, losses: Losses) -> None:
+        if trainer.done == 5:
+            signal.raise_signal(signal.SIGUSR1)
+        if trainer.done == 6:
+            saved.append(latest_checkpoint(tmp_path / "run").name)
+
+    after_each_step(monkeypatch, look)
+    output = go(tmp_path / "run")
+    assert saved == ["step-00000005.safetensors"]
+    assert "SIGUSR1: saving after this step" in output and output.count("saved at step 5") == 1
+    assert "done: see" in output
+
+
+def test_a_signal_while_the_step_is_compiled_ends_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_step(*_: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("it goes on")
+
+    monkeypatch.setattr(Trainer, "__call__", compile_step)
+    output = io.StringIO()
+    with pytest.raises(Interrupted):
+        train(config(), tmp_path, device=CPU, console=Console(file=output, width=200), mode="compiled")
+    assert "SIGTERM: stopping; there is no earlier checkpoint" in output.getvalue()
+    assert not has_checkpoint(tmp_path)
+
+
+def test_a_signal_while_a_batch_is_awaited_loses_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Feed.__iter__
+
+    def batches(self: Feed) -> Iterator[Tensor]:
+        for number, batch in enumerate(original(self), start=1):
+            if number == 4:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(Feed, "__iter__", batches)
+    with pytest.raises(Interrupted, match="stopped and saved at step 4"):
+        go(tmp_path)
+    assert latest_checkpoint(tmp_path).name == "step-00000004.safetensors"
+
+
+def test_a_signal_while_the_images_are_opened_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_slowly(*_: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("it goes on")
+
+    monkeypatch.setattr(fastle.training.loop, "open_training", open_slowly)
+    with pytest.raises(Interrupted):
+        go(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_ends_a_validation_and_the_step_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def validate_slowly(*_: Any, **__: Any) -> float:
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("it goes on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fastle.training.loop, "validation_psnr", validate_slowly)
+        output = io.StringIO()
+        console = Console(file=output, width=200)
+        # the request is seen after the next step
+        with pytest.raises(Interrupted, match="stopped and saved at step 3"):
+            train(config(), tmp_path / "run", device=CPU, console=console)
+    go(tmp_path / "run")
     go(tmp_path / "whole")
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
 
@@ -314,17 +364,11 @@ def test_overwrite_with_images_that_are_not_there_loses_nothing(tmp_path: Path) 
 
 
 def test_images_that_were_added_are_noticed(tmp_path: Path) -> None:
-    photographs = tmp_path / "photographs"
-    photographs.mkdir()
-    for i in range(30):
-        Image.new("RGB", (20, 24), (8 * i, 255 - 8 * i, 90)).save(photographs / f"{i:02d}.png")
-    small = make_config("folder", data=photographs, size=16, steps=4, batch_size=4, slices=8)
-    small = replace(small, model=replace(small.model, hidden=8, map_channels=8))
-    go(tmp_path / "run", small)
-    for i in range(30, 60):
-        Image.new("RGB", (20, 24)).save(photographs / f"{i:02d}.png")
-    with pytest.raises(FastleError, match="was trained on 26 images and there are 54 now"):
-        go(tmp_path / "run", small)
+    small = small_folder(tmp_path / "photographs", 26)
+    go(tmp_path / "run", small(steps=4))
+    Image.new("RGB", (20, 24)).save(tmp_path / "photographs" / "train" / "new.png")
+    with pytest.raises(ConfigError, match="were 26 when the run was saved and are 27 now"):
+        go(tmp_path / "run", small(steps=4))
 
 
 def test_a_model_is_loaded_from_a_run(tmp_path: Path) -> None:

@@ -1,0 +1,34 @@
+"""Where the commands begin: a signal during the imports, which take seconds, ends them with a line, not a traceback.
+
+This module imports nothing slow, and nor does the package that holds it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from importlib import import_module
+from types import FrameType
+
+
+def fastle_train() -> None:
+    """Starts fastle-train."""
+    _start("fastle-train", "train")
+
+
+def fastle() -> None:
+    """Starts fastle."""
+    _start("fastle", "main")
+
+
+def _start(program: str, module: str) -> None:
+    def stop(signum: int, frame: FrameType | None) -> None:
+        # the imports may be in a state that no exception should meet
+        os.write(2, f"{program}: stopped by {signal.Signals(signum).name}\n".encode())
+        os._exit(128 + signum)
+
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # nohup has SIGHUP ignored
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, stop)
+    import_module(f"fastle.commands.{module}").main()
