@@ -173,8 +173,9 @@ def test_a_missing_barrier(barriers: Sequence[str], says: str) -> None:
     assert of_threads(SWAP.format(4, *barriers)) == [i ^ 1 for i in range(THREADS)]
 
 
-def test_parameters_are_values_and_have_addresses() -> None:
-    body = "mov.b64 %rd4, kernel_param_1; ld.param.b32 %r2, [%rd4];" + DONE
+@pytest.mark.parametrize(("width", "register"), [("b64", "%rd4"), ("b32", "%r4")])
+def test_parameters_are_values_and_have_addresses(width: str, register: str) -> None:
+    body = f"mov.{width} {register}, kernel_param_1; ld.param.b32 %r2, [{register}];" + DONE
     assert run(body, factor=1.5).view(torch.float32).tolist() == [1.5] * 128
 
 
@@ -183,8 +184,10 @@ def test_parameters_are_values_and_have_addresses() -> None:
 
 def test_shuffle() -> None:
     assert of_threads("shfl.sync.bfly.b32 %r2, %r1, 5, 31, -1;") == [i ^ 5 for i in range(THREADS)]
-    with pytest.raises(Divergence, match="not there"):
-        run("setp.lt.u32 %p1, %r1, 3; @%p1 shfl.sync.bfly.b32 %r2, %r1, 4, 31, -1;" + DONE)
+    assert of_threads("shfl.sync.idx.b32 %r2, %r1, 5, 31, -1;") == [5] * 32 + [37] * 32
+    for kind in ("bfly", "idx"):
+        with pytest.raises(Divergence, match="not there"):
+            run(f"setp.lt.u32 %p1, %r1, 3; @%p1 shfl.sync.{kind}.b32 %r2, %r1, 4, 31, -1;" + DONE)
 
 
 def test_reduction_of_a_warp() -> None:
@@ -308,6 +311,7 @@ def test_arithmetic(body: str, expected: int) -> None:
         "ld.local.b32 %r2, [%rd3];",
         "ld.global.v4.b32 {%r2, %r3}, [%rd3];",
         "shfl.sync.down.b32 %r2, %r1, 1, 31, -1;",
+        "shfl.sync.idx.b32 %r2, %r1, 1, 15, -1;",
         "redux.sync.xor.b32 %r2, %r1, -1;",
         "ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%r2}, [%r1];",
         "atom.global.add.f32 %r2, [%rd3], %r1;",
