@@ -108,7 +108,7 @@ def test_a_machine_that_cannot_compile_gets_a_hint(tmp_path: Path) -> None:
     command = ["shapes", "--steps", "2", "--batch-size", "4", "--step", "compiled", "--run", str(tmp_path / "run")]
     done = subprocess.run(
         [sys.executable, "-c", "from fastle.commands.train import main; main()", *command],
-        env=environment, capture_output=True, text=True, check=False, timeout=200,
+        env=environment, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 1
     error = [line for line in done.stderr.splitlines() if line.startswith("fastle-train: error")]
