@@ -28,4 +28,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # the slow folders first, so that no process is left alone with them at the end
-    items.sort(key=lambda item: item.path.parent.name not in ("training", "bench", "scripts", "profiling"))
+    items.sort(key=lambda item: item.path.parent.name not in ("training", "bench", "scripts", "profiling", "ptx"))
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing them would take most of a tiny run's time; test_what_a_run_leaves and test_report.py do."""
+    if "fastle.training.run" in sys.modules:
+        monkeypatch.setattr("fastle.training.run.save_curves", lambda path, rows: None)
