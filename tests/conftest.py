@@ -7,6 +7,8 @@ from pathlib import Path
 
 # tests compute on small tensors, where a second thread costs more than it brings. torch reads this when it is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# nor do tests compile enough to repay processes for it, each of which imports torch
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # two processes of one machine: the host's name may resolve to an address that leads nowhere
 if sys.platform == "linux":
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

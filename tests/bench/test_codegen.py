@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the mocked devi
 
 # Triton launches and GB of a step with batch 128; what was counted, and a little room for another version of torch
 CEILING = 140, 19.5
-TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
+TORCH = ".".join(torch.__version__.split(".")[:2])
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,9 @@ def test_codegen_convolutions_are_channels_last(step: Counted) -> None:
     assert sum(launch.kind == "convolution" for launch in step.launches) >= 20
     turned = sum(launch.contiguous_bytes for launch in step.launches)
     shapes = [(launch.name, launch.contiguous) for launch in step.launches if launch.contiguous]
-    # from torch 2.15 on, Inductor hands the gradient that a Linear returns to a convolution's backward as it lies,
-    # maps of 16x16: four launches fewer than turning them costs
-    assert turned <= (0.003 * totals(step)["bytes"] if TORCH >= (2, 15) else 0), shapes
+    # the gradient that a Linear returns to a convolution's backward, maps of 16x16, lies as the Linear wrote it: Inductor
+    # of torch 2.14 turns it in a kernel of its own, that of 2.11 and 2.15 leaves it to cuDNN
+    assert turned <= (0 if TORCH == "2.14" else 0.003 * totals(step)["bytes"]), shapes
 
 
 def test_codegen_layouts_are_never_turned(step: Counted) -> None:
