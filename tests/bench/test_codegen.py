@@ -34,8 +34,8 @@ def test_codegen_convolutions_are_channels_last(step: Counted) -> None:
     assert sum(launch.kind == "convolution" for launch in step.launches) >= 20
     turned = sum(launch.contiguous_bytes for launch in step.launches)
     shapes = [(launch.name, launch.contiguous) for launch in step.launches if launch.contiguous]
-    # the gradient that a Linear returns to a convolution's backward, maps of 16x16, lies as the Linear wrote it: Inductor
-    # of torch 2.14 turns it in a kernel of its own, that of 2.11 and 2.15 leaves it to cuDNN
+    # a gradient of 16x16 pixels comes to a convolution's backward as a Linear wrote it. Inductor of torch 2.14 turns it
+    # in a kernel of its own, that of 2.11 and 2.15 leaves it to cuDNN
     assert turned <= (0 if TORCH == "2.14" else 0.003 * totals(step)["bytes"]), shapes
 
 
