@@ -327,32 +327,42 @@ def _check_whole_warps(executing: Array) -> None:
         raise Divergence("some threads of a warp are missing")
 
 
-def _matrix_places(ctas: _Ctas, rows: Operand, matrix: int) -> Array:
-    """Where each lane's two 16-bit numbers of an 8×8 matrix lie, whose rows begin where 8 of a warp's lanes say."""
+def _matrix_places(ctas: _Ctas, rows: Operand, matrix: int, transposed: bool) -> list[Array]:
+    """Where both 16-bit numbers of each lane lie in an 8×8 matrix, whose rows begin where 8 of a warp's lanes say."""
     lane = np.arange(ctas.lanes)
-    starts = ctas.addresses(rows)[lane // WARP * WARP + 8 * matrix + lane % WARP // 4]
-    if (starts % 16).any():
-        raise MemoryFault("a matrix's row is not aligned to 16 bytes")
-    return starts + 4 * (lane % 4)
+    starts = ctas.addresses(rows)
+    place, pair = lane % WARP // 4, lane % 4 * 2
+    places = []
+    for half in (0, 1):
+        row, column = (pair + half, place) if transposed else (place, pair + half)
+        start = starts[lane // WARP * WARP + 8 * matrix + row]
+        if (start % 16).any():
+            raise MemoryFault("a matrix's row is not aligned to 16 bytes")
+        places.append(start + 2 * column)
+    return places
 
 
 def _matrix(ctas: _Ctas, instruction: Instruction, executing: Array) -> None:
     """Up to four matrices between shared memory and a register of each lane."""
     loads = instruction.opcode == "ldmatrix"
     registers, rows = instruction.operands if loads else reversed(instruction.operands)
-    parts = _elements(registers)
-    if instruction.modifiers != ("sync", "aligned", "m8n8", f"x{len(parts)}", "shared", "b16"):
+    parts, transposed = _elements(registers), "trans" in instruction.modifiers
+    modifiers = tuple(name for name in instruction.modifiers if name != "trans")
+    if modifiers != ("sync", "aligned", "m8n8", f"x{len(parts)}", "shared", "b16"):
         raise UnknownInstruction("unknown instruction")
     _check_whole_warps(executing)
     chosen = np.flatnonzero(executing)
     for index, part in enumerate(parts):
-        places = _matrix_places(ctas, rows, index)
+        places = _matrix_places(ctas, rows, index, transposed)
         if loads:
-            values = ctas.load_bytes("shared", places, 4, chosen).view(np.uint32)[:, 0]
+            halves = [ctas.load_bytes("shared", place, 2, chosen).view(np.uint16)[:, 0] for place in places]
+            values = halves[0] | halves[1].astype(np.uint32) << np.uint32(16)
             ctas.write(part, ctas.spread(values, chosen), executing)
         else:
             values = np.broadcast_to(ctas.read(part, "b32"), (ctas.lanes,))[chosen, None]
-            ctas.store_bytes("shared", places, np.ascontiguousarray(values).view(np.uint8), chosen)
+            both = np.ascontiguousarray(values).view(np.uint8)
+            for half, place in enumerate(places):
+                ctas.store_bytes("shared", place, both[:, 2 * half : 2 * half + 2], chosen)
 
 
 def _call(ctas: _Ctas, instruction: Instruction, executing: Array) -> None:

@@ -217,6 +217,20 @@ def test_matrices_through_shared_memory() -> None:
         run("shl.b32 %r3, %r1, 3; stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r3], {%r1};" + DONE)
 
 
+@pytest.mark.parametrize(("store", "load"), [(".trans", ""), ("", ".trans")])
+def test_a_matrix_may_be_transposed(store: str, load: str) -> None:
+    # thread i has the numbers 2 · i and 2 · i + 1
+    body = f"""
+        shl.b32 %r3, %r1, 4;
+        mad.lo.s32 %r4, %r1, 131074, 65536;
+        stmatrix.sync.aligned.m8n8.x1{store}.shared.b16 [%r3], {{%r4}};
+        ldmatrix.sync.aligned.m8n8.x1{load}.shared.b16 {{%r2}}, [%r3];
+    """
+    matrices = np.arange(2 * THREADS, dtype=np.int16).reshape(-1, 8, 8)
+    expected = np.ascontiguousarray(matrices.transpose(0, 2, 1)).view(np.int32).ravel()
+    assert of_threads(body) == expected.tolist()
+
+
 # arithmetic: bits, as unsigned numbers
 
 
@@ -313,7 +327,7 @@ def test_arithmetic(body: str, expected: int) -> None:
         "shfl.sync.down.b32 %r2, %r1, 1, 31, -1;",
         "shfl.sync.idx.b32 %r2, %r1, 1, 15, -1;",
         "redux.sync.xor.b32 %r2, %r1, -1;",
-        "ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%r2}, [%r1];",
+        "ldmatrix.sync.aligned.m8n8.x1.shared.b8 {%r2}, [%r1];",
         "atom.global.add.f32 %r2, [%rd3], %r1;",
         "add.s64 %rd4, %r1, 1;",
         "mov.u32 %r2, nothing;",
