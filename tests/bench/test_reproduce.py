@@ -45,8 +45,6 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Runs the script at a tiny scale, as a trial of four steps."""
     monkeypatch.setitem(SCALES, "small", TINY)
-    # a run of four steps plots at every step, which would take most of the time
-    monkeypatch.setattr("fastle.training.run.save_curves", lambda path, rows: None)
 
     def run(*arguments: object) -> int:
         folders = ("--data", photographs, "--out", tmp_path / "out", "--runs", tmp_path / "runs", "--device", "cpu")

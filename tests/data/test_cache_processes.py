@@ -118,7 +118,7 @@ def forks(many: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
     work = tmp_path_factory.mktemp("forks")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", FORKS, str(many), str(work)]
-    ran = subprocess.run(command, env=environment, timeout=250, capture_output=True, text=True, check=False)
+    ran = subprocess.run(command, env=environment, timeout=600, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     return work, json.loads((work / "report.json").read_text())
 

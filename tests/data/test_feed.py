@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from fastle.data import Feed
+from fastle.data import feed as feed_module
 from fastle.data.order import batch_indices
 from fastle.errors import FastleError
 
@@ -43,7 +45,7 @@ class Numbers:
 
 def settle(images: Numbers, loads: int) -> None:
     """Waits until the threads have loaded so many batches, and a little longer in case they load more."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while images.loads < loads and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.05)
@@ -105,23 +107,39 @@ def test_close_ends_the_threads_without_loading_more() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name in images.threads]
 
 
-def test_wait_is_the_time_the_consumer_waited() -> None:
-    with Feed(Numbers(delay=0.05), batch_size=8, seed=3, device="cpu", stop_step=6) as feed:
+def test_wait_is_the_time_the_consumer_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gated(Numbers):
+        """No batch is there before the consumer waits for it; what it waits, a clock of the test says."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.seconds, self.gate = 0.0, threading.Event()
+
+        def batch(self, indices: Sequence[int]) -> Tensor:
+            assert self.gate.wait(60), "nobody waits"
+            return super().batch(indices)
+
+        def clock(self) -> float:
+            began = self.seconds
+            if not self.gate.is_set():
+                self.seconds += 5
+                self.gate.set()
+            return began
+
+    images = Gated()
+    monkeypatch.setattr(feed_module, "time", SimpleNamespace(perf_counter=images.clock))
+    with Feed(images, batch_size=8, seed=3, device="cpu", stop_step=6) as feed:
         assert feed.wait == 0
-        began = time.perf_counter()
-        for _ in feed:
-            pass
-        # two batches at a time
-        assert 0.12 < feed.wait <= time.perf_counter() - began
-    images = Numbers(delay=0.2)
-    with Feed(images, batch_size=8, seed=3, device="cpu", stop_step=4) as feed:
         batches = iter(feed)
         next(batches)
-        first = feed.wait
-        settle(images, 3)
-        # loaded while the consumer was busy
+        assert feed.wait == 5
+        # what the consumer does in the meantime is no waiting
+        images.seconds += 100
         next(batches)
-        assert feed.wait - first < 0.1
+        assert feed.wait == 5
+        images.gate.clear()
+        next(batches)
+        assert feed.wait == 10
 
 
 def test_an_impossible_batch_size_is_refused_at_once() -> None:

@@ -232,7 +232,7 @@ def run_alone(script: str, *arguments: str, check: bool = True, **environment: s
     return subprocess.run(
         [sys.executable, "-c", script, *arguments],
         cwd=Path(__file__).parents[2], env=inherited | environment,
-        capture_output=True, text=True, check=check, timeout=300,
+        capture_output=True, text=True, check=check, timeout=600,
     )  # fmt: skip
 
 

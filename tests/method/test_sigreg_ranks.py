@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import socket
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -43,13 +42,14 @@ def linear() -> nn.Linear:
     return nn.Linear(4, 3).double()
 
 
-def run_rank(rank: int, port: int, folder: Path) -> None:
+def run_rank(rank: int, folder: Path) -> None:
     """Computes losses and gradients in one process and saves them to `folder`."""
-    address = f"tcp://127.0.0.1:{port}"
     # a module may be made before the process group
     module = SIGReg(num_slices=5, seed=3)
-    # the default is half an hour: a rank that waits in vain should fail sooner
-    dist.init_process_group("gloo", address, rank=rank, world_size=WORLD, timeout=timedelta(seconds=120))
+    # ranks meet at a file, since a port that was free may be taken. the default is half an hour: a rank that waits in
+    # vain should fail sooner
+    meeting, patience = (folder / "meeting").as_uri(), timedelta(seconds=600)
+    dist.init_process_group("gloo", meeting, rank=rank, world_size=WORLD, timeout=patience)
     results: dict[str, Tensor] = {}
 
     def keep(name: str, z: Tensor, **options: Any) -> None:
@@ -84,10 +84,7 @@ def run_rank(rank: int, port: int, folder: Path) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """What each of two processes computed."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    spawn(run_rank, args=(port, folder), nprocs=WORLD)
+    spawn(run_rank, args=(folder,), nprocs=WORLD)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tests.ptx.arithmetic import DTYPES, Array, UnknownInstruction, compute, operation
-from tests.ptx.memory import GlobalMemory, MemoryFault, SharedMemory
+from tests.ptx.memory import GlobalMemory, MemoryFault, ParameterMemory, SharedMemory
 from tests.ptx.parser import Address, Constant, Instruction, Kernel, Operand, Register, Symbol, Vector
 
 # threads at a time, at most, of several CTAs
@@ -49,19 +49,21 @@ def execute(
     """
     symbols = {name: memory.place_bytes(np.frombuffer(text, np.uint8)) for name, text in kernel.constants.items()}
     symbols |= dict.fromkeys(kernel.shared, 0)
-    symbols |= _placed_parameters(kernel, memory, arguments)
+    parameters = ParameterMemory()
+    symbols |= _placed_parameters(kernel, parameters, arguments)
     sizes = [*grid, 1, 1, 1][:3]
     # x runs fastest
     indices = np.indices(sizes[::-1]).reshape(3, -1)[::-1].T
     at_once, steps = max(1, LANES // threads), 0
     for start in range(0, len(indices), at_once):
-        ctas = _Ctas(kernel, memory, symbols, indices[start : start + at_once], sizes, threads, shared)
+        some = indices[start : start + at_once]
+        ctas = _Ctas(kernel, memory, parameters, symbols, some, sizes, threads, shared)
         with np.errstate(all="ignore"):
             steps += ctas.run()
     return steps
 
 
-def _placed_parameters(kernel: Kernel, memory: GlobalMemory, arguments: Sequence[float]) -> dict[str, int]:
+def _placed_parameters(kernel: Kernel, memory: ParameterMemory, arguments: Sequence[float]) -> dict[str, int]:
     """Where each parameter lies; kernels choose among several by their address."""
     values = [*arguments, *[0] * (len(kernel.parameters) - len(arguments))]
     return {
@@ -74,10 +76,11 @@ class _Ctas:
     """Some CTAs of a grid, one thread after the other in every array of `lanes`."""
 
     def __init__(
-        self, kernel: Kernel, memory: GlobalMemory, symbols: dict[str, int], indices: Array, grid: Sequence[int],
-        threads: int, shared: int,
+        self, kernel: Kernel, memory: GlobalMemory, parameters: ParameterMemory, symbols: dict[str, int],
+        indices: Array, grid: Sequence[int], threads: int, shared: int,
     ) -> None:  # fmt: skip
-        self.kernel, self.memory, self.symbols, self.threads = kernel, memory, symbols, threads
+        self.kernel, self.memory, self.parameters, self.symbols = kernel, memory, parameters, symbols
+        self.threads = threads
         self.shared = SharedMemory(len(indices), shared)
         self.lanes = len(indices) * threads
         self.cta, tid = np.divmod(np.arange(self.lanes), threads)
@@ -191,7 +194,7 @@ class _Ctas:
         """(chosen lanes, size), from where each of them reads."""
         if space == "shared":
             return self.shared.load(self.cta[chosen], self.warp[chosen], addresses[chosen], size)
-        return self.memory.load(addresses[chosen], size)
+        return (self.parameters if space == "param" else self.memory).load(addresses[chosen], size)
 
     def store_bytes(self, space: str, addresses: Array, values: Array, chosen: Array) -> None:
         if space == "shared":
@@ -296,10 +299,13 @@ def _barrier(ctas: _Ctas, instruction: Instruction, executing: Array) -> None:
 
 
 def _shuffle(ctas: _Ctas, instruction: Instruction, executing: Array) -> None:
-    target, value, by, _, _ = instruction.operands
-    if operation(instruction) != "shfl.sync.bfly":
+    target, value, by, last, _ = instruction.operands
+    name = operation(instruction)
+    # the last lane that is read: others divide a warp
+    if name not in ("shfl.sync.bfly", "shfl.sync.idx") or last != Constant(WARP - 1):
         raise UnknownInstruction("unknown instruction")
-    source = np.arange(ctas.lanes) ^ ctas.read(by, "u32").astype(np.int64)
+    lane, number = np.arange(ctas.lanes), ctas.read(by, "u32").astype(np.int64) % WARP
+    source = lane ^ number if name == "shfl.sync.bfly" else lane // WARP * WARP + number
     if not executing[source][executing].all():
         raise Divergence("a thread reads another's register that is not there")
     ctas.write(target, ctas.read(value, "b32")[source], executing)
@@ -321,32 +327,42 @@ def _check_whole_warps(executing: Array) -> None:
         raise Divergence("some threads of a warp are missing")
 
 
-def _matrix_places(ctas: _Ctas, rows: Operand, matrix: int) -> Array:
-    """Where each lane's two 16-bit numbers of an 8×8 matrix lie, whose rows begin where 8 of a warp's lanes say."""
+def _matrix_places(ctas: _Ctas, rows: Operand, matrix: int, transposed: bool) -> list[Array]:
+    """Where both 16-bit numbers of each lane lie in an 8×8 matrix, whose rows begin where 8 of a warp's lanes say."""
     lane = np.arange(ctas.lanes)
-    starts = ctas.addresses(rows)[lane // WARP * WARP + 8 * matrix + lane % WARP // 4]
-    if (starts % 16).any():
-        raise MemoryFault("a matrix's row is not aligned to 16 bytes")
-    return starts + 4 * (lane % 4)
+    starts = ctas.addresses(rows)
+    place, pair = lane % WARP // 4, lane % 4 * 2
+    places = []
+    for half in (0, 1):
+        row, column = (pair + half, place) if transposed else (place, pair + half)
+        start = starts[lane // WARP * WARP + 8 * matrix + row]
+        if (start % 16).any():
+            raise MemoryFault("a matrix's row is not aligned to 16 bytes")
+        places.append(start + 2 * column)
+    return places
 
 
 def _matrix(ctas: _Ctas, instruction: Instruction, executing: Array) -> None:
     """Up to four matrices between shared memory and a register of each lane."""
     loads = instruction.opcode == "ldmatrix"
     registers, rows = instruction.operands if loads else reversed(instruction.operands)
-    parts = _elements(registers)
-    if instruction.modifiers != ("sync", "aligned", "m8n8", f"x{len(parts)}", "shared", "b16"):
+    parts, transposed = _elements(registers), "trans" in instruction.modifiers
+    modifiers = tuple(name for name in instruction.modifiers if name != "trans")
+    if modifiers != ("sync", "aligned", "m8n8", f"x{len(parts)}", "shared", "b16"):
         raise UnknownInstruction("unknown instruction")
     _check_whole_warps(executing)
     chosen = np.flatnonzero(executing)
     for index, part in enumerate(parts):
-        places = _matrix_places(ctas, rows, index)
+        places = _matrix_places(ctas, rows, index, transposed)
         if loads:
-            values = ctas.load_bytes("shared", places, 4, chosen).view(np.uint32)[:, 0]
+            halves = [ctas.load_bytes("shared", place, 2, chosen).view(np.uint16)[:, 0] for place in places]
+            values = halves[0] | halves[1].astype(np.uint32) << np.uint32(16)
             ctas.write(part, ctas.spread(values, chosen), executing)
         else:
             values = np.broadcast_to(ctas.read(part, "b32"), (ctas.lanes,))[chosen, None]
-            ctas.store_bytes("shared", places, np.ascontiguousarray(values).view(np.uint8), chosen)
+            both = np.ascontiguousarray(values).view(np.uint8)
+            for half, place in enumerate(places):
+                ctas.store_bytes("shared", place, both[:, 2 * half : 2 * half + 2], chosen)
 
 
 def _call(ctas: _Ctas, instruction: Instruction, executing: Array) -> None:

@@ -1,4 +1,4 @@
-"""What a kernel reads and writes: tensors in global memory, and the shared memory of each of its CTAs.
+"""What a kernel reads and writes: tensors in global memory, its parameters, and the shared memory of each of its CTAs.
 
 Each address is checked before it is used: it must be a multiple of the access's size and lie in one tensor. Tensors are
 far from each other here, wherever they lie on the host, so that an access beyond an edge meets nothing. Fresh shared
@@ -17,8 +17,6 @@ from torch import Tensor
 
 Array = npt.NDArray[Any]
 
-# the distance of two regions, and how far into its own one begins
-REGION_BITS, MARGIN = 36, 1 << 20
 # alignment that a tensor keeps
 ALIGNMENT = 256
 # the lowest and the highest of no warps
@@ -36,6 +34,9 @@ class Region:
 
 
 class GlobalMemory:
+    # the distance of two regions, and how far into its own one begins
+    region_bits, margin = 36, 1 << 20
+
     def __init__(self) -> None:
         self._regions: list[Region] = []
         self._starts: dict[tuple[int, int], int] = {}
@@ -50,13 +51,13 @@ class GlobalMemory:
         return self._starts[key]
 
     def place_bytes(self, content: Array, offset: int = 0) -> int:
-        start = ((len(self._regions) + 1) << REGION_BITS) + MARGIN + offset
+        start = ((len(self._regions) + 1) << self.region_bits) + self.margin + offset
         self._regions.append(Region(start, content))
         return start
 
     def text(self, address: int) -> str:
         """The string that ends with a zero."""
-        region = self._regions[(address >> REGION_BITS) - 1]
+        region = self._regions[(address >> self.region_bits) - 1]
         return bytes(region.content[address - region.start :]).split(b"\0")[0].decode()
 
     def load(self, addresses: Array, size: int) -> Array:
@@ -76,7 +77,7 @@ class GlobalMemory:
 
     def _by_region(self, addresses: Array, size: int, what: str) -> list[tuple[Region, Array]]:
         _check_alignment(addresses, size, what)
-        numbers = addresses >> REGION_BITS
+        numbers = addresses >> self.region_bits
         found = []
         for number in np.unique(numbers).tolist():
             chosen = np.flatnonzero(numbers == number)
@@ -92,6 +93,12 @@ class GlobalMemory:
                 )
             found.append((region, chosen))
         return found
+
+
+class ParameterMemory(GlobalMemory):
+    """A kernel's parameters, whose addresses fit into 32 bits."""
+
+    region_bits, margin = 12, 256
 
 
 class SharedMemory:

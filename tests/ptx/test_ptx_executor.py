@@ -173,8 +173,9 @@ def test_a_missing_barrier(barriers: Sequence[str], says: str) -> None:
     assert of_threads(SWAP.format(4, *barriers)) == [i ^ 1 for i in range(THREADS)]
 
 
-def test_parameters_are_values_and_have_addresses() -> None:
-    body = "mov.b64 %rd4, kernel_param_1; ld.param.b32 %r2, [%rd4];" + DONE
+@pytest.mark.parametrize(("width", "register"), [("b64", "%rd4"), ("b32", "%r4")])
+def test_parameters_are_values_and_have_addresses(width: str, register: str) -> None:
+    body = f"mov.{width} {register}, kernel_param_1; ld.param.b32 %r2, [{register}];" + DONE
     assert run(body, factor=1.5).view(torch.float32).tolist() == [1.5] * 128
 
 
@@ -183,8 +184,10 @@ def test_parameters_are_values_and_have_addresses() -> None:
 
 def test_shuffle() -> None:
     assert of_threads("shfl.sync.bfly.b32 %r2, %r1, 5, 31, -1;") == [i ^ 5 for i in range(THREADS)]
-    with pytest.raises(Divergence, match="not there"):
-        run("setp.lt.u32 %p1, %r1, 3; @%p1 shfl.sync.bfly.b32 %r2, %r1, 4, 31, -1;" + DONE)
+    assert of_threads("shfl.sync.idx.b32 %r2, %r1, 5, 31, -1;") == [5] * 32 + [37] * 32
+    for kind in ("bfly", "idx"):
+        with pytest.raises(Divergence, match="not there"):
+            run(f"setp.lt.u32 %p1, %r1, 3; @%p1 shfl.sync.{kind}.b32 %r2, %r1, 4, 31, -1;" + DONE)
 
 
 def test_reduction_of_a_warp() -> None:
@@ -212,6 +215,20 @@ def test_matrices_through_shared_memory() -> None:
     assert [f for i, f in enumerate(found) if i % 32 < 16] == [e for i, e in enumerate(expected) if i % 32 < 16]
     with pytest.raises(MemoryFault, match="aligned to 16"):
         run("shl.b32 %r3, %r1, 3; stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r3], {%r1};" + DONE)
+
+
+@pytest.mark.parametrize(("store", "load"), [(".trans", ""), ("", ".trans")])
+def test_a_matrix_may_be_transposed(store: str, load: str) -> None:
+    # thread i has the numbers 2 · i and 2 · i + 1
+    body = f"""
+        shl.b32 %r3, %r1, 4;
+        mad.lo.s32 %r4, %r1, 131074, 65536;
+        stmatrix.sync.aligned.m8n8.x1{store}.shared.b16 [%r3], {{%r4}};
+        ldmatrix.sync.aligned.m8n8.x1{load}.shared.b16 {{%r2}}, [%r3];
+    """
+    matrices = np.arange(2 * THREADS, dtype=np.int16).reshape(-1, 8, 8)
+    expected = np.ascontiguousarray(matrices.transpose(0, 2, 1)).view(np.int32).ravel()
+    assert of_threads(body) == expected.tolist()
 
 
 # arithmetic: bits, as unsigned numbers
@@ -308,8 +325,9 @@ def test_arithmetic(body: str, expected: int) -> None:
         "ld.local.b32 %r2, [%rd3];",
         "ld.global.v4.b32 {%r2, %r3}, [%rd3];",
         "shfl.sync.down.b32 %r2, %r1, 1, 31, -1;",
+        "shfl.sync.idx.b32 %r2, %r1, 1, 15, -1;",
         "redux.sync.xor.b32 %r2, %r1, -1;",
-        "ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%r2}, [%r1];",
+        "ldmatrix.sync.aligned.m8n8.x1.shared.b8 {%r2}, [%r1];",
         "atom.global.add.f32 %r2, [%rd3], %r1;",
         "add.s64 %rd4, %r1, 1;",
         "mov.u32 %r2, nothing;",

@@ -227,7 +227,7 @@ def test_as_a_command(root: Path) -> None:
     write_txt(root)
     (root / "000006.jpg").write_bytes(b"")
     command = [sys.executable, str(SCRIPT), str(root), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 1 and f"  {root / '000006.jpg'} is empty" in done.stderr.splitlines()
     assert done.stdout.startswith("layout: torchvision's, images in ")
 

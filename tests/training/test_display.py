@@ -36,30 +36,52 @@ def test_the_rate_leaves_out_warm_up_and_pauses() -> None:
     assert clock.elapsed() == pytest.approx(WARM_UP * 100 + 8)
 
 
+# as long as a row of a real run gets
+ROW = {
+    "epoch": 1234,
+    "total": 0.0123456,
+    "agreement": 0.00123456,
+    "consistency": 0.00123456,
+    "sigreg": 0.000123456,
+    "latent_spread": 0.98765,
+    "effective_rank": 7.5,
+    "images_per_second": None,
+    "data_wait": 0.015,
+    "valid_psnr": 21.987,
+}
+
+
 def shown(*, terminal: bool, display_shown: bool = True) -> str:
     output = io.StringIO()
     console = Console(file=output, force_terminal=terminal, width=150)
-    with Display(console, 600, shown=display_shown) as display:
+    with Display(console, 60_000, shown=display_shown) as display:
         display.say("hello [not markup]")
         for step in (20, 40):
-            row = {
-                "step": step,
-                "total": 0.5,
-                "sigreg": 1.25,
-                "effective_rank": 7.5,
-                "data_wait": 0.015,
-                "images_per_second": None,
-            }
-            display.update(row, None if step == 20 else 3725.0, force=step == 40)
+            display.update({"step": step} | ROW, None if step == 20 else 3725.0, force=step == 40)
     return output.getvalue()
 
 
 def test_plain_lines_without_a_terminal() -> None:
-    lines = shown(terminal=False).splitlines()
-    assert lines[0] == "hello [not markup]"
-    assert lines[1].startswith("step 20/600  ETA warming up") and "data wait 1.5%" in lines[1]
-    assert lines[2].startswith("step 40/600  ETA 1 h 02 min") and "effective rank 7.50" in lines[2]
-    assert len(lines) == 3
+    first, *lines = shown(terminal=False).splitlines()
+    assert first == "hello [not markup]"
+    # a report is a few lines of 80 columns, the first of which begins with the step
+    starts = [index for index, line in enumerate(lines) if not line.startswith("    ")]
+    assert [lines[index].split("  ")[:2] for index in starts] == [
+        ["step 20/60000", "ETA warming up"],
+        ["step 40/60000", "ETA 1 h 02 min"],
+    ]
+    assert max(map(len, lines)) <= 80 and len(lines) == 2 * 3
+    parts = [part for line in lines[starts[1] :] for part in line.strip().split("  ")]
+    assert parts[2:5] == ["epoch 1,234", "total 0.01235", "agreement 0.001235"]
+    assert parts[-4:] == ["effective rank 7.50", "images per second –", "data wait 1.5%", "valid psnr 21.99"]
+
+
+def test_plain_lines_end_at_80_columns_wherever_they_break() -> None:
+    output = io.StringIO()
+    with Display(Console(file=output, force_terminal=False, width=150), 600) as display:
+        for digits in range(1, 12):
+            display.update({"step": 10**digits} | ROW, 3725.0, force=True)
+    assert 78 <= max(map(len, output.getvalue().splitlines())) <= 80
 
 
 def test_plain_lines_are_few() -> None:
@@ -72,7 +94,7 @@ def test_plain_lines_are_few() -> None:
 
 def test_a_live_table_on_a_terminal() -> None:
     text = shown(terminal=True)
-    assert "step 40/600" in text and "effective rank" in text and "\x1b[" in text
+    assert "step 40/60000" in text and "effective rank" in text and "\x1b[" in text
 
 
 def test_other_ranks_show_nothing() -> None:

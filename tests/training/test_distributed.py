@@ -30,10 +30,12 @@ RANK = """
 import os, sys, torch
 from pathlib import Path
 import fastle.training.loop
+import fastle.training.run
 from fastle.commands.train import main
 from fastle.data.images import ArrayImages
 from fastle.training.trainer import Trainer
 fastle.training.loop.VALIDATION_IMAGES = 16
+fastle.training.run.RunDirectory.save_pictures = lambda *_: None
 trainers = []
 original = Trainer.__init__
 def init(self, *arguments, **more):
@@ -70,14 +72,15 @@ def torchrun(out: Path, *arguments: str) -> subprocess.Popen[str]:
         str(out),
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    flags = ["shapes", "--batch-size", "8", "--slices", "8", "--device", "cpu", "--run", str(out / "run"), *arguments]
+    flags = ["shapes", "--batch-size", "8", "--hidden", "8", "--map-channels", "8", "--slices", "8", "--device", "cpu"]
+    flags += ["--run", str(out / "run"), *arguments]
     return subprocess.Popen(
         [*command, *flags], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
 
 def await_first_row(process: subprocess.Popen[str], run: Path) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not (run / "metrics.jsonl").exists() or not read_metrics(run / "metrics.jsonl"):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
@@ -89,7 +92,7 @@ def test_two_ranks_go_on_where_one_has_stopped(tmp_path: Path, monkeypatch: pyte
     config = make_config("shapes", steps=3, batch_size=8, slices=8)
     train(config, tmp_path / "run", device=torch.device("cpu"), console=Console(file=io.StringIO()))
     process = torchrun(tmp_path, "--steps", "6")
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     # rank 0 alone speaks
     assert output.count("12,000 training images") == 1 and output.count("resumed from") == 1
@@ -119,7 +122,7 @@ def test_a_killed_rank_is_said_once(tmp_path: Path) -> None:
     process = torchrun(tmp_path, "--steps", "100000")
     await_first_row(process, tmp_path / "run")
     os.kill(int((tmp_path / "rank1.pid").read_text()), signal.SIGKILL)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode != 0
     lines = [line for line in output.splitlines() if "fastle-train" in line and "error:" in line]
     assert len(lines) == 1
@@ -133,7 +136,7 @@ def test_sigterm_ends_both_ranks_with_a_checkpoint(tmp_path: Path) -> None:
     process = torchrun(tmp_path, "--steps", "100000")
     await_first_row(process, tmp_path / "run")
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode != 0
     assert "stopped and saved at step" in output
     # the steps that both had taken, and no more than they take in the second between two agreements

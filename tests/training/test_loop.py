@@ -21,6 +21,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+import fastle.commands.train
 import fastle.training.loop
 from fastle.checkpoint import has_checkpoint, latest_checkpoint, load_checkpoint
 from fastle.config import ConfigError, RunConfig
@@ -136,30 +137,28 @@ def test_a_run_killed_again_and_again_is_as_if_never_killed(tmp_path: Path, monk
     assert [row["total"] for row in whole] == [row["total"] for row in killed]
 
 
-COMMAND = [
-    sys.executable,
-    "-c",
-    "from fastle.commands.train import main; main()",
-    "shapes",
-    "--batch-size",
-    "4",
-    "--slices",
-    "8",
-]
-
-
 def test_sigkill_of_the_process(tmp_path: Path) -> None:
-    command = [*COMMAND, "--steps", "20", "--device", "cpu", "--run", str(tmp_path)]
+    flags = ["shapes", "--batch-size", "4", "--hidden", "8", "--map-channels", "8", "--slices", "8", "--steps", "20"]
+    flags += ["--device", "cpu", "--run", str(tmp_path)]
+    script = (
+        "import fastle.training.run\n"
+        "from fastle.commands.train import main\n"
+        "fastle.training.run.save_curves = lambda path, rows: None\n"
+        "main()"
+    )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not list((tmp_path / "checkpoints").glob("step-*4.safetensors")):
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *flags], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    while not list((tmp_path / "checkpoints").glob("step-*4.safetensors")):
+        assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     process.kill()
-    process.wait()
+    process.communicate()
     # whatever it was writing, the newest checkpoint is whole, and the run goes on from it
     checkpoint = load_checkpoint(latest_checkpoint(tmp_path))
     assert 4 <= checkpoint.metadata["step"] <= 20
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    fastle.commands.train.main(flags)
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == list(range(2, 21, 2))
 
 
