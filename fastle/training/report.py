@@ -40,7 +40,9 @@ def effective_rank(z: Tensor) -> Tensor:
     """
     samples = _samples(z)
     centred = samples - samples.mean(0)
-    eigenvalues = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0)
+    # both products have the same positive eigenvalues, and one of them may not fit in memory
+    product = centred.T @ centred if len(centred) >= centred.shape[1] else centred @ centred.T
+    eigenvalues = torch.linalg.eigvalsh(product).clamp_min(0)
     share = eigenvalues / eigenvalues.sum().clamp_min(torch.finfo(eigenvalues.dtype).tiny)
     return torch.special.entr(share).sum().exp()
 

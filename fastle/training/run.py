@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,20 +131,9 @@ class RunDirectory:
 
 def check_same_run(path: Path, before: RunConfig, now: RunConfig) -> None:
     """Raises ConfigError, naming every difference, if two configurations differ in more than the number of steps."""
-    same_length = replace(now, train=replace(now.train, steps=before.train.steps, epochs=before.train.epochs))
-    if same_length == before:
-        return
-    old, new = _flatten(before.to_dict()), _flatten(same_length.to_dict())
-    names = old | new
-    differences = [f"{name} {old.get(name)} → {new.get(name)}" for name in names if old.get(name) != new.get(name)]
-    raise ConfigError(
-        f"{path} holds a run with another configuration ({', '.join(differences)}): give another --run, "
-        "or --overwrite to start anew"
-    )
-
-
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+    differences = before.differences(now)
+    if differences:
+        raise ConfigError(
+            f"{path} holds a run with another configuration ({', '.join(differences)}): give another --run, "
+            "or --overwrite to start anew"
+        )

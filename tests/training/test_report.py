@@ -27,6 +27,14 @@ def test_spread_and_rank_of_known_latents() -> None:
     assert float(effective_rank(plane)) == pytest.approx(2, rel=0.01)
 
 
+def test_the_rank_of_a_wide_latent_takes_no_more_memory_than_its_samples() -> None:
+    torch.manual_seed(0)
+    narrow = torch.randn(8, 6)
+    wide = torch.cat([narrow, torch.zeros(8, 100_000 - 6)], 1)
+    # the covariance of 100,000 features would take 40 GB
+    assert float(effective_rank(wide)) == pytest.approx(float(effective_rank(narrow)), rel=1e-4)
+
+
 def test_collapse_is_visible() -> None:
     same = torch.ones(10, 6)
     assert float(latent_spread(same)) == 0
