@@ -338,9 +338,8 @@ class ObjectiveConfig(Checked):
         """
         transform = values.get("transform")
         if isinstance(transform, Mapping):
-            name = transform.get("name")
-            OPTIONS["transform"].check(name)
-            made, decided = TRANSFORMS[name]
+            OPTIONS["transform"].check(transform.get("name"))
+            made, decided = TRANSFORMS[transform["name"]]
             fields = {field: value for field, value in transform.items() if field != "name"}
             return from_fields(cls, {**values, "transform": from_fields(made, fields, decided)})
         flat = {name: values[name] for name in TRANSFORM_OPTIONS if values.get(name) is not None}
@@ -516,7 +515,8 @@ class RunConfig:
             "data": partial(from_fields, DataConfig),
             "train": partial(from_fields, TrainConfig),
         }
-        check_names("configuration", values, required=readers, known=readers)
+        # config.json says what it is, too
+        check_names("configuration", values, required=readers, known=(*readers, "format"))
         sections = {}
         for name, read in readers.items():
             check_names(name, values[name])

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from .errors import FastleError
 
 # far beyond every use, and within what 64-bit and single-precision arithmetic can bear
-CAPS: dict[type, float] = {int: 2**31, float: 10**6}
+CAPS: dict[type, float] = {int: 2**31, float: 1e30}
 SHOWN = 60  # characters of a value in a message
 # the argument groups of --help
 Group = Literal["data", "model", "objective", "training", "speed", "output"]
@@ -192,7 +192,9 @@ def from_fields(
     Raises:
         ConfigError: a field is missing, unknown or out of range.
     """
-    fields = {field.name: field for field in dataclasses.fields(section) if field.name not in decided}
+    # mypy does not know that all of them are dataclasses
+    declared = dataclasses.fields(section)  # type: ignore[arg-type]
+    fields = {field.name: field for field in declared if field.name not in decided}
     required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
     check_names(section.__name__, values, required=required, known=fields)
     return section(**values, **decided)

@@ -357,7 +357,7 @@ NONSENSE = {
     "infinite": ("train.lr", float("inf"), "train: --lr must be above 0, not inf"),
     "digits": ("model.latent", int("9" * 30), f"model: --latent must be at most 2,147,483,648, not {'9' * 30}"),
     "layer": ("model.latent", 2**31, "model: a layer of 1.8e+13 weights fits nowhere"),
-    "huge": ("train.lr", 1e300, "train: --lr must be at most 1,000,000, not 1e+300"),
+    "huge": ("train.lr", 1e300, "train: --lr must be at most 1e+30, not 1e+300"),
     "unequal": ("model.size", 136, "the model's size is 136 and the images' is 128: they must be equal"),
     "large": ("data.size", 10**9, "data: --size must be at most 10,000"),
     "nul": ("data.root", "a\0b", "data: --data must be a path"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -11,10 +12,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from fastle.checkpoint import latest_checkpoint, load_checkpoint, read_run_config, write_atomic
+from fastle.checkpoint import CheckpointError, read_run_config, write_atomic
 from fastle.data import IN_MEMORY, open_images, open_tree
 from fastle.machine import pick_device
-from fastle.method.model import Autoencoder
+from fastle.method.model import pretrained
 from fastle.training.evaluate import Metrics, evaluate
 from fastle.training.loop import make_loading
 
@@ -36,7 +37,9 @@ def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def _eval(run: Path, data: str | None, device: torch.device, console: Console) -> None:
     config = read_run_config(run)
-    model = Autoencoder.from_pretrained(run, device)
+    model, checkpoint, remark = pretrained(run, device)
+    if remark:
+        console.print(remark, highlight=False, markup=False, soft_wrap=True)
     if data is not None:
         images = open_tree(config.data, Path(data), make_loading("auto", "none", device, console))
     elif config.data.dataset in IN_MEMORY:
@@ -54,11 +57,12 @@ def _eval(run: Path, data: str | None, device: torch.device, console: Console) -
             progress=lambda seen: progress.update(task, completed=seen),
         )
     source = "test split" if data is None else str(Path(data).absolute())
-    checkpoint = latest_checkpoint(run)
-    step = load_checkpoint(checkpoint).metadata["step"]
+    step = checkpoint.step
+    if not all(math.isfinite(value) for values in figures.values() for value in values.values()):
+        raise CheckpointError(f"{checkpoint.path}: its reconstructions are not finite, though its weights are")
     result = {
         "run": str(run),
-        "checkpoint": checkpoint.name,
+        "checkpoint": checkpoint.path.name,
         "step": step,
         "data": source,
         "images": len(images),

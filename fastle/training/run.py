@@ -15,7 +15,7 @@ from typing import Any
 from fastle.checkpoint import (
     has_checkpoint,
     latest_checkpoint,
-    load_checkpoint,
+    newest_good_checkpoint,
     read_run_config,
     save_checkpoint,
     write_atomic,
@@ -74,8 +74,8 @@ class RunDirectory:
         self._train_images = images
         if not has_checkpoint(self.path):
             return None
-        checkpoint = load_checkpoint(latest_checkpoint(self.path))
-        done, before = int(checkpoint.metadata["step"]), int(checkpoint.metadata["train_images"])
+        checkpoint, remark = newest_good_checkpoint(self.path, trainer.check)
+        done, before = checkpoint.step, int(checkpoint.metadata["train_images"])
         if before != images:
             raise ConfigError(
                 f"{self.path} was trained on {before} images and there are {images} now: restore them, "
@@ -85,7 +85,8 @@ class RunDirectory:
             raise ConfigError(f"{self.path} is at step {done} already, past the {total} asked for: give more --steps")
         trainer.load(checkpoint, done)
         self._saved_step = done
-        return f"resumed from {checkpoint.path}" + (", nothing left to do" if done == total else "")
+        resumed = f"resumed from {checkpoint.path}" + (", nothing left to do" if done == total else "")
+        return resumed if remark is None else f"{resumed}; {remark}"
 
     def begin(self, trainer: Trainer) -> None:
         """Writes config.json, and cuts metrics.jsonl back to the step that the run resumes from."""
@@ -107,7 +108,8 @@ class RunDirectory:
         """Writes a checkpoint, unless this step has one already."""
         step = trainer.done
         if self._saved_step != step:
-            save_checkpoint(self.path, step, trainer.state(), {"step": step, "train_images": self._train_images})
+            identity = {"train_images": self._train_images, "config": trainer.config.to_dict()}
+            save_checkpoint(self.path, step, trainer.state(), {"step": step, **identity})
             self._saved_step, self._saved_at = step, time.monotonic()
 
     def seconds_since_saved(self) -> float:
