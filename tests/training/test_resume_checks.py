@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_another_state_is_refused_before_anything_is_restored(name: str, tmp_pat
     assert other.done == 0 and not other.optimizer.state
 
 
-def config_of(**train: float) -> RunConfig:
+def config_of(**train: Any) -> RunConfig:
     return replace(CONFIG, train=replace(CONFIG.train, **train))
 
 
