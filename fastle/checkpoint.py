@@ -66,7 +66,7 @@ class Checkpoint:
 
     def unfit(self, fault: str) -> CheckpointError:
         """An error that says what is wrong with the checkpoint: "holds no …"."""
-        return CheckpointError(f"{self.path} {fault}{_way_out(self.path)}")
+        return CheckpointError(f"{self.path} {fault}{way_out(self.path)}")
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -111,7 +111,7 @@ def save_checkpoint(run: Path, step: int, sections: dict[str, dict[str, Tensor]]
     path = run / "checkpoints" / f"step-{step:08d}.safetensors"
     for section, tensors in saved.items():
         if fault := _not_finite(section, tensors):
-            others = [other.name for other in _checkpoints(run)]
+            others = [other.name for other in checkpoints(run)]
             earlier = f"the last good checkpoint is {others[-1]}" if others else "there is no earlier checkpoint"
             raise CheckpointError(f"{path} is not written: {fault}; {earlier}; try a lower --lr")
     checksums = {section: _checksum(tensors) for section, tensors in saved.items()}
@@ -121,9 +121,9 @@ def save_checkpoint(run: Path, step: int, sections: dict[str, dict[str, Tensor]]
         metadata={"fastle": text, "crc32": str(zlib.crc32(text.encode()))},
     )
     write_atomic(path, content)
-    for old in [other for other in _checkpoints(run) if _step_of(other) <= step][:-KEPT]:
+    for old in [other for other in checkpoints(run) if _step_of(other) <= step][:-KEPT]:
         old.unlink()
-    for other in _checkpoints(run):
+    for other in checkpoints(run):
         if _step_of(other) > step:
             other.replace(other.with_name(f"{other.name}.damaged"))
     return path
@@ -156,8 +156,25 @@ def load_checkpoint(path: Path, sections: Collection[str] | None = None) -> Chec
                     raise ValueError(fault)
                 tensors |= {f"{section}.{name}": tensor for name, tensor in read.items()}
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({one_line(error)}){_way_out(path)}") from None
+        raise CheckpointError(f"{path} cannot be read ({one_line(error)}){way_out(path)}") from None
     return Checkpoint(path, tensors, metadata)
+
+
+def good_sections(path: Path) -> list[str]:
+    """The sections of a checkpoint that can be read, where others or none can."""
+    try:
+        with open_regular(path) as file:
+            sections = _sections(read_header(file))
+    except (OSError, ValueError):
+        return []
+    good = []
+    for section in sections:
+        try:
+            load_checkpoint(path, (section,))
+        except CheckpointError:
+            continue
+        good.append(section)
+    return good
 
 
 def newest_good_checkpoint(
@@ -178,15 +195,15 @@ def newest_good_checkpoint(
     """
     latest_checkpoint(run)
     faults: list[str] = []
-    for path in reversed(_checkpoints(run)):
+    for path in reversed(checkpoints(run)):
         try:
             checkpoint = load_checkpoint(path, sections)
             check(checkpoint)
         except CheckpointError as error:
-            faults.append(str(error).removesuffix(_way_out(path)))
+            faults.append(str(error).removesuffix(way_out(path)))
             continue
         return checkpoint, f"{'; '.join(faults)}: {path.name} is used instead" if faults else None
-    raise CheckpointError("; ".join(faults) + _way_out(path))
+    raise CheckpointError("; ".join(faults) + way_out(path))
 
 
 def check_sections(checkpoint: Checkpoint, wanted: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -230,21 +247,27 @@ def check_identity(checkpoint: Checkpoint, config: RunConfig) -> None:
         raise checkpoint.unfit(f"was saved by another run than config.json's ({', '.join(differences)})")
 
 
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run in the order of their steps."""
+    files = (run / "checkpoints").glob("step-*.safetensors")
+    return sorted((file for file in files if re.fullmatch(NAME, file.name)), key=_step_of)
+
+
 def latest_checkpoint(run: Path) -> Path:
     """The newest checkpoint of a run, which may be damaged.
 
     Raises:
         CheckpointError: There is none.
     """
-    checkpoints = _checkpoints(run)
-    if not checkpoints:
+    found = checkpoints(run)
+    if not found:
         raise CheckpointError(f"{run} holds no checkpoint: give a directory that fastle-train made with --run")
-    return checkpoints[-1]
+    return found[-1]
 
 
 def has_checkpoint(run: Path) -> bool:
     """Whether the run has a checkpoint to resume from."""
-    return bool(_checkpoints(run))
+    return bool(checkpoints(run))
 
 
 def read_run_config(run: Path) -> RunConfig:
@@ -260,7 +283,9 @@ def read_run_config(run: Path) -> RunConfig:
     except FileNotFoundError:
         raise CheckpointError(f"{run} is not a run: it has no config.json; give a directory made with --run") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({one_line(error)})") from None
+        raise CheckpointError(
+            f"{path} cannot be read ({one_line(error)}): `fastle check {run}` says what can be saved"
+        ) from None
     try:
         return RunConfig.from_dict(values)
     except ConfigError as error:
@@ -320,14 +345,8 @@ def _not_finite(section: str, tensors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _way_out(path: Path) -> str:
+def way_out(path: Path) -> str:
     return f": `fastle check {path.parents[1]}` says what can be saved, and fastle-train --overwrite starts anew"
-
-
-def _checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run in the order of their steps."""
-    files = (run / "checkpoints").glob("step-*.safetensors")
-    return sorted((file for file in files if re.fullmatch(NAME, file.name)), key=_step_of)
 
 
 def _step_of(path: Path) -> int:

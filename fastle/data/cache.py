@@ -247,6 +247,20 @@ def _read(path: Path, key: CacheKey, count: int, place: Place, loading: Loading)
     return _Contents(ImagesOnDisk(path, file, entry) if kept is None else CachedImages(kept), faults)
 
 
+def check_cache(path: Path, loading: Loading) -> tuple[int, str | None]:
+    """Checks a cache file from end to end, without the images that it was made of.
+
+    Returns:
+        The number of its images, and what is wrong with it, or None.
+    """
+    try:
+        with open_regular(path) as file:
+            entry, checksums, _ = read_layout(file)
+            return entry.shape[0], check_blocks(file, entry, checksums, loading)
+    except (OSError, ValueError) as error:
+        return 0, one_line(error)
+
+
 def _build(path: Path, images: EncodedImages, key: CacheKey, fingerprint: str, loading: Loading) -> None:
     """Decodes every image and writes the cache file."""
     needed = key.bytes(len(images)) + HEADER

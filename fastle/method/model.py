@@ -16,6 +16,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastle.checkpoint import Checkpoint, check_identity, check_sections, newest_good_checkpoint, read_run_config
-from fastle.config import JudgeDepth, ModelConfig
+from fastle.config import JudgeDepth, ModelConfig, RunConfig
 
 from .conv import Conv2d, HalvingConv2d
 from .upsample import UpsampledConv2d, nearest_x2
@@ -263,18 +265,19 @@ def pretrained(
 ) -> tuple[Autoencoder, Checkpoint, str | None]:
     """As `Autoencoder.from_pretrained`; also the checkpoint, and a line to show if newer ones cannot be used."""
     config = read_run_config(run)
-    # without memory: config.json may be damaged, and a model is made only if a checkpoint fills it
-    with torch.device("meta"):
-        wanted = Autoencoder(config.model).state_dict()
-
-    def check(checkpoint: Checkpoint) -> None:
-        check_identity(checkpoint, config)
-        check_sections(checkpoint, {weights: wanted})
-
-    checkpoint, remark = newest_good_checkpoint(run, check, (weights,))
+    checkpoint, remark = newest_good_checkpoint(run, partial(check_model, config, weights=weights), (weights,))
     model = Autoencoder(config.model)
     model.load_state_dict(checkpoint.section(weights))
     return model.to(device).eval(), checkpoint, remark
+
+
+def check_model(config: RunConfig, checkpoint: Checkpoint, *, weights: str = "model") -> None:
+    """Raises CheckpointError if a checkpoint does not hold these weights of a configuration. It makes no model."""
+    check_identity(checkpoint, config)
+    with torch.device("meta"):
+        wanted = Autoencoder(config.model).state_dict()
+    held = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(f"{weights}.")}
+    check_sections(replace(checkpoint, tensors=held), {weights: wanted})
 
 
 def _flat(latent: Tensor) -> Tensor:

@@ -12,37 +12,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
-from fastle.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from fastle.checkpoint import CheckpointError, load_checkpoint
 from fastle.config import RunConfig
 from fastle.method.model import Autoencoder
-from fastle.presets import make_config
 from fastle.training.memory import OutOfMemory
 from fastle.training.trainer import Trainer
-
-CPU = torch.device("cpu")
-CONFIG = make_config("shapes", size=16, hidden=4, map_channels=4, latent=6, batch_size=4, slices=8, steps=9)
-Sections = dict[str, dict[str, Tensor]]
+from tests.training.saved import CONFIG, CPU, Sections, save, train_two_steps
 
 
 @pytest.fixture(scope="module")
 def trained() -> Trainer:
-    trainer = Trainer(CONFIG, CPU)
-    for _ in range(2):
-        trainer(torch.randint(0, 256, (4, 1, 16, 16), dtype=torch.uint8))
-    return trainer
-
-
-def save(
-    run: Path, trainer: Trainer, change: Callable[[Sections], object] = lambda sections: None, step: int = 2
-) -> Path:
-    sections = {name: dict(tensors) for name, tensors in trainer.state().items()}
-    change(sections)
-    config = trainer.config.to_dict()
-    run.mkdir(exist_ok=True)
-    (run / "config.json").write_text(json.dumps(config))
-    return save_checkpoint(run, step, sections, {"step": step, "train_images": 5, "config": config})
+    return train_two_steps()
 
 
 def test_its_own_state_is_taken(tmp_path: Path, trained: Trainer) -> None:
