@@ -308,8 +308,10 @@ def _metadata(header: Header, path: Path) -> dict[str, Any]:
     if version == 1:
         if crc32 is not None or values.keys() - {"step", "train_images"}:
             raise ValueError("its metadata is damaged")
-    elif crc32 is None or values.get("checksums", {}).keys() != set(_sections(header)):
-        raise ValueError("it lacks checksums")
+    else:
+        checksums = values.get("checksums")
+        if crc32 is None or not isinstance(checksums, dict) or checksums.keys() != set(_sections(header)):
+            raise ValueError("it lacks checksums")
     for name in ("step", "train_images"):
         value = values.get(name, 0)
         if type(value) is not int or not 0 <= value <= 2**53:

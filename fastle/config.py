@@ -338,7 +338,8 @@ class ObjectiveConfig(Checked):
         """
         transform = values.get("transform")
         if isinstance(transform, Mapping):
-            OPTIONS["transform"].check(transform.get("name"))
+            check_names("transform", transform, required=("name",))
+            OPTIONS["transform"].check(transform["name"])
             made, decided = TRANSFORMS[transform["name"]]
             fields = {field: value for field, value in transform.items() if field != "name"}
             return from_fields(cls, {**values, "transform": from_fields(made, fields, decided)})

@@ -2,8 +2,8 @@
 
 Everything is checked before it is believed: what kind of file it is, its size, how deep its JSON nests, and that the
 header of a tensor file describes its bytes exactly. Tensors are read, not mapped: a mapped file that another process
-truncates kills the process that looks at it. What is read takes as much memory as the file, and JSON is limited to
-`LARGEST_JSON` bytes.
+truncates kills the process that looks at it. Tensors take as much memory as the file. JSON is limited to `LARGEST_JSON`
+bytes, because it takes many times as much.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NoReturn
 import torch
 from torch import Tensor
 
-LARGEST_JSON = 2**20  # bytes of a file, a header or a line
+LARGEST_JSON = 2**18  # bytes of a file, a header or a line
 DEEPEST_JSON = 16  # objects and lists within each other
 # a string that does not end goes on to the end of the file: no backtracking, which would take minutes
 BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
@@ -56,15 +56,15 @@ class Header:
     entries: dict[str, Entry]
 
 
-def parse_json(data: bytes | bytearray) -> Any:
+def parse_json(data: bytes | bytearray, largest: int = LARGEST_JSON) -> Any:
     """Parses JSON, more strictly than Python does.
 
     Raises:
-        ValueError: It is no JSON, larger than `LARGEST_JSON`, nested deeper than `DEEPEST_JSON`, or holds a name twice,
-            NaN or an infinite number. The message is the fault alone, in one line.
+        ValueError: It is no JSON, larger than `largest` bytes, nested deeper than `DEEPEST_JSON`, or holds NaN, an
+            infinite number, or a name twice. The message is the fault alone, in one line.
     """
-    if len(data) > LARGEST_JSON:
-        raise ValueError(f"{len(data):,} bytes of JSON, where {LARGEST_JSON:,} are the most")
+    if len(data) > largest:
+        raise ValueError(f"{len(data):,} bytes of JSON, where {largest:,} are the most")
     depth = 0
     for match in BRACKETS.finditer(data):
         depth += NESTING.get(data[match.start()], 0)

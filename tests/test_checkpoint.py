@@ -145,6 +145,7 @@ NONSENSE: dict[str, tuple[Callable[[Any], object], str]] = {
     "another name": (rename, "the checksum of model is wrong"),
     "no checksum": (forget, "it lacks checksums"),
     "no checksums": (resign(checksums={}), "it lacks checksums"),
+    "odd checksums": (resign(checksums=5), "it lacks checksums"),
     "negative step": (resign(step=-1), "its step is -1"),
     "true step": (resign(step=True), "its step is True"),
     "real step": (resign(step=2.0), "its step is 2.0"),

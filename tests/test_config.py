@@ -362,6 +362,8 @@ NONSENSE = {
     "large": ("data.size", 10**9, "data: --size must be at most 10,000"),
     "nul": ("data.root", "a\0b", "data: --data must be a path"),
     "object": ("train", [1], "not a configuration of this version of fastle: train is [1], not an object"),
+    "no name": ("objective.transform", {}, "objective: not a configuration of this version of fastle: transform lacks"),
+    "null name": ("objective.transform", {"name": None}, "objective: --transform must be one of"),
     "object in object": ("objective.transform", [1], "objective: --transform must be one of"),
     "list for text": ("objective.judge", ["live"], "objective: --judge must be one of"),
     "long": ("data.root", ["x" * 10**6], "data: --data must be text, not ['xxxx"),

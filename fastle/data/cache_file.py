@@ -77,7 +77,9 @@ def read_layout(file: BinaryIO) -> tuple[Entry, list[int], list[str]]:
         raise ValueError("its images are of another type or shape")
     if checksums.dtype != torch.int64 or checksums.shape != (-(-images.shape[0] // BLOCK),):
         raise ValueError("its checksums are of another type or shape")
-    record = parse_json(bytes(read_at(file, skipped.start, skipped.end - skipped.start)))
+    listed = read_at(file, skipped.start, skipped.end - skipped.start)
+    # a folder may hold any number of files that cannot be used
+    record = parse_json(listed, largest=len(listed))
     if not isinstance(record, dict) or record.keys() != {"faults", "crc32"} or not isinstance(record["faults"], list):
         raise ValueError("the list of skipped files is damaged")
     if record["crc32"] != zlib.crc32(json.dumps(record["faults"]).encode()):
