@@ -4,8 +4,8 @@
     python scripts/chaos.py --fuzz 10000 --json fuzz.json                  # mutated files, and 1,000 flipped bits
 
 --minutes N trains one run again and again, and does something to it each time, drawn from the seed: see
-bench/chaos/scenarios.py. Whatever was done, the same command must go on to the weights and metrics of a run that nothing
-was done to, equal to the bit, and no error may be more than a line.
+bench/chaos/scenarios.py. Whatever was done, the same command must go on to the weights and metrics of a run that
+nothing was done to, equal to the bit, and no error may be more than a line.
 
 --fuzz N reads N mutated configurations, metrics and checkpoints: see bench/chaos/fuzz.py.
 

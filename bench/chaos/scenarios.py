@@ -23,19 +23,23 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+# imported here so that the processes, which are forks of this one, start at once
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-# imported here so that the processes, which are forks of this one, start at once
+import fastle.training.loop
 from fastle.checkpoint import checkpoints, load_checkpoint
 from fastle.commands import main as fastle_command
 from fastle.commands import train as train_command
 from fastle.errors import FastleError
 from fastle.training.report import check_metrics
 
-STEPS, BATCH = 24, 8
+from .fuzz import MUTATIONS
+
+STEPS, BATCH = 12, 8
+REPORTS = 3  # of a run: pictures take longer than its steps
 TRIES = 4
 PATIENCE = 120.0  # seconds until a process counts as hanging
 # the time of a row depends on the machine
@@ -176,6 +180,7 @@ def _state(run: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
 def chaos(folder: Path, *, minutes: float, seed: int, only: str | None = None) -> dict[str, Any]:
     """Does things to a run for so many minutes. `folder` is empty and for this alone."""
     torch.set_num_threads(1)
+    fastle.training.loop.REPORTS = REPORTS
     field = Field(folder)
     field.make_images()
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
@@ -295,8 +300,6 @@ def _mutate_json(field: Field) -> None:
     field.end(process, -signal.SIGKILL)
     path = field.run / "config.json"
     if path.exists():
-        from .fuzz import MUTATIONS
-
         _, mutate = field.random.choice(MUTATIONS[".json"])
         path.write_bytes(mutate(path.read_bytes(), field.random))
     rows = field.run / "metrics.jsonl"
