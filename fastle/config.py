@@ -339,7 +339,7 @@ class ObjectiveConfig(Checked):
         transform = values.get("transform")
         if isinstance(transform, Mapping):
             check_names("transform", transform, required=("name",))
-            OPTIONS["transform"].check(transform["name"])
+            OPTIONS["transform"].check(transform["name"] or "")
             made, decided = TRANSFORMS[transform["name"]]
             fields = {field: value for field, value in transform.items() if field != "name"}
             return from_fields(cls, {**values, "transform": from_fields(made, fields, decided)})

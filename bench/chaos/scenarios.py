@@ -24,6 +24,8 @@ from random import Random
 from typing import Any
 
 # imported here so that the processes, which are forks of this one, start at once
+import matplotlib.backends.backend_agg
+import matplotlib.figure  # noqa: F401
 import numpy as np
 import torch
 from PIL import Image
