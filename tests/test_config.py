@@ -388,11 +388,11 @@ def test_nonsense_is_refused_in_one_short_line_that_names_the_field(name: str) -
 
 
 def test_what_another_run_would_compute_is_a_difference() -> None:
-    config = make_config("celeba", data="/a")
-    assert config.differences(make_config("celeba", data="/a", steps=7)) == []
+    config = make_config("celeba", data="/a", lr=0.25)
+    assert config.differences(make_config("celeba", data="/a", lr=0.25, steps=7)) == []
     assert config.differences(make_config("celeba", data="/b", lr=0.5)) == [
         "data.root /a → /b",
-        "train.lr 0.0001 → 0.5",
+        "train.lr 0.25 → 0.5",
     ]
 
 
