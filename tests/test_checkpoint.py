@@ -186,7 +186,7 @@ def test_nonsense_in_a_header_is_refused(name: str, tmp_path: Path) -> None:
     ("header", "message"),
     [
         (b"[" * 10**5 + b"]" * 10**5, "nested deeper"),
-        (b'{"a":' * 10**5 + b"1" + b"}" * 10**5, "nested deeper"),
+        (b'{"a":' * 10**4 + b"1" + b"}" * 10**4, "nested deeper"),
         (b'{"a": 1, "a": 1}', "twice"),
         (b'{"a": NaN}', "NaN is not a number"),
         (b'{"a": 1e999}', "1e999 is beyond every number"),
