@@ -14,7 +14,7 @@ caches lie in a temporary folder ($TMPDIR), and so in the system's page cache. T
     torchvision             fastle's feed with --decoder torchvision --cache none
     dali                    --decoder dali: DALI on the CPU, the crop cut out as it decodes, H x W x C
     dali-gpu                --decoder dali-gpu; CUDA only
-    cache-disk, cache-host  --cache disk and host: decoded once, then memory-mapped, or read into memory
+    cache-disk, cache-host  --cache disk and host: decoded once, then read batch by batch, or into memory
     cache-device            --cache device; CUDA only
 
 First row, "loading": every side's first batches are compared with those of torchvision's decoder. Fastle's sides must

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
-from .options import Checked, Option, option, options_of, pick
+from .options import Checked, Option, check_names, from_fields, option, options_of, pick, shown
 from .options import ConfigError as ConfigError  # noqa: PLC0414 (where everybody imports it from)
 
 DatasetName = Literal["shapes", "cifar10", "celeba", "folder"]
@@ -30,13 +31,16 @@ BadImages = Literal["error", "skip"]
 HOLE_RATIO = 0.35
 # features of the masked setting's latent
 POOLED_LATENT = 128
+LARGEST_SIZE = 10_000  # pixels: larger images are refused
+MOST_CHANNELS = 1_000  # of images
+MOST_WEIGHTS = 2**40  # of a layer
 DEFAULT_TRANSFORM: TransformName = "crop-resize"
 
 
 def _size(multiple_of: int | None = None) -> Any:
     """A field of the data and of the model, which alone needs sizes divisible by 8."""
     text = "height and width of the images, pixels, divisible by 8"
-    return option(text, at_least=1, multiple_of=multiple_of, group="data", metavar="PX")
+    return option(text, at_least=1, cap=LARGEST_SIZE, multiple_of=multiple_of, group="data", metavar="PX")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,8 @@ class DataConfig(Checked):
     def __post_init__(self) -> None:
         # slots=True makes the class anew, and super() without arguments would mean the old one
         Checked.__post_init__(self)
+        if self.root is not None and "\0" in self.root:
+            raise ConfigError(f"--data must be a path, not {shown(self.root)}")
         if self.bad_images == "skip" and self.dataset in ("shapes", "cifar10"):
             raise ConfigError(f"--bad-images skip has no effect with {self.dataset}, which has no image files")
 
@@ -96,11 +102,16 @@ class ModelConfig(Checked):
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
-        if self.channels < 1:
-            raise ConfigError(f"channels must be at least 1, not {self.channels}")
+        if type(self.channels) is not int or not 1 <= self.channels <= MOST_CHANNELS:
+            raise ConfigError(f"channels must be at least 1 and at most {MOST_CHANNELS}, not {shown(self.channels)}")
         if 8 * self.hidden % self.map_channels:
             raise ConfigError(
                 f"--map-channels {self.map_channels} must divide 8 times --hidden, which is {8 * self.hidden}"
+            )
+        weights = max(36 * self.hidden**2, math.prod(self.map_shape) * (self.latent or 0))
+        if weights > MOST_WEIGHTS:
+            raise ConfigError(
+                f"a layer of {weights:.2g} weights fits nowhere: give a smaller --hidden, --map-channels or --latent"
             )
 
     @property
@@ -325,14 +336,19 @@ class ObjectiveConfig(Checked):
         It also reads what fastle wrote before transformations had settings of their own: "transform" is the name, and
         "crop_ratio" and the like stand beside it, those that the row does not use null.
         """
-        given = {name: value for name, value in values.items() if value is not None}
-        transform = given.pop("transform", None)
-        if isinstance(transform, dict):
+        transform = values.get("transform")
+        if isinstance(transform, Mapping):
+            check_names("transform", transform, required=("name",))
+            OPTIONS["transform"].check(transform["name"] or "")
             made, decided = TRANSFORMS[transform["name"]]
-            fields = {name: value for name, value in transform.items() if name != "name"}
-            return cls(**given, transform=made(**decided, **fields))
-        flat = {name: given.pop(name) for name in TRANSFORM_OPTIONS if name in given}
-        return cls(**given, transform=None if transform is None else transform_config(transform, flat))
+            fields = {field: value for field, value in transform.items() if field != "name"}
+            return from_fields(cls, {**values, "transform": from_fields(made, fields, decided)})
+        flat = {name: values[name] for name in TRANSFORM_OPTIONS if values.get(name) is not None}
+        for name, value in flat.items():
+            TRANSFORM_OPTIONS[name].check(value)
+        unused = {name for name, value in values.items() if value is None and values.get("name") == "pixel"}
+        given = {name: value for name, value in values.items() if name not in {*TRANSFORM_OPTIONS, *unused}}
+        return from_fields(cls, given | {"transform": None if transform is None else transform_config(transform, flat)})
 
 
 PIXEL_FIELDS = ("name", "hole_ratio")
@@ -396,6 +412,8 @@ class TrainConfig(Checked):
     precision: Precision = option("bf16 is autocast, with weights and statistics in fp32", initial="fp32")
 
     def __post_init__(self) -> None:
+        if not isinstance(self.averages, (list, tuple)):
+            raise ConfigError(f"--averages must be numbers in a list, not {shown(self.averages)}")
         # JSON knows no tuples
         object.__setattr__(self, "averages", tuple(self.averages))
         Checked.__post_init__(self)
@@ -448,6 +466,11 @@ class RunConfig:
     train: TrainConfig
 
     def __post_init__(self) -> None:
+        for name, model, data in (
+            ("size", self.model.size, self.data.size), ("channels", self.model.channels, self.data.channels)
+        ):  # fmt: skip
+            if model != data:
+                raise ConfigError(f"the model's {name} is {model} and the images' is {data}: they must be equal")
         size, transform, hole = self.model.size, self.objective.transform, self.objective.hole_ratio
         if isinstance(transform, CropResizeConfig) and int(transform.ratio * size) < 1:
             raise ConfigError(
@@ -487,12 +510,36 @@ class RunConfig:
         Raises:
             ConfigError: a field is missing, unknown or out of range.
         """
-        try:
-            return cls(
-                model=ModelConfig(**values["model"]),
-                objective=ObjectiveConfig.from_dict(values["objective"]),
-                data=DataConfig(**values["data"]),
-                train=TrainConfig(**values["train"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise ConfigError(f"not a configuration of this version of fastle: {error}") from None
+        readers: dict[str, Callable[[Any], Any]] = {
+            "model": partial(from_fields, ModelConfig),
+            "objective": ObjectiveConfig.from_dict,
+            "data": partial(from_fields, DataConfig),
+            "train": partial(from_fields, TrainConfig),
+        }
+        # config.json says what it is, too
+        check_names("configuration", values, required=readers, known=(*readers, "format"))
+        sections = {}
+        for name, read in readers.items():
+            check_names(name, values[name])
+            try:
+                sections[name] = read(values[name])
+            except ConfigError as error:
+                raise ConfigError(f"{name}: {error}") from None
+        return cls(**sections)
+
+    def differences(self, later: RunConfig) -> list[str]:
+        """What differs in a later configuration, "name before → after" each, apart from the length of the run."""
+        train = replace(later.train, steps=self.train.steps, epochs=self.train.epochs)
+        old, new = _flatten(self.to_dict()), _flatten(replace(later, train=train).to_dict())
+        return [
+            f"{name} {shown(old.get(name))} → {shown(new.get(name))}"
+            for name in old | new
+            if old.get(name) != new.get(name)
+        ]
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

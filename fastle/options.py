@@ -9,12 +9,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Container, Hashable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from .errors import FastleError
 
+# far beyond every use, and within what 64-bit and single-precision arithmetic can bear
+CAPS: dict[type, float] = {int: 2**31, float: 1e30}
+SHOWN = 60  # characters of a value in a message
 # the argument groups of --help
 Group = Literal["data", "model", "objective", "training", "speed", "output"]
 
@@ -31,8 +35,11 @@ class Option:
         help: what the value is, as a phrase.
         name: the keyword of `make_config`; the flag is the same with hyphens.
         kind: int, float, str, or bool for a flag without a value; one with a default has a --no- form too.
+        optional: whether None is a value.
         choices: the only values, where they are few.
         above, at_least, at_most, below: bounds of a number.
+        cap: beyond it a number is a slip of the hand or a damaged file, so that --help is silent about it; None is
+            the cap of all numbers of the kind that have no upper bound.
         multiple_of: what divides the number.
         many: whether it is a tuple of such values.
         default: what holds when nobody sets the value, in words.
@@ -42,11 +49,13 @@ class Option:
     help: str
     name: str = ""
     kind: type = str
+    optional: bool = False
     choices: tuple[Any, ...] = ()
     above: float = -math.inf
     at_least: float = -math.inf
     at_most: float = math.inf
     below: float = math.inf
+    cap: float | None = None
     multiple_of: int | None = None
     many: bool = False
     default: str | None = None
@@ -73,15 +82,29 @@ class Option:
         return self.help + bounds + (f" (default: {self.default})" if self.default else "")
 
     def check(self, value: Any) -> None:
-        """Raises ConfigError for a value that is not one of the choices, or out of bounds."""
+        """Raises ConfigError for a value of another type, that is not one of the choices, or out of bounds."""
+        if value is None and self.optional:
+            return
         if self.many and isinstance(value, tuple):
             for item in value:
                 self.check(item)
-        elif self.choices:
-            self._require(value in self.choices, self.rule, value)
-        elif self.kind in (int, float):
+            return
+        if self.choices:
+            # True is equal to 1, and 3.0 to 3
+            known = any(type(value) is type(choice) and value == choice for choice in self.choices)
+            self._require(known, self.rule, value)
+            return
+        # a bool is an int to Python, and a whole number is as good as a float to everybody
+        types, words = {
+            int: ((int,), "a whole number"), float: ((int, float), "a number"), bool: ((bool,), "true or false")
+        }.get(self.kind, ((str,), "text"))  # fmt: skip
+        self._require(type(value) in types, words, value)
+        if self.kind in (int, float):
             inside = self.above < value < self.below and self.at_least <= value <= self.at_most
-            self._require(inside and abs(value) < math.inf, self.rule, value)
+            self._require(inside and abs(value) < math.inf, self.rule or "finite", value)
+            cap = CAPS[self.kind] if self.cap is None else self.cap
+            bounded = min(self.at_most, self.below) < math.inf
+            self._require(bounded or value <= cap, f"at most {cap:,}", value)
             if self.multiple_of is not None:
                 nearest = max(1, round(value / self.multiple_of)) * self.multiple_of
                 rule = f"divisible by {self.multiple_of}, such as {nearest}"
@@ -89,7 +112,17 @@ class Option:
 
     def _require(self, ok: bool, rule: str, value: Any) -> None:
         if not ok:
-            raise ConfigError(f"{self.flag} must be {rule}, not {value}")
+            raise ConfigError(f"{self.flag} must be {rule}, not {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value for a message: in one line, and short, whatever a file holds."""
+    try:
+        text = value if isinstance(value, str) and value.isprintable() else repr(value)
+    except ValueError:
+        # Python converts no whole number of more than 4,300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def option(text: str, *, initial: Any = MISSING, **about: Any) -> Any:
@@ -123,10 +156,14 @@ def _options_of(section: Hashable) -> Mapping[str, Option]:
             made,
             name=made.name or field.name,
             kind=next(kind for kind in (bool, int, float, str) if kind in (hint, *get_args(hint), str)),
+            optional=type(None) in get_args(hint),
             choices=made.choices or (get_args(hint) if get_origin(hint) is Literal else ()),
             default=default if made.default is None else made.default,
         )
     return options
+
+
+Section = TypeVar("Section", bound="Checked")
 
 
 class Checked:
@@ -138,10 +175,41 @@ class Checked:
         for name, made in options_of(type(self)).items():
             value = getattr(self, name)
             # a transformation has checked itself
-            if value is not None and not dataclasses.is_dataclass(value):
+            if not dataclasses.is_dataclass(value):
                 made.check(value)
 
 
 def pick(section: type, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a dataclass, out of settings by the names of their options."""
     return {field: settings[made.name] for field, made in options_of(section).items() if made.name in settings}
+
+
+def from_fields(
+    section: type[Section], values: Mapping[str, Any], decided: Mapping[str, Any] = MappingProxyType({})
+) -> Section:
+    """Makes a dataclass from the fields that a file holds, and from those that are decided already.
+
+    Raises:
+        ConfigError: a field is missing, unknown or out of range.
+    """
+    # mypy does not know that all of them are dataclasses
+    declared = dataclasses.fields(section)  # type: ignore[arg-type]
+    fields = {field.name: field for field in declared if field.name not in decided}
+    required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
+    check_names(section.__name__, values, required=required, known=fields)
+    return section(**values, **decided)
+
+
+def check_names(
+    what: str, values: object, *, required: Iterable[str] = (), known: Container[str] | None = None
+) -> None:
+    """Raises ConfigError if something read from a file is no object, or lacks a field, or has one that is unknown."""
+    fault = None
+    if not isinstance(values, Mapping):
+        fault = f"{what} is {shown(values)}, not an object with fields"
+    elif missing := [name for name in required if name not in values]:
+        fault = f"{what} lacks {', '.join(missing)}"
+    elif known is not None and (unknown := [name for name in values if name not in known]):
+        fault = f"{what} has an unknown field {shown(unknown[0])}"
+    if fault:
+        raise ConfigError(f"not a configuration of this version of fastle: {fault}")

@@ -347,6 +347,55 @@ def test_whole_numbers_are_numbers() -> None:
         make_transform(config.objective.transform)
 
 
+# what a damaged file or a slip of the hand may hold, by the path of the field
+NONSENSE = {
+    "float": ("model.hidden", 32.0, "model: --hidden must be a whole number, not 32.0"),
+    "true": ("model.hidden", True, "model: --hidden must be a whole number, not True"),
+    "true is not 1": ("data.channels", True, "data: --channels must be one of 1, 3, not True"),
+    "none": ("model.hidden", None, "model: --hidden must be a whole number, not None"),
+    "beyond": ("train.seed", 2**63, "train: --seed must be at least 0 and below 9.22e+18, not 9223372036854775808"),
+    "infinite": ("train.lr", float("inf"), "train: --lr must be above 0, not inf"),
+    "digits": ("model.latent", int("9" * 30), f"model: --latent must be at most 2,147,483,648, not {'9' * 30}"),
+    "layer": ("model.latent", 2**31, "model: a layer of 1.8e+13 weights fits nowhere"),
+    "huge": ("train.lr", 1e300, "train: --lr must be at most 1e+30, not 1e+300"),
+    "unequal": ("model.size", 136, "the model's size is 136 and the images' is 128: they must be equal"),
+    "large": ("data.size", 10**9, "data: --size must be at most 10,000"),
+    "nul": ("data.root", "a\0b", "data: --data must be a path"),
+    "object": ("train", [1], "not a configuration of this version of fastle: train is [1], not an object"),
+    "no name": ("objective.transform", {}, "objective: not a configuration of this version of fastle: transform lacks"),
+    "null name": ("objective.transform", {"name": None}, "objective: --transform must be one of"),
+    "object in object": ("objective.transform", [1], "objective: --transform must be one of"),
+    "list for text": ("objective.judge", ["live"], "objective: --judge must be one of"),
+    "long": ("data.root", ["x" * 10**6], "data: --data must be text, not ['xxxx"),
+    "many digits": ("model.hidden", 10**5000, "model: --hidden must be at most 2,147,483,648, not a number of thous"),
+    "null for a default": ("objective.judge", None, "objective: --judge must be one of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_nonsense_is_refused_in_one_short_line_that_names_the_field(name: str) -> None:
+    path, value, message = NONSENSE[name]
+    values = make_config("celeba").to_dict()
+    *sections, field = path.split(".")
+    place = values
+    for section in sections:
+        place = place[section]
+    place[field] = value
+    with pytest.raises(ConfigError) as refused:
+        RunConfig.from_dict(values)
+    assert str(refused.value).startswith(message)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 200
+
+
+def test_what_another_run_would_compute_is_a_difference() -> None:
+    config = make_config("celeba", data="/a", lr=0.25)
+    assert config.differences(make_config("celeba", data="/a", lr=0.25, steps=7)) == []
+    assert config.differences(make_config("celeba", data="/b", lr=0.5)) == [
+        "data.root /a → /b",
+        "train.lr 0.25 → 0.5",
+    ]
+
+
 @pytest.mark.parametrize("damage", ["missing", "unknown", "section", "transform"])
 def test_a_configuration_of_another_version_is_an_error(damage: str) -> None:
     values = make_config("celeba").to_dict()
@@ -355,7 +404,7 @@ def test_a_configuration_of_another_version_is_an_error(damage: str) -> None:
     elif damage == "unknown":
         values["train"]["momentum"] = 0.9
     elif damage == "transform":
-        values["objective"]["transform"]["name"] = "bogus"
+        del values["objective"]["transform"]["ratio"]
     else:
         del values["data"]
     with pytest.raises(ConfigError, match="not a configuration of this version"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -13,17 +14,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from fastle.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    latest_checkpoint,
-    load_checkpoint,
-    read_run_config,
-    write_atomic,
-)
+from fastle.checkpoint import Checkpoint, CheckpointError, latest_checkpoint, read_run_config, write_atomic
 from fastle.data import IN_MEMORY, open_images, open_tree
 from fastle.machine import pick_device
-from fastle.method.model import Autoencoder
+from fastle.method.model import Autoencoder, pretrained
 from fastle.training.evaluate import Metrics, evaluate
 from fastle.training.loop import make_loading
 
@@ -45,10 +39,9 @@ def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def _eval(run: Path, data: str | None, device: torch.device, console: Console) -> None:
     config = read_run_config(run)
-    checkpoint = _newest_checkpoint(run)
-    model = Autoencoder(config.model)
-    model.load_state_dict(checkpoint.section("model"))
-    model = model.to(device).eval()
+    model, checkpoint, remark = _pretrained(run, device)
+    if remark:
+        console.print(remark, highlight=False, markup=False, soft_wrap=True)
     if data is not None:
         images = open_tree(config.data, Path(data), make_loading("auto", "none", device, console))
     elif config.data.dataset in IN_MEMORY:
@@ -66,7 +59,9 @@ def _eval(run: Path, data: str | None, device: torch.device, console: Console) -
             progress=lambda seen: progress.update(task, completed=seen),
         )
     source = "test split" if data is None else str(Path(data).absolute())
-    step = checkpoint.metadata["step"]
+    step = checkpoint.step
+    if not all(math.isfinite(value) for values in figures.values() for value in values.values()):
+        raise CheckpointError(f"{checkpoint.path}: its reconstructions are not finite, though its weights are")
     result = {
         "run": str(run),
         "checkpoint": checkpoint.path.name,
@@ -83,14 +78,14 @@ def _eval(run: Path, data: str | None, device: torch.device, console: Console) -
     console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _newest_checkpoint(run: Path) -> Checkpoint:
-    """The newest checkpoint of a run that may be training meanwhile, and then deletes its older ones."""
+def _pretrained(run: Path, device: torch.device) -> tuple[Autoencoder, Checkpoint, str | None]:
+    """See `pretrained`; of a run that may be training meanwhile, and then deletes its older checkpoints."""
     while True:
-        path = latest_checkpoint(run)
+        newest = latest_checkpoint(run)
         try:
-            return load_checkpoint(path)
+            return pretrained(run, device)
         except CheckpointError:
-            if latest_checkpoint(run) == path:
+            if latest_checkpoint(run) == newest:
                 raise
 
 

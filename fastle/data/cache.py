@@ -1,13 +1,7 @@
 """The packed cache: a split is decoded once into one file, which later runs read instead of decoding again.
 
-The file is in the safetensors format, so that other tools can open it:
-
-    images      uint8 (N, H, W, C)
-    checksums   int64 (blocks,): the crc32 of every `BLOCK` images
-    skipped     uint8: JSON, the faults of the files that were left out
-    metadata    identifies the source files, and how they were decoded
-
-One process at a time writes it, to a temporary name, flushes and renames it. Reading it checks every block.
+One process at a time writes it, to a temporary name, flushes and renames it. Opening it checks every block. See
+`cache_file` for its format.
 """
 
 from __future__ import annotations
@@ -20,7 +14,6 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,17 +21,17 @@ from typing import BinaryIO, Literal
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastle.errors import DataError
+from fastle.files import one_line, open_regular, read_header
 from fastle.machine import format_bytes
 
-from .decode import BadFiles, ImageFile, default_threads
+from .cache_file import BLOCK, Checksums, ImagesOnDisk, check_blocks, read_layout
+from .decode import BadFiles, ImageFile
 from .images import ArrayImages, EncodedImages, Images
 from .loading import Loading
 
-BLOCK = 256  # images per checksum
 HEADER = 4096  # bytes, padded, because the header is written after the images that follow it
 VERSION = "1"
 
@@ -79,7 +72,8 @@ class CacheKey:
         return {
             "fastle_cache": VERSION,
             "fingerprint": fingerprint,
-            "root": self.root,
+            # a folder may have a name that is no text
+            "root": os.fsencode(self.root).decode("utf-8", "backslashreplace"),
             "crop": rule,
             "decoder": self.pixels,
         }
@@ -107,24 +101,24 @@ def open_cached(images: EncodedImages, key: CacheKey, loading: Loading) -> tuple
     fingerprint = _fingerprint(images.files)
     with _locked(path, loading):
         stale = _why_stale(path, key.metadata(fingerprint))
-        contents = stale or _read(path, place, loading)
+        contents = stale or _read(path, key, count, place, loading)
         reused = isinstance(contents, _Contents)
         if isinstance(contents, str):
             if path.exists():
                 loading.say(f"cache: {path} is {contents}: building it again")
             _build(path, images, key, fingerprint, loading)
-            contents = _read(path, place, loading)
+            contents = _read(path, key, count, place, loading)
         if isinstance(contents, str):
             raise DataError(f"{path} is {contents} right after it was written: the disk is failing; use --cache none")
     how = "reused" if reused else "built"
-    where = {"device": "on the GPU", "host": "in memory", "disk": "mapped from disk"}[place]
-    size = format_bytes(key.bytes(len(contents.images)))
-    loading.say(f"cache: {place}, {size} {where}, {path} ({how})")
-    return CachedImages(contents.images), contents.skipped
+    where = {"device": "on the GPU", "host": "in memory", "disk": "read from disk"}[place]
+    images_held = contents.images
+    loading.say(f"cache: {place}, {format_bytes(key.bytes(len(images_held)))} {where}, {path} ({how})")
+    return images_held, contents.skipped
 
 
 class CachedImages:
-    """Images held in one array, uint8 (N, H, W, C), on the GPU, in memory or mapped. Batches are channels-last."""
+    """Images held in one array, uint8 (N, H, W, C), on the GPU or in memory. Batches are channels-last."""
 
     def __init__(self, images: Tensor) -> None:
         self._images = images
@@ -143,9 +137,9 @@ class CachedImages:
 
 @dataclass(frozen=True, slots=True)
 class _Contents:
-    """The contents of a cache file: uint8 (N, H, W, C), and the faults of the files left out."""
+    """The contents of a cache file: its images, and the faults of the files left out."""
 
-    images: Tensor
+    images: CachedImages | ImagesOnDisk
     skipped: list[str]
 
 
@@ -242,9 +236,9 @@ def _why_stale(path: Path, metadata: dict[str, str]) -> str | None:
     if not path.exists():
         return "missing"
     try:
-        with safe_open(path, framework="pt") as file:
-            stored = file.metadata() or {}
-    except (SafetensorError, OSError):
+        with open_regular(path) as file:
+            stored = read_header(file).metadata
+    except (OSError, ValueError):
         return "damaged"
     if stored.get("fastle_cache") != VERSION:
         return "of another version of fastle"
@@ -253,41 +247,38 @@ def _why_stale(path: Path, metadata: dict[str, str]) -> str | None:
     return None if stored == metadata else "damaged"
 
 
-def _read(path: Path, place: Place, loading: Loading) -> _Contents | str:
-    """The contents of a cache file, with every block checked, or what is wrong with it."""
+def _read(path: Path, key: CacheKey, count: int, place: Place, loading: Loading) -> _Contents | str:
+    """The contents of the cache file of `count` images, with every block checked, or what is wrong with it."""
     try:
-        with safe_open(path, framework="pt") as file:
-            # memory-mapped
-            images, checksums, skipped = (file.get_tensor(name) for name in ("images", "checksums", "skipped"))
-        record = json.loads(bytes(skipped.numpy()))
-        if record["crc32"] != zlib.crc32(json.dumps(record["faults"]).encode()):
-            return "damaged (the list of skipped files)"
-        faults: list[str] = record["faults"]
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-        return "damaged"
-    kept = images
+        # it stays open while images are read from it
+        file = open_regular(path)
+        entry, checksums, faults = read_layout(file)
+    except (OSError, ValueError) as error:
+        return f"damaged ({one_line(error)})"
+    found = entry.shape[0]
+    if entry.shape[1:] != (key.size, key.size, key.channels) or found + len(faults) != count:
+        return f"damaged (it holds {found} images of {'x'.join(map(str, entry.shape[1:]))})"
+    kept = None
     if place != "disk":
-        kept = torch.empty_like(images, device=loading.device if place == "device" else None)
-    starts = range(0, len(images), BLOCK)
-    if len(checksums) != len(starts):
-        return "damaged"
+        kept = torch.empty(entry.shape, dtype=torch.uint8, device=loading.device if place == "device" else None)
+    bad = check_blocks(file, entry, checksums, loading, kept)
+    if bad:
+        return f"damaged ({bad})"
+    return _Contents(ImagesOnDisk(path, file, entry) if kept is None else CachedImages(kept), faults)
 
-    def check(start: int) -> bool:
-        block = images[start : start + BLOCK]
-        if place == "host":
-            # checked after the copy, so that the copy is right as well
-            block = kept[start : start + BLOCK].copy_(block)
-        elif place == "device":
-            kept[start : start + BLOCK].copy_(block)
-        return zlib.crc32(block.numpy().data) == int(checksums[start // BLOCK])
 
-    with ThreadPoolExecutor(default_threads(), thread_name_prefix="cache") as pool:
-        for start, intact in zip(
-            starts, loading.track(pool.map(check, starts), "reading the cache", len(starts)), strict=True
-        ):
-            if not intact:
-                return f"damaged (block {start // BLOCK})"
-    return _Contents(kept, faults)
+def check_cache(path: Path, loading: Loading) -> tuple[int, str | None]:
+    """Checks a cache file from end to end, without the images that it was made of.
+
+    Returns:
+        The number of its images, and what is wrong with it, or None.
+    """
+    try:
+        with open_regular(path) as file:
+            entry, checksums, _ = read_layout(file)
+            return entry.shape[0], check_blocks(file, entry, checksums, loading)
+    except (OSError, ValueError) as error:
+        return 0, one_line(error)
 
 
 def _build(path: Path, images: EncodedImages, key: CacheKey, fingerprint: str, loading: Loading) -> None:
@@ -320,7 +311,7 @@ def _build(path: Path, images: EncodedImages, key: CacheKey, fingerprint: str, l
 
 def _write(file: BinaryIO, images: EncodedImages, key: CacheKey, fingerprint: str, loading: Loading) -> None:
     file.seek(HEADER)
-    sums, faults = _Checksums(key.bytes(BLOCK)), []
+    sums, faults = Checksums(key.bytes(BLOCK)), []
     starts = range(0, len(images), BLOCK)
     for start in loading.track(starts, "building the cache", len(starts)):
         batch, bad = _decode(images, range(start, min(start + BLOCK, len(images))))
@@ -357,31 +348,6 @@ def _decode(images: EncodedImages, positions: range) -> tuple[Tensor, list[str]]
     except BadFiles as bad:
         good = [position for within, position in enumerate(positions) if within not in bad.faults]
         return images.batch(good) if good else torch.empty(0), list(bad.faults.values())
-
-
-class _Checksums:
-    """The crc32 of every `block` bytes of a stream."""
-
-    def __init__(self, block: int) -> None:
-        self.total = 0
-        self._block = block
-        self._done: list[int] = []
-        self._open = 0
-
-    def add(self, data: memoryview) -> None:
-        """Adds the next bytes of the stream."""
-        while len(data):
-            part = data[: self._block - self.total % self._block]
-            self._open = zlib.crc32(part, self._open)
-            self.total += len(part)
-            if self.total % self._block == 0:
-                self._done.append(self._open)
-                self._open = 0
-            data = data[len(part) :]
-
-    def blocks(self) -> list[int]:
-        """The checksums so far; the last one may cover fewer bytes."""
-        return [*self._done, self._open] if self.total % self._block else list(self._done)
 
 
 def _cannot_write(path: Path, error: OSError) -> DataError:

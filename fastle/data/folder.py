@@ -11,9 +11,15 @@ from fastle.errors import DataError
 from .decode import Decoder, DiskFile
 from .images import EncodedImages, Split
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".webp")
+KINDS = ".jpg .jpeg .png .webp"  # in messages, the usual ones
 # image formats that fastle does not decode: they are reported as bad files rather than silently left out
-UNSUPPORTED = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif")
+UNSUPPORTED = (
+    ".gif", ".bmp", ".dib", ".tif", ".tiff", ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".tga",
+    ".psd", ".exr", ".hdr", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi", ".ico",
+    # of cameras
+    ".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw",
+)  # fmt: skip
 
 
 def open_folder(root: Path, split: Split | None, decoder: Decoder) -> EncodedImages:
@@ -65,7 +71,7 @@ def find_images(root: Path) -> list[str]:
         below = Path(folder).relative_to(root)
         images += [(below / name).as_posix() for name in names]
     if not images:
-        raise DataError(f"{root} holds no images ({' '.join(EXTENSIONS)}), but {others} other files: add images")
+        raise DataError(f"{root} holds no images ({KINDS}), but {others} other files: add images")
     return sorted(images)
 
 

@@ -25,8 +25,12 @@ UNSUPPORTED = {
     b"MM\x00*": "a TIFF",
     b"II+\x00": "a TIFF",
     b"MM\x00+": "a TIFF",
+    b"\xff\x0a": "a JPEG XL",
+    b"\x00\x00\x00\x0cJXL ": "a JPEG XL",
+    b"\x00\x00\x00\x0cjP  ": "a JPEG 2000",
+    b"8BPS": "a Photoshop file",
+    b"FUJIFILMCCD-RAW": "a raw photograph",
 }
-
 
 # the sampling factors of a JPEG: grey, 4:4:4, 4:2:2 and 4:2:0
 SAMPLING = (b"\x11", b"\x11\x11\x11", b"\x21\x11\x11", b"\x22\x11\x11")

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fastle.errors import DataError
+
 from .decode import ImageFile
 
 
@@ -29,6 +31,18 @@ class Identity:
     def to_dict(self) -> dict[str, Any]:
         """A JSON object, as a checkpoint holds it."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Identity:
+        """The inverse of `to_dict`.
+
+        Raises:
+            DataError: It is no such object.
+        """
+        kinds = {"count": int, "names": str, "sizes": str}
+        if not isinstance(values, dict) or {name: type(value) for name, value in values.items()} != kinds:
+            raise DataError(f"the identity of the training images must hold {', '.join(kinds)}, not {str(values)[:80]}")
+        return cls(**values)
 
     def difference(self, before: Identity) -> str | None:
         """How these images differ from those of an earlier time, as the end of "the images …"; None if they do not."""

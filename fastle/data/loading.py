@@ -33,7 +33,7 @@ class Loading:
     Attributes:
         decoder: "dali" and "torchvision" give the same pixels; "auto" is DALI if it is available. "dali-gpu" decodes on
             the GPU, with slightly different pixels.
-        cache: Where decoded images are kept: "device" is the GPU, "host" the host's memory, "disk" a memory-mapped
+        cache: Where decoded images are kept: "device" is the GPU, "host" the host's memory, "disk" a packed
             file; "none" decodes every image in every epoch. "auto" takes the first of these that has room.
         device: The device that trains.
         processes: The number of processes on this machine that keep images in memory.

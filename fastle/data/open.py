@@ -105,6 +105,18 @@ def train_size(config: DataConfig) -> int | None:
     return {"shapes": shapes.SIZES["train"], "cifar10": cifar10.TRAIN, "celeba": celeba.TRAIN}[config.dataset]
 
 
+def cache_key(config: DataConfig, split: Split, *, gpu: bool) -> CacheKey:
+    """Identifies the cache file of a split, whose images were decoded on a GPU or not."""
+    return CacheKey(
+        name=f"{config.dataset}-{split}-{config.size}",
+        root=str(_root(config)),
+        size=config.size,
+        channels=config.channels,
+        resize=_resizes(config),
+        pixels="gpu" if gpu else "cpu",
+    )
+
+
 def _open(
     config: DataConfig, split: Split, loading: Loading, decoder: Decoder | None
 ) -> tuple[Images, list[str], Sequence[ImageFile] | None]:
@@ -117,14 +129,7 @@ def _open(
     images = open_files(root, split, decoder)
     if loading.cache == "none":
         return *_checked(images, config, loading), images.files
-    key = CacheKey(
-        name=f"{config.dataset}-{split}-{config.size}",
-        root=str(root),
-        size=config.size,
-        channels=config.channels,
-        resize=_resizes(config),
-        pixels="gpu" if loading.decoder == "dali-gpu" else "cpu",
-    )
+    key = cache_key(config, split, gpu=loading.decoder == "dali-gpu")
     cached, faults = open_cached(images, key, loading)
     if cached is images:
         return *_checked(images, config, loading), images.files

@@ -14,15 +14,18 @@ nearest x2 is computed on the small map (see upsample.py), and a 1x1 convolution
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastle.checkpoint import latest_checkpoint, load_checkpoint, read_run_config
-from fastle.config import JudgeDepth, ModelConfig
+from fastle.checkpoint import Checkpoint, check_identity, check_sections, newest_good_checkpoint, read_run_config
+from fastle.config import JudgeDepth, ModelConfig, RunConfig
 
 from .conv import Conv2d, HalvingConv2d
 from .upsample import UpsampledConv2d, nearest_x2
@@ -241,7 +244,7 @@ class Autoencoder(nn.Module):
     def from_pretrained(
         cls, run: str | Path, device: str | torch.device = "cpu", *, weights: str = "model"
     ) -> Autoencoder:
-        """Loads the newest checkpoint of a run directory, in evaluation mode.
+        """Loads the newest good checkpoint of a run directory, in evaluation mode, and warns if a newer one is damaged.
 
         Args:
             run: a directory that `fastle-train` made.
@@ -249,12 +252,32 @@ class Autoencoder(nn.Module):
             weights: "model", or the name of an average that the run keeps, such as "ema-050" with --averages 0.05.
 
         Raises:
-            FastleError: there is no run in the directory, or its checkpoint cannot be read or lacks the weights.
+            FastleError: there is no run in the directory, or none of its checkpoints can be used or has the weights.
         """
-        model = cls(read_run_config(Path(run)).model)
-        state = load_checkpoint(latest_checkpoint(Path(run))).section(weights)
-        model.load_state_dict(state)
-        return model.to(device).eval()
+        model, _, remark = pretrained(Path(run), device, weights)
+        if remark:
+            warnings.warn(remark, stacklevel=1)
+        return model
+
+
+def pretrained(
+    run: Path, device: str | torch.device, weights: str = "model"
+) -> tuple[Autoencoder, Checkpoint, str | None]:
+    """As `Autoencoder.from_pretrained`; also the checkpoint, and a line to show if newer ones cannot be used."""
+    config = read_run_config(run)
+    checkpoint, remark = newest_good_checkpoint(run, partial(check_model, config, weights=weights), (weights,))
+    model = Autoencoder(config.model)
+    model.load_state_dict(checkpoint.section(weights))
+    return model.to(device).eval(), checkpoint, remark
+
+
+def check_model(config: RunConfig, checkpoint: Checkpoint, *, weights: str = "model") -> None:
+    """Raises CheckpointError if a checkpoint does not hold these weights of a configuration. It makes no model."""
+    check_identity(checkpoint, config)
+    with torch.device("meta"):
+        wanted = Autoencoder(config.model).state_dict()
+    held = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(f"{weights}.")}
+    check_sections(replace(checkpoint, tensors=held), {weights: wanted})
 
 
 def _flat(latent: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Generator
 
-from fastle.config import RunConfig
+from fastle.config import ModelConfig, RunConfig
 from fastle.errors import FastleError
-from fastle.machine import format_bytes, peak_memory
+from fastle.machine import format_bytes, free_memory, peak_memory
 from fastle.method.model import Autoencoder
 from fastle.method.objective import make_objective
 
@@ -19,7 +19,7 @@ FILLED = 0.9  # share of the free memory that an advised batch takes
 
 
 class OutOfMemory(FastleError):
-    """The batch is too large for the device."""
+    """The model or the batch is too large for the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,25 @@ class Estimate:
     def of(self, batch: int) -> float:
         """Bytes of a step on `batch` images."""
         return self.fixed + batch * self.per_image
+
+
+def check_fits(config: ModelConfig, device: torch.device) -> None:
+    """Checks that a model with its gradients and moments fits in memory, before it is made.
+
+    Raises:
+        OutOfMemory: It is larger than the memory that is free.
+    """
+    # built without memory: only its shapes are asked for
+    with torch.device("meta"):
+        weights = Autoencoder(config).parameter_count()
+    # of 4 bytes each: weight, gradient and two moments
+    needed = 16 * weights
+    free = free_memory(device)
+    if needed > free:
+        raise OutOfMemory(
+            f"the model's {weights:,} weights, with gradients and moments, take {format_bytes(needed)}, and "
+            f"{format_bytes(free)} are free; give a smaller {'--hidden' if config.latent is None else '--latent'}"
+        )
 
 
 def estimate(config: RunConfig) -> Estimate:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fastle.checkpoint import write_atomic
+from fastle.checkpoint import CheckpointError, write_atomic
+from fastle.files import one_line, open_regular, parse_json
 from fastle.method.model import unit_range
 
 TILE = 96  # pixels: small images are enlarged to about this size, by whole factors
@@ -40,7 +43,9 @@ def effective_rank(z: Tensor) -> Tensor:
     """
     samples = _samples(z)
     centred = samples - samples.mean(0)
-    eigenvalues = torch.linalg.eigvalsh(centred.T @ centred).clamp_min(0)
+    # both products have the same positive eigenvalues, and one of them may not fit in memory
+    product = centred.T @ centred if len(centred) >= centred.shape[1] else centred @ centred.T
+    eigenvalues = torch.linalg.eigvalsh(product).clamp_min(0)
     share = eigenvalues / eigenvalues.sum().clamp_min(torch.finfo(eigenvalues.dtype).tiny)
     return torch.special.entr(share).sum().exp()
 
@@ -50,29 +55,75 @@ def _samples(z: Tensor) -> Tensor:
 
 
 def append_metrics(path: Path, row: dict[str, Any]) -> None:
-    """Appends a row to metrics.jsonl, which holds one JSON object per line, in the order of the steps."""
+    """Appends a row to metrics.jsonl, which holds one JSON object per line, in the order of the steps.
+
+    A number that is not finite becomes null.
+    """
     with path.open("ab") as file:
         file.write(_line(row))
 
 
 def rewind_metrics(path: Path, step: int) -> None:
-    """Drops the rows of steps later than `step`, which a killed run may have left in metrics.jsonl."""
-    write_atomic(path, b"".join(_line(row) for row in read_metrics(path) if row["step"] <= step))
+    """Drops the rows of steps later than `step`, which a killed run may have left in metrics.jsonl.
+
+    If lines of it are damaged, the file is kept as metrics.jsonl.damaged.
+    """
+    rows, damaged = check_metrics(path)
+    if damaged:
+        write_atomic(path.with_name(f"{path.name}.damaged"), path.read_bytes())
+    write_atomic(path, b"".join(_line(row) for row in rows if row["step"] <= step))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, except a last line that was cut off; an empty list if there is no file."""
-    rows = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+    """The rows of metrics.jsonl, except a last line that was cut off; an empty list if there is no file.
+
+    Lines that are damaged are left out, with a warning.
+    """
+    rows, damaged = check_metrics(path)
+    if damaged:
+        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        warnings.warn(f"{path}: line {damaged[0]}{more} cannot be read, and is left out", stacklevel=1)
     return rows
 
 
+def check_metrics(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The rows of metrics.jsonl as `read_metrics` returns them, and the numbers of the lines that are damaged."""
+    rows: list[dict[str, Any]] = []
+    damaged: list[int] = []
+    if not path.exists():
+        return rows, damaged
+    try:
+        with open_regular(path) as file:
+            lines = file.read().split(b"\n")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({one_line(error)})") from None
+    # a process that was killed may have left a part of a line
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            row = parse_json(line)
+        except ValueError:
+            row = None
+        if _is_row(row, after=rows[-1]["step"] if rows else -1):
+            rows.append(row)
+        else:
+            damaged.append(number)
+    return rows, damaged
+
+
+def _is_row(row: Any, *, after: int) -> bool:
+    """Whether something is a row of a later step than `after`: a step, and numbers by their names."""
+    return (
+        isinstance(row, dict)
+        and type(row.get("step")) is int
+        and after < row["step"]
+        and all(value is None or type(value) in (int, float) for value in row.values())
+    )
+
+
 def _line(row: dict[str, Any]) -> bytes:
-    return json.dumps(row).encode() + b"\n"
+    # JSON has no word for NaN and infinity
+    values = {name: value if value is None or math.isfinite(value) else None for name, value in row.items()}
+    return json.dumps(values).encode() + b"\n"
 
 
 def save_grid(path: Path, rows: Sequence[tuple[str, Tensor]]) -> None:
@@ -133,6 +184,6 @@ def save_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _curve(axes: Any, rows: Sequence[dict[str, Any]], name: str, **style: Any) -> None:
-    points = [(row["step"], row[name]) for row in rows if name in row]
+    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
     if points:
         axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), **style)

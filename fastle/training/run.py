@@ -24,7 +24,7 @@ from fastle.checkpoint import (
     CheckpointError,
     has_checkpoint,
     latest_checkpoint,
-    load_checkpoint,
+    newest_good_checkpoint,
     read_run_config,
     save_checkpoint,
     write_atomic,
@@ -116,8 +116,8 @@ class RunDirectory:
         self._images = images
         if self._overwrite or not has_checkpoint(self.path):
             return None
-        checkpoint = load_checkpoint(latest_checkpoint(self.path))
-        done = int(checkpoint.metadata["step"])
+        checkpoint, remark = newest_good_checkpoint(self.path, trainer.check)
+        done = checkpoint.step
         change = _change_of_images(checkpoint.metadata, images)
         if change and not accept_new_data:
             raise ConfigError(
@@ -129,7 +129,8 @@ class RunDirectory:
         trainer.load(checkpoint, done)
         self._saved_step = done
         accepted = f" on other images: they {change}" if change else ""
-        return f"resumed from {checkpoint.path}{accepted}" + (", nothing left to do" if done == total else "")
+        resumed = f"resumed from {checkpoint.path}{accepted}" + (", nothing left to do" if done == total else "")
+        return resumed if remark is None else f"{resumed}; {remark}"
 
     def begin(self, trainer: Trainer) -> None:
         """Writes config.json, and cuts metrics.jsonl back to the step that the run resumes from.
@@ -163,7 +164,8 @@ class RunDirectory:
             images = (
                 {} if self._images is None else {"train_images": self._images.count, "images": self._images.to_dict()}
             )
-            save_checkpoint(self.path, step, trainer.state(), {"step": step, **images})
+            identity = {"step": step, "config": trainer.config.to_dict(), **images}
+            save_checkpoint(self.path, step, trainer.state(), identity)
             self._saved_step, self._saved_at = step, time.monotonic()
             if (self.path / REPLACED).exists():
                 shutil.rmtree(self.path / REPLACED)
@@ -268,27 +270,16 @@ def _delete(path: Path) -> None:
 def _change_of_images(metadata: dict[str, Any], now: Identity) -> str | None:
     """How the images have changed since a checkpoint was saved, or None."""
     if "images" in metadata:
-        return now.difference(Identity(**metadata["images"]))
+        return now.difference(Identity.from_dict(metadata["images"]))
     # earlier versions
     return now.difference(replace(now, count=int(metadata["train_images"])))
 
 
 def check_same_run(path: Path, before: RunConfig, now: RunConfig) -> None:
     """Raises ConfigError, naming every difference, if two configurations differ in more than the number of steps."""
-    same_length = replace(now, train=replace(now.train, steps=before.train.steps, epochs=before.train.epochs))
-    if same_length == before:
-        return
-    old, new = _flatten(before.to_dict()), _flatten(same_length.to_dict())
-    names = old | new
-    differences = [f"{name} {old.get(name)} → {new.get(name)}" for name in names if old.get(name) != new.get(name)]
-    raise ConfigError(
-        f"{path} holds a run with another configuration ({', '.join(differences)}): give another --run, "
-        "or --overwrite to start anew"
-    )
-
-
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+    differences = before.differences(now)
+    if differences:
+        raise ConfigError(
+            f"{path} holds a run with another configuration ({', '.join(differences)}): give another --run, "
+            "or --overwrite to start anew"
+        )

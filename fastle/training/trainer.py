@@ -25,7 +25,7 @@ from torch import Generator, Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.nn.parallel import DistributedDataParallel
 
-from fastle.checkpoint import Checkpoint
+from fastle.checkpoint import Checkpoint, check_identity, check_sections
 from fastle.config import RunConfig, TrainConfig
 from fastle.errors import FastleError
 from fastle.method.model import Autoencoder
@@ -34,7 +34,7 @@ from fastle.phases import phase
 
 from .average import make_averages
 from .capture import CannotCapture, StepGraph
-from .memory import OutOfMemory, out_of_memory, too_large
+from .memory import OutOfMemory, check_fits, out_of_memory, too_large
 from .schedule import rate_share
 
 # one stream of random numbers for the slices, which all ranks share, and one for what each rank draws for itself
@@ -84,6 +84,7 @@ class Trainer:
         self._total = total_steps or config.train.steps
         if self._total is None and (config.train.schedule != "constant" or config.train.warmup):
             raise ValueError(f"the learning rate of a run of {config.train.epochs} epochs needs total_steps")
+        check_fits(config.model, device)
         # the weights are initialised on the CPU, so that a seed gives the same ones on every device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
@@ -246,12 +247,33 @@ class Trainer:
             sections["judge"] = self.objective.judge.state_dict()
         return sections | {average.name: average.model.state_dict() for average in self.averages}
 
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Raises CheckpointError if a checkpoint cannot be the state of this run at the step it names."""
+        check_identity(checkpoint, self.config)
+        check_sections(checkpoint, self._sections())
+        moments = checkpoint.section("optimizer")
+        for name, value in moments.items():
+            if name.endswith(".step") and not 0 <= float(value) <= checkpoint.step:
+                raise checkpoint.unfit(f"holds optimizer.{name} {float(value):g}, and is of step {checkpoint.step}")
+            if name.endswith(".exp_avg_sq") and float(value.min()) < 0:
+                raise checkpoint.unfit(f"holds a negative square in optimizer.{name}")
+
+    def _sections(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors with the names, shapes and types that `state` has after a step."""
+        sections = self.state()
+        count = torch.zeros((), dtype=torch.float32)
+        for index, weight in enumerate(self.model.parameters()):
+            moments = {"step": count, "exp_avg": weight, "exp_avg_sq": weight}
+            sections["optimizer"] |= {f"{index}.{name}": value for name, value in moments.items()}
+        return sections
+
     def load(self, checkpoint: Checkpoint, step: int) -> None:
         """Restores what `state` returned at `step`.
 
         Raises:
-            CheckpointError: The checkpoint lacks a section.
+            CheckpointError: See `check`. Nothing was restored.
         """
+        self.check(checkpoint)
         self.model.load_state_dict(checkpoint.section("model"))
         moments: dict[int, dict[str, Tensor]] = {}
         parameters = list(self.model.parameters())

@@ -233,6 +233,54 @@ def test_a_file_that_is_cut_short_is_built_again(few: Path) -> None:
         assert path.read_bytes() == kept
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((16, 20, 16, 3), "U8"), ((3, 16, 16, 20), "U8"), ((20, 16, 48), "U8"), ((20, 16, 16, 3), "I8"),
+        ((5, 16, 16, 3), "F32"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_header_that_describes_the_same_bytes_otherwise_is_noticed(
+    shape: tuple[int, ...], dtype: str, few: Path
+) -> None:
+    expected = pixels(few)
+    opened(few)
+    path = the_file()
+    kept = path.read_bytes()
+    length = int.from_bytes(kept[:8], "little")
+    header = json.loads(kept[8 : 8 + length])
+    header["images"] |= {"shape": shape, "dtype": dtype}
+    path.write_bytes(kept[:8] + json.dumps(header).encode().ljust(length) + kept[8 + length :])
+    images, said = opened(few)
+    assert torch.equal(everything(images), expected)
+    assert "is damaged" in said and "reused" not in said and path.read_bytes() == kept
+
+
+@pytest.mark.parametrize("cache", ["disk", "host"])
+def test_a_cache_that_is_truncated_while_it_is_open(cache: str, few: Path) -> None:
+    """A mapped one would end the process with SIGBUS."""
+    expected = pixels(few)
+    images, _ = opened(few, cache)
+    os.truncate(the_file(), 5000)
+    if cache == "host":
+        assert torch.equal(everything(images), expected)
+        return
+    assert torch.equal(images.batch([0]), expected[:1])
+    assert f"{the_file()} cannot be read any more (it is truncated)" in refusal(lambda: images.batch([0, 19]))
+    assert "--cache none" in refusal(lambda: images.batch([19]))
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
+    root = write_splits(tmp_path / os.fsdecode(b"caf\xe9"), 20)
+    expected = pixels(root)
+    for again in (False, True):
+        images, said = opened(root)
+        assert torch.equal(everything(images), expected) and ("reused" in said) == again
+    with safe_open(the_file(), framework="pt") as file:
+        assert file.metadata()["root"] == f"{tmp_path}/caf\\xe9"
+
+
 def test_an_open_cache_outlives_its_file(few: Path) -> None:
     """Another run may rebuild it, or a user delete it, while a run trains."""
     expected = pixels(few)
@@ -277,7 +325,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mount.returncode:
         pytest.skip(f"cannot mount a small tmpfs: {mount.stderr.decode().strip()}")
     yield home
-    # lazily: a cache may still be mapped
+    # lazily: a cache may still be open
     subprocess.run(["umount", "-l", str(home)], check=True)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastle.data.decode import ImageFile
-from fastle.data.folder import find_images, open_folder, split_paths
+from fastle.data.folder import EXTENSIONS, find_images, open_folder, split_paths
 from fastle.data.images import SPLITS, Split
 from fastle.errors import DataError
 
@@ -62,6 +62,14 @@ def test_a_hold_out_is_five_percent_of_the_images_per_split(n: int, held_out: in
     }
     assert all(part == sorted(part) for part in parts.values())
     assert sorted(path for part in parts.values() for path in part) == names(root, None)
+
+
+def test_no_kind_of_photograph_is_left_out_without_a_word(tmp_path: Path) -> None:
+    """JPEGs of all names are used, and what cannot be decoded is a bad file, which is reported."""
+    kinds = "jfif jpe heif jxl dng cr2 nef arw tga jp2 psd"
+    root = touch(tmp_path, *(f"a.{kind}" for kind in kinds.split()), "B.HEIF", "notes.txt")
+    assert find_images(root) == sorted(["B.HEIF", *(f"a.{kind}" for kind in kinds.split())])
+    assert {".jfif", ".jpe"} <= set(EXTENSIONS)
 
 
 def test_a_hold_out_depends_on_the_paths_below_the_root_alone(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from fastle.data.decode import DiskFile
 from fastle.data.identity import Identity, identify
+from fastle.errors import DataError
 
 
 def of(folder: Path) -> Identity:
@@ -59,3 +60,12 @@ def test_names_that_are_not_utf8_and_files_that_are_gone(folder: Path) -> None:
     before = of(folder)
     assert identify([DiskFile(str(folder / "gone.png")), DiskFile(str(odd))]).count == 2
     assert identify([]).count == 0 and replace(before, count=3) != before
+
+
+@pytest.mark.parametrize(
+    "values", [None, {}, {"count": True, "names": "", "sizes": ""}, {"count": 1, "names": ""}], ids=str
+)
+def test_an_identity_that_is_none_is_refused(values: object) -> None:
+    assert Identity.from_dict(Identity(3, "a", "b").to_dict()) == Identity(3, "a", "b")
+    with pytest.raises(DataError, match="identity of the training images must hold count, names, sizes"):
+        Identity.from_dict(values)

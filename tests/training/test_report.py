@@ -1,6 +1,8 @@
 """What a run leaves for people."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +27,14 @@ def test_spread_and_rank_of_known_latents() -> None:
     # two directions of equal variance among six features
     plane = torch.randn(20_000, 2) @ torch.linalg.qr(torch.randn(6, 6)).Q[:2]
     assert float(effective_rank(plane)) == pytest.approx(2, rel=0.01)
+
+
+def test_the_rank_of_a_wide_latent_takes_no_more_memory_than_its_samples() -> None:
+    torch.manual_seed(0)
+    narrow = torch.randn(8, 6)
+    wide = torch.cat([narrow, torch.zeros(8, 100_000 - 6)], 1)
+    # the covariance of 100,000 features would take 40 GB
+    assert float(effective_rank(wide)) == pytest.approx(float(effective_rank(narrow)), rel=1e-4)
 
 
 def test_collapse_is_visible() -> None:
@@ -55,6 +65,29 @@ def test_metrics_after_the_step_resumed_from_are_dropped(tmp_path: Path) -> None
     assert [row["step"] for row in read_metrics(path)] == [10, 20, 30]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[1]", b"{}", b'{"step": true}', b'{"step": 2.0}', b'{"step": -1}', b'{"step": 2, "total": NaN}', b"\xff", b"",
+        b'{"step": 2, "total": "low"}', b'{"step": 1}', b"[" * 10**5, b'{"step": 2, "total": 1e999}',
+    ],
+)  # fmt: skip
+def test_a_damaged_line_costs_no_other_line(line: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3, "total": null}\n')
+    before = path.read_bytes()
+    with pytest.warns(UserWarning, match=re.escape(f"{path}: line 2 cannot be read")):
+        assert read_metrics(path) == [{"step": 1}, {"step": 3, "total": None}]
+    rewind_metrics(path, 9)
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 3, "total": null}\n'
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == before
+
+
+def test_a_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    append_metrics(tmp_path / "metrics.jsonl", {"step": 1, "valid_psnr": float("nan"), "images_per_second": None})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "valid_psnr": None, "images_per_second": None}]
+
+
 @pytest.mark.parametrize(("channels", "size"), [(1, 32), (3, 32), (3, 128), (2, 8)])
 def test_a_grid_shows_every_image_in_its_place(tmp_path: Path, channels: int, size: int) -> None:
     torch.manual_seed(0)
@@ -75,8 +108,9 @@ def test_a_grid_shows_every_image_in_its_place(tmp_path: Path, channels: int, si
 
 
 def test_curves_of_any_run(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"step": step, "total": 1 / step, "sigreg": 2.0, "latent_spread": 1.0, "effective_rank": 3.0} for step in (1, 2)
     ]
+    rows[1]["sigreg"] = None
     save_curves(tmp_path / "curves.png", [*rows, {**rows[0], "step": 3, "valid_psnr": 20.0}])
     assert Image.open(tmp_path / "curves.png").size[0] > 500

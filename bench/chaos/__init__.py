@@ -1,0 +1,1 @@
+"""Damage of every kind, done to runs: what `scripts/chaos.py` draws from."""

@@ -1,0 +1,397 @@
+"""What can happen to a run: kills, signals, flipped bytes, mutated JSON, a full disk, a second process, a lost rank.
+
+Every event happens to a run that is under way, and then the same command is run again. It must end with the weights and
+the metrics of a run that nothing happened to, equal to the bit, after at most `TRIES` tries; each try that fails may
+say so in one line, and where that line names a way out, the way out is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+# imported here so that the processes, which are forks of this one, start at once
+import matplotlib.backends.backend_agg
+import matplotlib.figure  # noqa: F401
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import fastle.training.loop
+from fastle.checkpoint import checkpoints, load_checkpoint
+from fastle.commands import main as fastle_command
+from fastle.commands import train as train_command
+from fastle.errors import FastleError
+from fastle.training.report import check_metrics
+
+from .fuzz import MUTATIONS
+
+STEPS, BATCH = 12, 8
+REPORTS = 3  # of a run: pictures take longer than its steps
+TRIES = 4
+PATIENCE = 120.0  # seconds until a process counts as hanging
+# the time of a row depends on the machine
+TIMES = ("images_per_second", "data_wait")
+
+
+@dataclass
+class Process:
+    """A fork that runs a command; what it prints goes to a file."""
+
+    pid: int
+    output: Path
+    status: int | None = None
+
+    def wait(self, patience: float = PATIENCE) -> int | None:
+        """The exit status, negative for a signal; None if it hangs, and is then killed."""
+        end = time.monotonic() + patience
+        while self.status is None and time.monotonic() < end:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = os.waitstatus_to_exitcode(status)
+            else:
+                time.sleep(0.01)
+        if self.status is None:
+            self.kill(signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        return self.status
+
+    def kill(self, signum: int) -> None:
+        """Sends a signal, unless the process has ended."""
+        if self.status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signum)
+
+    def said(self) -> str:
+        """What it has printed so far."""
+        return self.output.read_text(encoding="utf-8", errors="replace")
+
+
+@dataclass
+class Field:
+    """The folder in which everything happens.
+
+    Attributes:
+        folder: Images, runs, caches and what was printed.
+        random: All draws of an event.
+        untidy: What must not be, found in the output of a process.
+    """
+
+    folder: Path
+    random: Random = field(default_factory=Random)
+    untidy: list[str] = field(default_factory=list)
+    processes: int = 0
+
+    @property
+    def run(self) -> Path:
+        """The run directory."""
+        return self.folder / "disk" / "run"
+
+    def command(self, run: Path, seed: int = 0) -> list[str]:
+        """The arguments of fastle-train."""
+        return [
+            "folder", "--data", str(self.folder / "images"), "--size", "16", "--hidden", "4", "--map-channels", "4",
+            "--latent", "6", "--slices", "8", "--batch-size", str(BATCH), "--steps", str(STEPS), "--seed", str(seed),
+            "--device", "cpu", "--decoder", "torchvision", "--cache", "disk", "--run", str(run),
+        ]  # fmt: skip
+
+    def start(self, arguments: Sequence[str], *, program: str = "fastle-train", **environment: str) -> Process:
+        """Starts a command in a fork."""
+        self.processes += 1
+        output = self.folder / f"output-{self.processes}.txt"
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid:
+            return Process(pid, output)
+        # nothing of the parent may run in the child, whatever happens
+        status = 70
+        try:
+            os.environ.update(environment)
+            descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            for standard in (1, 2):
+                os.dup2(descriptor, standard)
+            status = _run(program, arguments)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    def end(self, process: Process, *allowed: int) -> bool:
+        """Waits for a process and judges what it said. Whether it ended with 0."""
+        status, said = process.wait(), process.said()
+        if status is None:
+            self.untidy.append(f"hung for {PATIENCE:g} s: {said[-300:]}")
+        elif "Traceback" in said:
+            self.untidy.append(f"traceback: {said[-600:]}")
+        elif status not in (0, 1, *allowed):
+            self.untidy.append(f"status {status}: {said[-300:]}")
+        elif status == 1 and "error: " not in said:
+            self.untidy.append(f"failed without a word: {said[-300:]}")
+        process.output.unlink(missing_ok=True)
+        return status == 0
+
+    def make_images(self) -> None:
+        """A folder of small images with splits of its own."""
+        generator = np.random.default_rng(0)
+        for split, count in (("train", 40), ("valid", 4), ("test", 4)):
+            (self.folder / "images" / split).mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(self.folder / "images" / split / f"{index}.png")
+
+
+def _run(program: str, arguments: Sequence[str]) -> int:
+    try:
+        (train_command if program == "fastle-train" else fastle_command).main(list(arguments))
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+            return 1
+        return int(end.code or 0)
+    except BaseException:  # noqa: BLE001 (as Python would at the top)
+        import traceback
+
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _state(run: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Weights and metrics of a finished run."""
+    checkpoint = load_checkpoint(run / "checkpoints" / f"step-{STEPS:08d}.safetensors")
+    rows, damaged = check_metrics(run / "metrics.jsonl")
+    if damaged:
+        raise FastleError(f"lines {damaged} of metrics.jsonl are damaged")
+    return checkpoint.tensors, [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def chaos(folder: Path, *, minutes: float, seed: int, only: str | None = None) -> dict[str, Any]:
+    """Does things to a run for so many minutes. `folder` is empty and for this alone."""
+    torch.set_num_threads(1)
+    fastle.training.loop.REPORTS = REPORTS
+    field = Field(folder)
+    field.make_images()
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    disk = _mount(folder / "disk")
+    calm = folder / "calm"
+    if not field.end(field.start(field.command(calm))):
+        return {"faults": [{"event": "none", "faults": field.untidy}]}
+    expected = _state(calm)
+    events = {only: EVENTS[only]} if only else {n: e for n, e in EVENTS.items() if disk or n != "full disk"}
+    counts: Counter[str] = Counter()
+    faults: list[dict[str, Any]] = []
+    end, number = time.monotonic() + 60 * minutes, 0
+    try:
+        while time.monotonic() < end:
+            field.random, field.untidy = Random(f"{seed}-{number}"), []
+            # each kind in turn, so that a short time sees as many as it can
+            name = list(events)[number % len(events)]
+            shutil.rmtree(field.run, ignore_errors=True)
+            events[name](field)
+            lost = _finish(field, expected)
+            counts[name] += 1
+            if field.untidy or lost:
+                faults.append({"number": number, "event": name, "lost": lost, "untidy": field.untidy})
+                print(f"{number} {name}: {lost} {field.untidy}")
+            number += 1
+    finally:
+        if disk:
+            subprocess.run(["umount", "-l", str(folder / "disk")], check=False)
+    return {"seed": seed, "events": dict(counts), "total": number, "faults": faults}
+
+
+def _finish(field: Field, expected: tuple[dict[str, Tensor], list[dict[str, Any]]]) -> str:
+    """Runs the same command until it succeeds, takes the ways out, and says what is lost, or ""."""
+    for _ in range(TRIES):
+        if field.end(field.start(field.command(field.run))):
+            break
+        # what the errors about a damaged config.json and damaged checkpoints recommend
+        field.end(field.start(["check", str(field.run), "--restore-config"], program="fastle"))
+        if checkpoints(field.run) and not _good(field.run):
+            shutil.rmtree(field.run)
+    else:
+        return f"not finished after {TRIES} tries"
+    try:
+        weights, rows = _state(field.run)
+    except FastleError as error:
+        return str(error)
+    if weights.keys() != expected[0].keys() or not all(torch.equal(t, expected[0][n]) for n, t in weights.items()):
+        return "the weights are others"
+    kept = {row["step"]: row for row in expected[1]}
+    if any(kept.get(row["step"]) != row for row in rows) or rows[-1] != expected[1][-1]:
+        return "the metrics are others"
+    return ""
+
+
+def _good(run: Path) -> bool:
+    for path in checkpoints(run):
+        with contextlib.suppress(FastleError):
+            load_checkpoint(path)
+            return True
+    return False
+
+
+def _under_way(field: Field, *, saved: bool = False) -> Process:
+    """Starts the run, and waits for a moment of it, or until it has a checkpoint."""
+    process = field.start(field.command(field.run))
+    end = time.monotonic() + field.random.uniform(0, 4)
+    if saved:
+        while not checkpoints(field.run) and process.status is None and time.monotonic() < end + PATIENCE:
+            time.sleep(0.02)
+            pid, status = os.waitpid(process.pid, os.WNOHANG)
+            process.status = os.waitstatus_to_exitcode(status) if pid else None
+        time.sleep(field.random.uniform(0, 1))
+    else:
+        time.sleep(end - time.monotonic())
+    return process
+
+
+def _kill(field: Field) -> None:
+    """SIGKILL at any moment, more than once."""
+    for _ in range(field.random.choice((1, 1, 3))):
+        process = _under_way(field)
+        process.kill(signal.SIGKILL)
+        field.end(process, -signal.SIGKILL)
+
+
+def _signal(field: Field) -> None:
+    """A signal that asks the run to stop."""
+    process = _under_way(field)
+    signum = field.random.choice((signal.SIGTERM, signal.SIGINT))
+    process.kill(signum)
+    field.end(process, -signum, 128 + signum)
+
+
+def _flip_checkpoint(field: Field) -> None:
+    """Flipped bytes, zeros or a cut in the newest checkpoint, or in all of them."""
+    process = _under_way(field, saved=True)
+    process.kill(signal.SIGKILL)
+    field.end(process, -signal.SIGKILL)
+    found = checkpoints(field.run)
+    for path in found if field.random.random() < 0.2 else found[-1:]:
+        _damage(path, field.random)
+
+
+def _flip_cache(field: Field) -> None:
+    """Damage to the cache, while a run has it open or while none has."""
+    process = _under_way(field, saved=True) if field.random.random() < 0.5 else None
+    for path in (field.folder / "cache" / "fastle").glob("*.safetensors"):
+        _damage(path, field.random)
+    if process:
+        field.end(process)
+
+
+def _mutate_json(field: Field) -> None:
+    """Damage to config.json and metrics.jsonl."""
+    process = _under_way(field, saved=True)
+    process.kill(signal.SIGKILL)
+    field.end(process, -signal.SIGKILL)
+    path = field.run / "config.json"
+    if path.exists():
+        _, mutate = field.random.choice(MUTATIONS[".json"])
+        path.write_bytes(mutate(path.read_bytes(), field.random))
+    rows = field.run / "metrics.jsonl"
+    if rows.exists() and rows.stat().st_size:
+        # of a line that was damaged before the last checkpoint, the others must be kept
+        _damage(rows, field.random)
+
+
+def _damage(path: Path, random: Random) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        data = bytearray(path.read_bytes())
+        if not data:
+            return
+        at = random.randrange(len(data))
+        how = random.randrange(3)
+        if how == 0:
+            data[at] ^= 1 << random.randrange(8)
+        elif how == 1:
+            data[at : at + 512] = bytes(len(data[at : at + 512]))
+        # in place, as a failing disk would
+        with path.open("r+b") as file:
+            file.write(data)
+            if how == 2:
+                file.truncate(at)
+
+
+def _fill_disk(field: Field) -> None:
+    """A disk that fills up at any moment, and has room again later."""
+    process = _under_way(field)
+    ballast = field.folder / "disk" / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(field.random.choice((512, 4096, 65536))))
+    field.end(process)
+    ballast.unlink()
+
+
+def _second_process(field: Field) -> None:
+    """The same command again, or one with another seed, while the run is under way."""
+    first = _under_way(field, saved=field.random.random() < 0.5)
+    second = field.start(field.command(field.run, seed=field.random.choice((0, 0, 1))))
+    if field.random.random() < 0.3:
+        time.sleep(field.random.uniform(0, 2))
+        first.kill(signal.SIGKILL)
+    field.end(first, -signal.SIGKILL)
+    field.end(second)
+    saved = json.loads((field.run / "config.json").read_bytes()) if (field.run / "config.json").exists() else {}
+    if saved.get("train", {}).get("seed") == 1:
+        # the other run came first, or alone survived
+        shutil.rmtree(field.run)
+
+
+def _lost_rank(field: Field) -> None:
+    """Two ranks, of which one is killed: the other must end by itself."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    run = field.folder / "disk" / "ranks"
+    shutil.rmtree(run, ignore_errors=True)
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [field.start(field.command(run), RANK=str(n), LOCAL_RANK=str(n), **shared) for n in (0, 1)]
+    time.sleep(field.random.uniform(1, 6))
+    lost = field.random.randrange(2)
+    ranks[lost].kill(signal.SIGKILL)
+    for rank in ranks:
+        field.end(rank, -signal.SIGKILL)
+    for path in checkpoints(run):
+        try:
+            load_checkpoint(path)
+        except FastleError as error:
+            field.untidy.append(str(error))
+    shutil.rmtree(run, ignore_errors=True)
+
+
+def _mount(folder: Path) -> bool:
+    """Makes a small file system in a folder, where that is allowed. Whether it is."""
+    folder.mkdir()
+    if shutil.which("mount") is None:
+        return False
+    options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    return subprocess.run(["mount", *options], capture_output=True, check=False).returncode == 0
+
+
+EVENTS: dict[str, Callable[[Field], None]] = {
+    "kill": _kill,
+    "damaged checkpoint": _flip_checkpoint,
+    "signal": _signal,
+    "damaged cache": _flip_cache,
+    "mutated JSON": _mutate_json,
+    "full disk": _fill_disk,
+    "second process": _second_process,
+    "lost rank": _lost_rank,
+}

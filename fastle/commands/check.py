@@ -1,0 +1,49 @@
+"""fastle check: whether a run directory, its checkpoints and its cache are intact, and what can be saved."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from fastle.checkpoint import CheckpointError
+from fastle.training.check import check_run, restore_config
+from fastle.training.loop import make_loading
+
+from .cli import Parser
+
+
+def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Adds the command to those of `fastle`."""
+    parser = commands.add_parser("check", help="whether a run and its cache are intact", allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "--restore-config", action="store_true", help="write config.json anew, as the newest good checkpoint knows it"
+    )
+    parser.set_defaults(call=lambda flags, console: _check(Path(flags.run), flags.restore_config, console))
+
+
+def _check(run: Path, restore: bool, console: Console) -> None:
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    verdict = check_run(run, make_loading("auto", "none", torch.device("cpu"), console))
+    for finding in verdict.findings:
+        name = finding.file.relative_to(run) if finding.file.is_relative_to(run) else finding.file
+        say(f"{'good   ' if finding.good else 'DAMAGED'}  {name}: {finding.says}")
+    if restore:
+        say(f"written to {restore_config(run, verdict)}")
+        return
+    if verdict.newest is None:
+        outcome = "no checkpoint can be used: fastle-train starts anew, with --overwrite if damaged ones are there"
+    else:
+        outcome = f"the run can go on from step {verdict.newest.step}: run the same command again"
+    damaged = sum(not finding.good for finding in verdict.findings)
+    if not damaged:
+        say(outcome)
+        return
+    if not verdict.findings[0].good and verdict.newest is not None:
+        outcome = f"`fastle check {run} --restore-config` writes config.json anew, and then {outcome}"
+    raise CheckpointError(f"{run}: damaged files: {damaged}; {outcome}")
