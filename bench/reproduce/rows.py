@@ -85,6 +85,10 @@ SCALES: dict[ScaleName, Scale] = {
 
 # the post's statistics, whatever the presets have
 POST: dict[str, Any] = {"judge_statistics": "own"}
+# the objective of the recipe "tuned", for spatial latents of 32 px
+TUNED: dict[str, Any] = TARGET | {
+    "judge_depth": "features", "full_view": True, "crop_ratio": 0.6, "sigreg_weight": 0.003,
+}  # fmt: skip
 
 
 def _photographs(name: str, about: str, **options: Any) -> Row:
@@ -143,6 +147,8 @@ ROWS: tuple[Row, ...] = (
         crops=2,
         **TARGET,
     ),
+    _photographs("tuned", "recipe tuned: the blocks' features, crop-resize 0.6 and the whole image", **TUNED),
+    _photographs("tuned-all", "the same, with the stem's features", **TUNED | {"judge_depth": "all"}),
     _hole("masked-target", "symmetric, crop-resize 0.3, target statistics", crop_ratio=0.3, **TARGET),
     _shapes("shapes-crop-target", "crop-resize 0.3, target statistics", crop_ratio=0.3, **TARGET),
 )
