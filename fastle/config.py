@@ -31,6 +31,7 @@ BadImages = Literal["error", "skip"]
 HOLE_RATIO = 0.35
 # features of the masked setting's latent
 POOLED_LATENT = 128
+SIGREG_WEIGHT = 0.03
 LARGEST_SIZE = 10_000  # pixels: larger images are refused
 MOST_CHANNELS = 1_000  # of images
 MOST_WEIGHTS = 2**40  # of a layer
@@ -294,7 +295,14 @@ class ObjectiveConfig(Checked):
         group="objective",
         default="the recipe's",
     )
-    sigreg_weight: float = option("weight λ of SIGReg", initial=0.03, at_least=0, group="objective", metavar="W")
+    sigreg_weight: float = option(
+        "weight λ of SIGReg",
+        initial=SIGREG_WEIGHT,
+        at_least=0,
+        group="objective",
+        metavar="W",
+        default="the recipe's",
+    )
     slices: int = option("random slices of SIGReg", initial=256, at_least=1, group="objective", metavar="M")
     transform: TransformConfig | None = option(
         "what the judge is shown of each image",

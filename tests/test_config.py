@@ -73,7 +73,7 @@ def test_tuned_recipe_compares_more_and_lets_the_rate_fall() -> None:
         assert post.objective.judge_depth == "code" and post.train.schedule == "constant"
     # flags win over a recipe
     config = make_config("cifar10", full_view=False, judge_depth="all", schedule="constant", warmup=0)
-    assert config.objective.transform == CropResizeConfig(0.3) and config.objective.judge_depth == "all"
+    assert config.objective.transform == CropResizeConfig(0.6) and config.objective.judge_depth == "all"
     assert config.train.schedule == "constant" and config.train.warmup == 0
     # the baseline has the recipe's schedule, so that both train alike
     assert make_config("cifar10", objective="pixel").train == make_config("cifar10").train
