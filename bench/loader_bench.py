@@ -308,10 +308,17 @@ def measure_step(work: Workload, device: torch.device, effort: Effort) -> Row:
 def step_config(work: Workload, device: torch.device) -> tuple[RunConfig, StepMode]:
     """The run whose steps are timed, and their mode."""
     if device.type == "cpu":
-        config = make_config("celeba", data=work.root, batch_size=CPU_BATCH, seed=SEED)
+        config = make_config("celeba", recipe="post", data=work.root, batch_size=CPU_BATCH, seed=SEED)
         return dataclasses.replace(config, model=dataclasses.replace(config.model, hidden=CPU_HIDDEN)), "eager"
     config = make_config(
-        "celeba", data=work.root, masked=True, latent=GPU_LATENT, batch_size=BATCH, seed=SEED, precision="bf16"
+        "celeba",
+        recipe="post",
+        data=work.root,
+        masked=True,
+        latent=GPU_LATENT,
+        batch_size=BATCH,
+        seed=SEED,
+        precision="bf16",
     )
     # the fastest mode, with which loading has to keep up
     return config, "captured"

@@ -66,10 +66,10 @@ Step: TypeAlias = PlainStep | Trainer
 
 ROTATION = 3  # inputs
 SETTINGS: dict[str, Callable[..., RunConfig]] = {
-    "celeba-masked-128": partial(make_config, "celeba", masked=True, latent=128),
-    "celeba-masked-512": partial(make_config, "celeba", masked=True, latent=512),
-    "celeba-spatial": partial(make_config, "celeba"),
-    "cifar10": partial(make_config, "cifar10"),
+    "celeba-masked-128": partial(make_config, "celeba", recipe="post", masked=True, latent=128),
+    "celeba-masked-512": partial(make_config, "celeba", recipe="post", masked=True, latent=512),
+    "celeba-spatial": partial(make_config, "celeba", recipe="post"),
+    "cifar10": partial(make_config, "cifar10", recipe="post"),
 }
 NAMES = (
     "plain", "plain bf16", "plain compiled", "fastle eager", "fastle eager bf16", "fastle compiled",

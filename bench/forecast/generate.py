@@ -51,7 +51,12 @@ class Case:
     @property
     def config(self) -> RunConfig:
         return make_config(
-            "celeba", data=ROOT, batch_size=self.batch, precision=self.precision, **SETTINGS[self.setting]
+            "celeba",
+            recipe="post",
+            data=ROOT,
+            batch_size=self.batch,
+            precision=self.precision,
+            **SETTINGS[self.setting],
         )
 
 

@@ -38,7 +38,7 @@ SIDES = ["plain", "plain bf16", "plain compiled", "fastle eager", "fastle eager 
 
 
 def tiny(masked: bool = True, latent: int | None = 6, size: int = 16, batch_size: int = 4, **flags: Any) -> RunConfig:
-    flags = {"judge_statistics": "own"} | flags  # as CelebA's
+    flags = {"recipe": "post", "judge_statistics": "own"} | flags  # as CelebA's
     config = make_config(
         "cifar10", masked=masked, latent=latent, size=size, slices=8, crop_ratio=0.4, batch_size=batch_size, **flags
     )

@@ -24,7 +24,7 @@ STEPS = 12
 
 def config(**flags: Any) -> RunConfig:
     slices = {} if flags.get("objective") == "pixel" else {"slices": 8}
-    whole = make_config("shapes", **{"steps": STEPS, "batch_size": 4} | slices | flags)
+    whole = make_config("shapes", **{"recipe": "post", "steps": STEPS, "batch_size": 4} | slices | flags)
     model = replace(whole.model, size=16, hidden=8, map_channels=8)
     return replace(whole, model=model, data=replace(whole.data, size=16))
 
@@ -53,7 +53,7 @@ def small_folder(root: Path, count: int) -> Callable[..., RunConfig]:
             Image.new("RGB", (20, 24), (i, 255 - i, 90)).save(root / split / f"{i:03d}.png")
 
     def make(**flags: Any) -> RunConfig:
-        whole = make_config("folder", data=root, size=16, batch_size=4, slices=8, **flags)
+        whole = make_config("folder", recipe="post", data=root, size=16, batch_size=4, slices=8, **flags)
         return replace(whole, model=replace(whole.model, hidden=8, map_channels=8))
 
     return make
