@@ -273,7 +273,7 @@ def exact(start: StartingPoint, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         (objective.judge, "down"),
     )
     for module, name in chunked:
-        setattr(module, name, Chunked(getattr(module, name)))
+        setattr(module, name, nn.Sequential(*(Chunked(block) for block in getattr(module, name))))
     draws = start.draw(images, 0)
     assert draws.slices is not None
     loss = objective(images.double() / 255, dataclasses.replace(draws, slices=draws.slices.double())).total

@@ -1,6 +1,7 @@
 """What holds for every test and for the processes that tests start."""
 
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +24,11 @@ os.environ["XDG_CACHE_HOME"] = CACHE.name
 # without a GPU kernels run in Triton's interpreter. triton reads this when it is imported
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# whoever starts the tests in the background may have them ignore signals, and fastle leaves ignored ones alone
+for ignored in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(ignored) is signal.SIG_IGN:
+        signal.signal(ignored, signal.default_int_handler if ignored is signal.SIGINT else signal.SIG_DFL)
 
 # `from tests import oracle` works wherever pytest is started from, and in spawned processes
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -50,7 +50,7 @@ def markdown(report: Record) -> str:
 
 PHOTOGRAPHS = """\
 CIFAR-10 as JPEG files at 32×32, with {train:,} training images. The figures are means over all {test:,} test images.
-The {valid:,} images that are held out of the training split choose the learning rate. Every row has the same model
+{valid:,} more are held out of the training split{choose}. Every row has the same model
 (`hidden` {hidden}, a latent of {latent}), {steps:,} steps of batch {batch}, and the same AdamW; {seeds}. The judge is
 step-frozen unless the row names another. PSNR is in dB and averaged over images; Y is luma and CbCr chroma, of
 full-range BT.601. Contrast is the standard deviation of the reconstructions' luma over that of the images."""
@@ -148,6 +148,7 @@ def _section(title: str, group: Group, rows: Record, columns: Mapping[str, Cell]
     spatial = f"{model['map_channels']}×{model['size'] // 8}×{model['size'] // 8}"
     text = about.format(
         **settings["images"],
+        choose=" and choose the learning rate" if any(record["search"] for record in there.values()) else "",
         hidden=model["hidden"],
         latent=spatial if model["latent"] is None else model["latent"],
         steps=train["steps"],

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Generator, Tensor, nn
 
+from fastle.checkpoint import Checkpoint
 from fastle.config import TrainConfig
 from fastle.method.objective import Losses
 from fastle.training import trainer as trainer_module
@@ -132,13 +133,8 @@ def test_loading_drops_the_graph() -> None:
     source(batch(0))
     step = Trainer(config(), CPU, mode="captured")
     step(batch(5))
-    state = source.state()
-
-    class Kept:
-        def section(self, name: str) -> dict[str, Tensor]:
-            return {key: value.clone() for key, value in state.get(name, {}).items()}
-
-    step.load(Kept(), 1)  # type: ignore[arg-type]
+    kept = {name: value.clone() for name, value in everything(source).items()}
+    step.load(Checkpoint(Path("kept"), kept, {"step": 1}), 1)
     for number in (1, 2):
         source(batch(number))
         step(batch(number))

@@ -89,7 +89,7 @@ def await_first_row(process: subprocess.Popen[str], run: Path) -> None:
 def test_two_ranks_go_on_where_one_has_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fastle.training.loop, "VALIDATION_IMAGES", 16)
     monkeypatch.setattr(RunDirectory, "save_pictures", lambda *_: None)
-    config = make_config("shapes", steps=3, batch_size=8, slices=8)
+    config = make_config("shapes", steps=3, batch_size=8, slices=8, hidden=8, map_channels=8)
     train(config, tmp_path / "run", device=torch.device("cpu"), console=Console(file=io.StringIO()))
     process = torchrun(tmp_path, "--steps", "6")
     output, _ = process.communicate(timeout=600)
