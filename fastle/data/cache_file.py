@@ -49,6 +49,9 @@ class ImagesOnDisk:
         return self._entry.shape[0]
 
     def batch(self, indices: Sequence[int]) -> Tensor:
+        for index in indices:
+            if not 0 <= index < len(self):
+                raise IndexError(f"there is no image {index} among {len(self)}")
         rows = np.empty((len(indices), *self._entry.shape[1:]), np.uint8)
         size, buffer = math.prod(self._entry.shape[1:]), rows.reshape(-1).data
         try:
