@@ -120,13 +120,27 @@ def save_checkpoint(run: Path, step: int, sections: dict[str, dict[str, Tensor]]
         {f"{section}.{name}": tensor for section, tensors in saved.items() for name, tensor in tensors.items()},
         metadata={"fastle": text, "crc32": str(zlib.crc32(text.encode()))},
     )
-    write_atomic(path, content)
+    write_atomic(path, _in_order(content))
     for old in [other for other in checkpoints(run) if _step_of(other) <= step][:-KEPT]:
         old.unlink()
     for other in checkpoints(run):
         if _step_of(other) > step:
             other.replace(other.with_name(f"{other.name}.damaged"))
     return path
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file whose metadata is in the order of its keys.
+
+    safetensors writes it in any order, and the same state would give two different files.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    # the tensors stay aligned
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def load_checkpoint(path: Path, sections: Collection[str] | None = None) -> Checkpoint:

@@ -332,3 +332,9 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert [path.name for path in small.parent.iterdir()] == [small.name]
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_the_same_state_gives_the_same_bytes(tmp_path: Path) -> None:
+    state = {"model": {"weight": torch.arange(3.0)}, "optimizer": {"0.step": torch.tensor(1.0)}}
+    files = {save_checkpoint(tmp_path / str(n), 1, state, {"step": 1}).read_bytes() for n in range(8)}
+    assert len(files) == 1
