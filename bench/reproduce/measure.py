@@ -1,8 +1,9 @@
 """Trains and measures one row for `scripts/reproduce.py`: chooses the learning rate, trains, evaluates and probes.
 
 The folder of a row holds one run for each learning rate and seed. Its progress.json holds what is measured already, so
-that an interrupted row continues. The short run that chooses a rate becomes the beginning of the whole run, which is
-possible because the rate is constant, so nothing is trained twice.
+that an interrupted row continues. With a constant rate, the short run that chooses one becomes the beginning of the
+whole run, so that nothing is trained twice. A rate that falls belongs to the length of its run: its short runs stay
+apart.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class RowRunner:
             self._record["lr"] = rate
             for seed in self.plan.seeds[len(self._record["runs"]) :]:
                 config = self.plan.run(rate, seed)
-                model = self._train(config)
+                model = self._train(config, self.run_folder(rate, seed))
                 figures = self._evaluate(model, config, "test")
                 self._record["runs"].append({"seed": seed, "figures": figures})
                 self._save()
@@ -111,6 +112,12 @@ class RowRunner:
         """The folder of one training."""
         return self.folder / f"lr-{rate:g}-seed-{seed}"
 
+    def _search_folder(self, rate: float) -> Path:
+        """The folder of the short run that tries a rate."""
+        folder = self.run_folder(rate, self.plan.seeds[0])
+        constant = self.plan.config.train.schedule == "constant"
+        return folder if constant else folder.with_name(f"search-{folder.name}")
+
     def _choose_rate(self) -> float:
         """The learning rate with the highest PSNR on the held-out images, after a part of the steps."""
         rates, search = self.plan.rates, self._record["search"]
@@ -121,7 +128,7 @@ class RowRunner:
                 config = self.plan.run(rate, self.plan.seeds[0], self.plan.search_steps)
                 self._say(f"learning rate {rate:g}, {self.plan.search_steps} steps")
                 try:
-                    search[f"{rate:g}"] = self._held_out_psnr(self._train(config), config)
+                    search[f"{rate:g}"] = self._held_out_psnr(self._train(config, self._search_folder(rate)), config)
                 except NonFiniteLoss as error:
                     search[f"{rate:g}"] = str(error).split(";")[0]
                 self._save()
@@ -137,8 +144,7 @@ class RowRunner:
         images = open_images(config.data, "valid")
         return validation_psnr(model, images, limit=len(images), device=self._device)
 
-    def _train(self, config: RunConfig) -> Autoencoder:
-        path = self.run_folder(config.train.lr, config.train.seed)
+    def _train(self, config: RunConfig, path: Path) -> Autoencoder:
         mode = STEPS[self._device.type]
         if mode != "eager":
             # each run compiles its own model, and torch counts all of them towards one limit

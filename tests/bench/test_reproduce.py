@@ -144,9 +144,11 @@ def test_two_rows_from_end_to_end(
     assert result(tmp_path)["rows"]["pixel"]["mean"] == report["rows"]["pixel"]["mean"]
 
 
+@pytest.mark.parametrize("options", [{}, {"schedule": "trapezoid", "warmup": 0.5}], ids=["constant", "falling"])
 def test_an_interrupted_row_continues_and_keeps_its_search(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(SCALES, "small", replace(TINY, options=options))
     done: list[tuple[float, int | None]] = []
     limit = 2
 
@@ -161,7 +163,7 @@ def test_an_interrupted_row_continues_and_keeps_its_search(
     assert not (tmp_path / "out").exists()
     limit = 3
     assert command("identity") == 0 and done[2:] == [(result(tmp_path)["rows"]["identity"]["lr"], 4)]
-    # the run that continues the search equals an uninterrupted one
+    # the search leaves no trace: a rate that falls over the short run would be another one
     whole = tmp_path / "whole"
     config = make_plan(pick_rows(["identity"])[0], "small", data=None, images=IMAGES, steps=4).run(done[2][0], 0)
     run = tmp_path / "runs" / "small-trial-4" / "identity" / f"lr-{done[2][0]:g}-seed-0"
