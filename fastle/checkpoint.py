@@ -1,10 +1,8 @@
 """Checkpoints, and atomic writes: a file is written to a temporary name, flushed and renamed, so it is whole or absent.
 
-A checkpoint is one safetensors file. Its tensors are named `section.name`, and its metadata is:
-
-    fastle      a JSON object: the step, what the run is and what it is trained on, and the crc32 of every section
-    crc32       the crc32 of that JSON
-
+A checkpoint is one safetensors file. Its tensors are named `section.name`. Its metadata is one text: the crc32 of the
+rest in hexadecimal, a space, and a JSON object of the step, what the run is and is trained on, and the crc32 of every
+section. It is one text because safetensors writes several in any order, and one state would give different files.
 The crc32 of a section covers the names, types, shapes and bytes of its tensors, so that no flipped bit goes unnoticed.
 Checkpoints of fastle 0.1 have no checksums; all other checks hold for them too. This module knows bytes, names and
 errors; the trainer decides what a checkpoint holds.
@@ -31,6 +29,7 @@ from .files import Header, one_line, open_regular, parse_json, read_header, read
 from .options import shown
 
 FORMAT = 2  # of the metadata; 1 had no checksums, and did not say so
+RUN_FORMAT = "fastle run"  # the marker in config.json
 KEPT = 2  # checkpoints of a run
 NAME = r"step-[0-9]{8,12}\.safetensors"  # of a checkpoint
 
@@ -118,9 +117,9 @@ def save_checkpoint(run: Path, step: int, sections: dict[str, dict[str, Tensor]]
     text = json.dumps({**metadata, "format": FORMAT, "checksums": checksums})
     content = safetensors.torch.save(
         {f"{section}.{name}": tensor for section, tensors in saved.items() for name, tensor in tensors.items()},
-        metadata={"fastle": text, "crc32": str(zlib.crc32(text.encode()))},
+        metadata={"fastle": signed(text)},
     )
-    write_atomic(path, _in_order(content))
+    write_atomic(path, content)
     for old in [other for other in checkpoints(run) if _step_of(other) <= step][:-KEPT]:
         old.unlink()
     for other in checkpoints(run):
@@ -129,18 +128,9 @@ def save_checkpoint(run: Path, step: int, sections: dict[str, dict[str, Tensor]]
     return path
 
 
-def _in_order(content: bytes) -> bytes:
-    """A safetensors file whose metadata is in the order of its keys.
-
-    safetensors writes it in any order, and the same state would give two different files.
-    """
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    # the tensors stay aligned
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[end:]
+def signed(text: str) -> str:
+    """A checkpoint's metadata: a JSON object with its crc32 before it."""
+    return f"{zlib.crc32(text.encode()):08x} {text}"
 
 
 def load_checkpoint(path: Path, sections: Collection[str] | None = None) -> Checkpoint:
@@ -306,13 +296,44 @@ def read_run_config(run: Path) -> RunConfig:
         raise ConfigError(f"{path}: {error}") from None
 
 
+def write_run_config(run: Path, config: Mapping[str, Any]) -> Path:
+    """Writes config.json, with a marker by which the directory is known as a run's.
+
+    Args:
+        run: The run directory.
+        config: As `RunConfig.to_dict` gives it.
+
+    Raises:
+        CheckpointError: See `write_atomic`.
+    """
+    path = run / "config.json"
+    write_atomic(path, json.dumps({"format": RUN_FORMAT, **config}, indent=2).encode() + b"\n")
+    return path
+
+
+def is_run(run: Path) -> bool:
+    """Whether a directory's config.json is a run's, also one of a version that did not mark it."""
+    try:
+        content = read_json(run / "config.json")
+        if isinstance(content, dict) and content.get("format") == RUN_FORMAT:
+            return True
+        RunConfig.from_dict(content)
+    except (OSError, ValueError, ConfigError):
+        return False
+    return True
+
+
 def _metadata(header: Header, path: Path) -> dict[str, Any]:
     """The metadata of a checkpoint, without its format. "checksums" has one for each section, if there are any."""
-    text, crc32 = header.metadata.get("fastle"), header.metadata.get("crc32")
-    if text is None:
+    if header.metadata.keys() != {"fastle"}:
         raise ValueError("it is not a checkpoint of fastle")
-    if header.metadata.keys() - {"fastle", "crc32"} or (crc32 is not None and crc32 != str(zlib.crc32(text.encode()))):
-        raise ValueError("the checksum of its metadata is wrong")
+    text = header.metadata["fastle"]
+    # fastle 0.1 wrote the object alone
+    has_checksum = not text.startswith("{")
+    if has_checksum:
+        text = text[9:]
+        if signed(text) != header.metadata["fastle"]:
+            raise ValueError("the checksum of its metadata is wrong")
     values = parse_json(text.encode())
     if not isinstance(values, dict):
         raise ValueError("its metadata is no object")
@@ -320,11 +341,11 @@ def _metadata(header: Header, path: Path) -> dict[str, Any]:
     if version not in (1, FORMAT) or type(version) is not int:
         raise ValueError(f"its format is {shown(version)}, which this version of fastle does not know")
     if version == 1:
-        if crc32 is not None or values.keys() - {"step", "train_images"}:
+        if has_checksum or values.keys() - {"step", "train_images"}:
             raise ValueError("its metadata is damaged")
     else:
         checksums = values.get("checksums")
-        if crc32 is None or not isinstance(checksums, dict) or checksums.keys() != set(_sections(header)):
+        if not has_checksum or not isinstance(checksums, dict) or checksums.keys() != set(_sections(header)):
             raise ValueError("it lacks checksums")
     for name in ("step", "train_images"):
         value = values.get(name, 0)

@@ -8,6 +8,7 @@ bytes, because it takes many times as much.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import re
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -77,28 +79,34 @@ def parse_json(data: bytes | bytearray, largest: int = LARGEST_JSON) -> Any:
     return json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique)
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Opens a file for reading.
+def open_regular(path: str | Path, largest: int | None = None) -> FileIO:
+    """Opens a file for reading, without a buffer.
+
+    Args:
+        path: The file.
+        largest: Its greatest size, bytes; None for any.
 
     Raises:
-        OSError: There is no such file, or it cannot be opened.
-        ValueError: It is a folder, a pipe or a device. Reading those might never end.
+        OSError: There is no such file, it cannot be opened or is larger, or it is a folder, a pipe, a socket or a
+            device. Reading those might never end.
     """
-    # opening a pipe would wait for somebody to write to it
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ValueError("it is not a regular file")
-    return os.fdopen(descriptor, "rb", buffering=0)
+    # opening a pipe would wait for somebody to write to it. a number takes half the time of pathlib's way, which
+    # matters with thousands of small images per second
+    file = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    if largest is not None and status.st_size > largest:
+        file.close()
+        raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, where {largest:,} are the most")
+    return file
 
 
 def read_json(path: Path) -> Any:
     """Reads a JSON file. Raises OSError, or ValueError as `open_regular` and `parse_json` do."""
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > LARGEST_JSON:
-            raise ValueError(f"{size:,} bytes of JSON, where {LARGEST_JSON:,} are the most")
-        return parse_json(read_at(file, 0, size))
+    with open_regular(path, LARGEST_JSON) as file:
+        return parse_json(file.read())
 
 
 def read_at(file: BinaryIO, start: int, length: int) -> bytearray:

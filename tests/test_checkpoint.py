@@ -10,7 +10,6 @@ import random
 import re
 import subprocess
 import tracemalloc
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from fastle.checkpoint import (
     newest_good_checkpoint,
     read_run_config,
     save_checkpoint,
+    signed,
     write_atomic,
 )
 from fastle.errors import FastleError
@@ -121,16 +121,16 @@ def rename(header: Any) -> None:
 
 
 def forget(header: Any) -> None:
-    del header["__metadata__"]["crc32"]
+    header["__metadata__"]["fastle"] = header["__metadata__"]["fastle"][9:]
 
 
 def resign(**changes: Any) -> Callable[[Any], None]:
     """Changes metadata, and makes its checksum right."""
 
     def change(header: Any) -> None:
-        values = json.loads(header["__metadata__"]["fastle"]) | changes
+        values = json.loads(header["__metadata__"]["fastle"][9:]) | changes
         text = json.dumps({name: value for name, value in values.items() if value != "gone"})
-        header["__metadata__"] = {"fastle": text, "crc32": str(zlib.crc32(text.encode()))}
+        header["__metadata__"] = {"fastle": signed(text)}
 
     return change
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastle.checkpoint import load_checkpoint, newest_good_checkpoint, read_run_config, save_checkpoint
+from fastle.checkpoint import load_checkpoint, newest_good_checkpoint, read_run_config, save_checkpoint, signed
 from fastle.config import RunConfig
 from fastle.errors import FastleError
 from fastle.method.model import pretrained
@@ -374,8 +374,8 @@ def _renew_sections(header: dict[str, Any], body: bytes) -> Callable[[bytes], by
 def _rewritten(data: bytes, change: Callable[[bytes], bytes]) -> bytes:
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    text = change(header["__metadata__"]["fastle"].encode())
-    header["__metadata__"] = {"fastle": text.decode(), "crc32": str(zlib.crc32(text))}
+    text = change(header["__metadata__"]["fastle"].partition(" ")[2].encode())
+    header["__metadata__"] = {"fastle": signed(text.decode())}
     whole = json.dumps(header).encode()
     return len(whole).to_bytes(8, "little") + whole + data[8 + length :]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from .decode import BadFiles, Decoder, DiskFile, ImageFile, check_size, default_threads, open_image
+from fastle.files import open_regular
+
+from .decode import MAX_BYTES, BadFiles, Decoder, DiskFile, ImageFile, check_size, default_threads
 from .header import looks_complete, read_header
 from .loading import Loading
 
@@ -65,7 +67,7 @@ def _read_ends(file: ImageFile) -> tuple[bytes, bytes, int]:
     if not isinstance(file, DiskFile):
         data = file.read()
         return data[:HEAD], data[-TAIL:], len(data)
-    with open_image(file.name) as opened:
+    with open_regular(file.name, MAX_BYTES) as opened:
         head = opened.read(HEAD)
         length = opened.seek(0, 2)
         opened.seek(max(0, length - TAIL))

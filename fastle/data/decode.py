@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import FileIO
 from typing import Protocol
 
 import torch
@@ -18,7 +15,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
 from fastle.errors import DataError
-from fastle.machine import format_bytes
+from fastle.files import open_regular
 
 from .header import MAX_PIXELS, Header, check_png, read_header
 
@@ -84,7 +81,7 @@ class DiskFile:
     name: str
 
     def read(self) -> bytes:
-        with open_image(self.name) as file:
+        with open_regular(self.name, MAX_BYTES) as file:
             return file.read()
 
     def stamp(self) -> str:
@@ -136,24 +133,6 @@ class TorchvisionDecoder:
 def default_threads() -> int:
     # the decoders release the GIL; beyond 16 threads, the disk and the copies limit the speed
     return min(os.cpu_count() or 1, 16)
-
-
-def open_image(path: str) -> FileIO:
-    """Opens an image file, without waiting for whoever would write to a FIFO.
-
-    Raises:
-        OSError: The file cannot be opened, is larger than `MAX_BYTES`, or is none: a FIFO, a socket or a device, whose
-            end may never come.
-    """
-    # takes half the time of pathlib, which matters with thousands of small files per second
-    file = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-    status = os.fstat(file.fileno())
-    if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
-        return file
-    file.close()
-    if stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EFBIG, f"it has {format_bytes(status.st_size)}, more than {format_bytes(MAX_BYTES)}")
-    raise OSError(errno.EINVAL, "it is not a regular file")
 
 
 def file_stamp(path: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from fastle.checkpoint import (
     load_checkpoint,
     read_run_config,
     way_out,
-    write_atomic,
+    write_run_config,
 )
 from fastle.config import ConfigError, RunConfig
 from fastle.data.cache import check_cache
@@ -61,11 +60,6 @@ class Verdict:
     findings: list[Finding]
     config: RunConfig | None
     newest: Checkpoint | None
-
-    @property
-    def good(self) -> bool:
-        """Whether every file is what it should be."""
-        return all(finding.good for finding in self.findings)
 
 
 def check_run(run: Path, loading: Loading) -> Verdict:
@@ -119,8 +113,7 @@ def restore_config(run: Path, verdict: Verdict) -> Path:
         raise CheckpointError(f"{path} cannot be restored: no good checkpoint knows the configuration")
     if path.exists():
         path.replace(path.with_name("config.json.damaged"))
-    write_atomic(path, json.dumps(verdict.newest.metadata["config"], indent=2).encode() + b"\n")
-    return path
+    return write_run_config(run, verdict.newest.metadata["config"])
 
 
 def _damaged(path: Path, error: FastleError) -> Finding:

@@ -10,7 +10,6 @@ back: at once, or by the next process that opens the directory.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -23,11 +22,12 @@ from typing import Any
 from fastle.checkpoint import (
     CheckpointError,
     has_checkpoint,
+    is_run,
     latest_checkpoint,
     newest_good_checkpoint,
     read_run_config,
     save_checkpoint,
-    write_atomic,
+    write_run_config,
 )
 from fastle.config import ConfigError, RunConfig
 from fastle.data import Identity, Images
@@ -38,7 +38,6 @@ from .report import append_metrics, read_metrics, rewind_metrics, save_curves, s
 from .trainer import Trainer
 
 GRID_IMAGES = 8
-FORMAT = "fastle run"  # the marker in config.json
 # what a run writes, as patterns
 RUN_FILES = ("config.json", "metrics.jsonl", "curves.png", "grids", "checkpoints", "eval-*.json")
 # the files of a run that is being overwritten: all of them, or those that have been moved so far
@@ -182,8 +181,7 @@ class RunDirectory:
 
     def _write_config(self) -> None:
         assert self._config is not None
-        content = {"format": FORMAT, **self._config.to_dict()}
-        write_atomic(self.path / "config.json", json.dumps(content, indent=2).encode() + b"\n")
+        write_run_config(self.path, self._config.to_dict())
 
     def _restore_directory(self) -> None:
         """Makes the directory anew if it has been deleted since the run began."""
@@ -238,22 +236,10 @@ def check_no_stranger(path: Path) -> None:
     if any((path / name).is_dir() for name in (REPLACED, MOVING)) or not path.exists():
         return
     strangers = sorted(file.name for file in _files_of_run(path))
-    if strangers and not _is_run(path):
+    if strangers and not is_run(path):
         raise ConfigError(
             f"{path} holds {', '.join(strangers)}, which no run of fastle wrote: give another --run, or move them away"
         )
-
-
-def _is_run(path: Path) -> bool:
-    """Whether config.json is a run's, also one of a version that did not mark it."""
-    try:
-        content = json.loads((path / "config.json").read_bytes())
-        if isinstance(content, dict) and content.get("format") == FORMAT:
-            return True
-        read_run_config(path)
-    except (OSError, ValueError, RecursionError, CheckpointError, ConfigError):
-        return False
-    return True
 
 
 def _files_of_run(path: Path) -> list[Path]:

@@ -1,0 +1,51 @@
+"""Where the images come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastle.options import Checked, ConfigError, option, shown
+
+DatasetName = Literal["shapes", "cifar10", "celeba", "folder"]
+BadImages = Literal["error", "skip"]
+
+LARGEST_SIZE = 10_000  # pixels: larger images are refused
+
+
+def image_size(multiple_of: int | None = None) -> Any:
+    """A field of the data and of the model, which alone needs sizes divisible by 8."""
+    text = "height and width of the images, pixels, divisible by 8"
+    return option(text, at_least=1, cap=LARGEST_SIZE, multiple_of=multiple_of, group="data", metavar="PX")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig(Checked):
+    """Where the images come from.
+
+    Attributes:
+        dataset: the kind of source.
+        root: absolute path of the data; None for shapes, which are made.
+        size, channels: of the images that the loader hands out.
+        bad_images: whether an image file that cannot be used is an error, or is left out.
+    """
+
+    dataset: DatasetName = option("shapes are made on the fly; folder is any tree of images", group="data", default="")
+    root: str | None = option(
+        "the folder that holds the images", initial=None, name="data", group="data", metavar="DIR", default=""
+    )
+    size: int = image_size()
+    channels: int = option("1 reads a folder's images as grey, 3 as colour", choices=(1, 3), group="data")
+    bad_images: BadImages = option(
+        "whether image files that cannot be used are an error, which names all of them, or are left out",
+        initial="error",
+        group="data",
+    )
+
+    def __post_init__(self) -> None:
+        # slots=True makes the class anew, and super() without arguments would mean the old one
+        Checked.__post_init__(self)
+        if self.root is not None and "\0" in self.root:
+            raise ConfigError(f"--data must be a path, not {shown(self.root)}")
+        if self.bad_images == "skip" and self.dataset in ("shapes", "cifar10"):
+            raise ConfigError(f"--bad-images skip has no effect with {self.dataset}, which has no image files")

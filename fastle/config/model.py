@@ -1,0 +1,70 @@
+"""The model's shape."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fastle.options import Checked, ConfigError, option, shown
+
+from .data import image_size
+
+# features of the masked setting's latent
+POOLED_LATENT = 128
+MOST_CHANNELS = 1_000  # of images
+MOST_WEIGHTS = 2**40  # of a layer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig(Checked):
+    """The autoencoder of docs/method.md, section 4.
+
+    Attributes:
+        size: height and width of the images, pixels; divisible by 8.
+        channels: of the images, at least 1.
+        hidden: h, the width after the stem.
+        map_channels: c, channels of the (c, size/8, size/8) map; divides 8 h.
+        latent: features of a pooled latent, or None for a spatial one (the map itself).
+    """
+
+    size: int = image_size(multiple_of=8)
+    channels: int
+    hidden: int = option("channels after the first convolution", at_least=1, group="model")
+    map_channels: int = option(
+        "channels of the encoder's map, whose sides are an eighth of the image's", at_least=1, group="model"
+    )
+    latent: int | None = option(
+        "features of a pooled latent",
+        at_least=1,
+        group="model",
+        default=f"no pooling, the latent is the map; {POOLED_LATENT} with --masked",
+    )
+
+    def __post_init__(self) -> None:
+        Checked.__post_init__(self)
+        if type(self.channels) is not int or not 1 <= self.channels <= MOST_CHANNELS:
+            raise ConfigError(f"channels must be at least 1 and at most {MOST_CHANNELS}, not {shown(self.channels)}")
+        if 8 * self.hidden % self.map_channels:
+            raise ConfigError(
+                f"--map-channels {self.map_channels} must divide 8 times --hidden, which is {8 * self.hidden}"
+            )
+        weights = max(36 * self.hidden**2, math.prod(self.map_shape) * (self.latent or 0))
+        if weights > MOST_WEIGHTS:
+            raise ConfigError(
+                f"a layer of {weights:.2g} weights fits nowhere: give a smaller --hidden, --map-channels or --latent"
+            )
+
+    @property
+    def map_shape(self) -> tuple[int, int, int]:
+        """(c, size/8, size/8)."""
+        return (self.map_channels, self.size // 8, self.size // 8)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(latent,) when pooled, else `map_shape`."""
+        return self.map_shape if self.latent is None else (self.latent,)
+
+    @property
+    def compression(self) -> float:
+        """Numbers in an image for each number in its latent."""
+        return self.channels * self.size**2 / math.prod(self.latent_shape)

@@ -1,0 +1,142 @@
+"""The rows of docs/method.md, section 1, and their settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from fastle.options import Checked, ConfigError, Option, check_names, from_fields, option, options_of, pick
+
+from .transform import DEFAULT_TRANSFORM, TRANSFORM_OPTIONS, TRANSFORMS, TransformConfig, TransformName
+
+ObjectiveName = Literal["self-teaching", "pixel"]
+JudgeName = Literal["step-frozen", "live", "ema"]
+JudgeStatistics = Literal["own", "target"]
+JudgeDepth = Literal["code", "features", "all"]
+
+HOLE_RATIO = 0.35
+SIGREG_WEIGHT = 0.03
+# the fields that the pixel baseline has
+PIXEL_FIELDS = ("name", "hole_ratio")
+# masked is no field of its own: an objective with a hole is masked
+MASKED = Option(
+    name="masked", kind=bool, help="cut a hole into the input: the symmetric masked setting", group="objective"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectiveConfig(Checked):
+    """One row of docs/method.md, section 1. The pixel baseline has a name and a hole ratio, and leaves the rest alone.
+
+    Attributes:
+        name: "self-teaching", or "pixel" for the baseline.
+        hole_ratio: share of the input that the hole covers in the masked setting, in (0, 1); None without a hole.
+        judge: the encoder that compares.
+        judge_statistics: the batch whose mean and variance normalise J(T x̂): its own, or that of J(T x).
+        judge_depth: what the judge compares: the code, the down blocks' outputs too, or the stem's as well.
+        transform: what the judge is shown; None for the baseline.
+        sigreg_weight: λ, at least 0.
+        slices: M, at least 1.
+    """
+
+    name: ObjectiveName = option(
+        "the method, or its pixel baseline", initial="self-teaching", name="objective", group="objective"
+    )
+    hole_ratio: float | None = option(
+        "share of the input that the hole covers, with --masked",
+        initial=None,
+        above=0,
+        below=1,
+        group="objective",
+        metavar="R",
+        default=str(HOLE_RATIO),
+    )
+    judge: JudgeName = option("the encoder that compares", initial="step-frozen", group="objective")
+    judge_statistics: JudgeStatistics = option(
+        "the batch whose mean and variance normalise the judged reconstructions: their own, or that of their targets",
+        initial="own",
+        group="objective",
+        default="the recipe's",
+    )
+    judge_depth: JudgeDepth = option(
+        "what the judge compares: the code, the features of the blocks before it too, or those of every layer",
+        initial="code",
+        group="objective",
+        default="the recipe's",
+    )
+    sigreg_weight: float = option(
+        "weight λ of SIGReg",
+        initial=SIGREG_WEIGHT,
+        at_least=0,
+        group="objective",
+        metavar="W",
+        default="the recipe's",
+    )
+    slices: int = option("random slices of SIGReg", initial=256, at_least=1, group="objective", metavar="M")
+    transform: TransformConfig | None = option(
+        "what the judge is shown of each image",
+        initial=None,
+        choices=get_args(TransformName),
+        group="objective",
+        default=DEFAULT_TRANSFORM,
+    )
+
+    def __post_init__(self) -> None:
+        Checked.__post_init__(self)
+        if self.name == "self-teaching" and self.transform is None:
+            raise ConfigError("--objective self-teaching needs a transformation")
+        if self.name == "pixel":
+            unused = [field for field in dataclasses.fields(self) if field.name not in PIXEL_FIELDS]
+            for field in unused:
+                if getattr(self, field.name) != field.default:
+                    flag = options_of(ObjectiveConfig)[field.name].flag
+                    raise ConfigError(f"{flag} has no effect with --objective pixel")
+
+    @property
+    def masked(self) -> bool:
+        """Whether the input has a hole."""
+        return self.hole_ratio is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict of what the row uses, the transformation as a dict with its name."""
+        names = PIXEL_FIELDS if self.transform is None else tuple(options_of(ObjectiveConfig))
+        values = {name: getattr(self, name) for name in names}
+        if self.transform is not None:
+            fields = options_of(type(self.transform))
+            values["transform"] = {"name": self.transform.name} | {f: getattr(self.transform, f) for f in fields}
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ObjectiveConfig:
+        """The inverse of `to_dict`.
+
+        It also reads what fastle wrote before transformations had settings of their own: "transform" is the name, and
+        "crop_ratio" and the like stand beside it, those that the row does not use null.
+        """
+        transform = values.get("transform")
+        if isinstance(transform, Mapping):
+            check_names("transform", transform, required=("name",))
+            options_of(cls)["transform"].check(transform["name"] or "")
+            made, decided = TRANSFORMS[transform["name"]]
+            fields = {field: value for field, value in transform.items() if field != "name"}
+            return from_fields(cls, {**values, "transform": from_fields(made, fields, decided)})
+        flat = {name: values[name] for name in TRANSFORM_OPTIONS if values.get(name) is not None}
+        for name, value in flat.items():
+            TRANSFORM_OPTIONS[name].check(value)
+        unused = {name for name, value in values.items() if value is None and values.get("name") == "pixel"}
+        given = {name: value for name, value in values.items() if name not in {*TRANSFORM_OPTIONS, *unused}}
+        return from_fields(cls, given | {"transform": None if transform is None else transform_config(transform, flat)})
+
+
+def transform_config(name: str, settings: Mapping[str, Any]) -> TransformConfig:
+    """The transformation of a name, with those of the settings that are its own.
+
+    Raises:
+        ConfigError: there is no such transformation, or a setting is out of range.
+    """
+    options_of(ObjectiveConfig)["transform"].check(name)
+    made, decided = TRANSFORMS[name]
+    config: TransformConfig = made(**decided, **pick(made, settings))
+    return config
