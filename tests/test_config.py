@@ -148,6 +148,11 @@ def test_small_folders_take_the_cifar_model() -> None:
     ("flags", "message"),
     [
         ({"latent": 0}, "--latent must be at least 1, not 0"),
+        ({"recipe": "best"}, "--recipe must be one of tuned, post, not best"),
+        ({"accumulate": 3}, "--accumulate 3 must divide --batch-size 128 into parts of 2 or more"),
+        ({"averages": (0.1, 0.1)}, "--averages 0.1 0.1 names a length twice"),
+        ({"averages": (0.1, 0.5)}, "--averages must be above 0 and below 0.28, not 0.5"),
+        ({"schedule": "cosine", "decay": 0.2}, "--decay has no effect with --schedule cosine"),
         ({"size": 30}, "--size must be divisible by 8, such as 32, not 30"),
         ({"size": 0}, "--size must be at least 1, not 0"),
         ({"crop_ratio": 1.5}, "--crop-ratio must be above 0 and at most 1, not 1.5"),

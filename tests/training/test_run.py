@@ -95,6 +95,8 @@ def test_checks_come_before_overwriting(tmp_path: Path) -> None:
     before = contents(tmp_path)
     with pytest.raises(FastleError, match="cannot be divided among 3 ranks"):
         go(tmp_path, config(batch_size=8), overwrite=True, world_size=3)
+    with pytest.raises(FastleError, match="does not divide into --accumulate 4 equal parts on each of 2 processes"):
+        go(tmp_path, config(batch_size=12, accumulate=4), overwrite=True, world_size=2)
     with pytest.raises(FastleError, match="leaves one image to some"):
         go(tmp_path, config(batch_size=4), overwrite=True, world_size=4)
     with pytest.raises(FastleError, match="do not fill a batch"):
