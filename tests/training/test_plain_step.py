@@ -33,7 +33,8 @@ CONFIGS = {
     "cifar10": tiny(masked=False, latent=None),
     "pooled": tiny(masked=False),
     "target-statistics": tiny(judge_statistics="target"),
-    "tuned": tiny(recipe="tuned", judge_statistics="target"),
+    # a rate that rises: steps of a wrong one would show
+    "tuned": tiny(recipe="tuned", judge_statistics="target", warmup=0.9),
     "tuned-spatial": tiny(False, None, recipe="tuned", judge_statistics="target"),
     "own-all": tiny(judge_depth="all", full_view=True),
 }

@@ -122,8 +122,14 @@ def test_recipe_resumes_exactly(tmp_path: Path) -> None:
     recipe = config(schedule="cosine", warmup=0.34, averages=(0.05, 0.2), clip=0.1, accumulate=2, steps=6)
     images = [torch.randint(0, 256, (4, 1, 16, 16), dtype=torch.uint8) for _ in range(6)]
     whole, first, second = (Trainer(recipe, CPU) for _ in range(3))
-    for batch in images:
+    for number, batch in enumerate(images):
         whole(batch)
+        # an average begins with the weights after the first step
+        begins = [
+            torch.equal(average.model.encoder.stem.weight, whole.model.encoder.stem.weight)
+            for average in whole.averages
+        ]
+        assert all(begins) if number == 0 else not any(begins)
     for batch in images[:3]:
         first(batch)
     second.load(load_checkpoint(save_checkpoint(tmp_path, 3, first.state(), {"step": 3})), 3)
