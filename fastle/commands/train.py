@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from fastle.training.trainer import StepMode
 
 from .cli import DEVICE, Output, Parser, add_option, one_line_errors, wrapped
 
+MEETING_SECONDS = 60.0  # for ranks to meet
 END_SECONDS = 20.0  # for ranks to part from each other after an error
 
 # flags that are not settings of the run: it computes the same with others
@@ -229,15 +231,34 @@ def _process_group(device: torch.device, world_size: int) -> Iterator[torch.devi
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # torch would wait half an hour for a rank that is gone, and in several places
+    absent = f"the {world_size} processes have not met within {MEETING_SECONDS:g} s: start all of them again"
+    with _ends_after(MEETING_SECONDS, absent):
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
     except BaseException:
-        # ending the group may wait for a rank that is gone
-        timer = threading.Timer(END_SECONDS, os._exit, (1,))
-        timer.daemon = True
-        timer.start()
-        dist.destroy_process_group()
-        timer.cancel()
+        # the error has its own line
+        with _ends_after(END_SECONDS, ""):
+            dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+@contextmanager
+def _ends_after(seconds: float, fault: str) -> Iterator[None]:
+    """Ends the process, with a fault's line if there is one, if what this surrounds takes longer."""
+
+    def end() -> None:
+        if fault:
+            rank = from_torchrun("RANK", 0)
+            print(f"fastle-train (rank {rank}): error: {fault}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -60,11 +60,12 @@ class Ranks:
 
     def __enter__(self) -> Ranks:
         if self.world_size > 1:
-            # a store of its own for the thread: one that waits would keep it from its signs of life
+            # a connection each for the main thread, the thread, and whoever speaks: one that waits would keep the
+            # others from theirs. all are made now: a new one to a rank that is gone would wait for half an hour
             store = dist.distributed_c10d._get_default_store()
             # the same processes may train one run after another
             self._run = store.add(f"fastle/runs of {self.rank}", 1)
-            self._store, self._thread_store = store.clone(), store.clone()
+            self._store, self._thread_store, self._voice_store = (store.clone() for _ in range(3))
             self._thread = threading.Thread(target=self._watch, name="ranks", daemon=True)
             self._thread.start()
         return self
@@ -177,7 +178,7 @@ class Ranks:
 
     def _is_first_to_speak(self) -> bool:
         try:
-            return bool(self._thread_store.clone().add(self._key("spoken"), 1) == 1)
+            return bool(self._voice_store.add(self._key("spoken"), 1) == 1)
         except RuntimeError:
             return True
 

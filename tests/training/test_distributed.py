@@ -141,3 +141,19 @@ def test_sigterm_ends_both_ranks_with_a_checkpoint(tmp_path: Path) -> None:
     assert "stopped and saved at step" in output
     # the steps that both had taken, and no more than they take in the second between two agreements
     assert load_checkpoint(latest_checkpoint(tmp_path / "run")).metadata["step"] >= 20
+
+
+def test_a_rank_that_waits_for_one_that_never_comes_says_so(tmp_path: Path) -> None:
+    code = "import fastle.commands.train as t; t.MEETING_SECONDS = 1.0; t.main(['shapes', '--device', 'cpu'])"
+    where = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | where,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    line = "fastle-train (rank 0): error: the 2 processes have not met within 1 s: start all of them again\n"
+    assert (ended.returncode, ended.stderr) == (1, line)

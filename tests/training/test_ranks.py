@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -156,6 +157,24 @@ def test_the_loss_of_a_rank_is_said_once() -> None:
     assert sorted(type(result).__name__ for result in results) == ["LostRank", "SaidByAnother", "SaidByAnother"]
     (said,) = (result for result in results if isinstance(result, LostRank))
     assert str(said) == "another rank is gone; step 7 is saved: run the same command again to go on"
+
+
+def test_the_loss_of_the_rank_that_holds_the_store_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, left: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    patience = timedelta(seconds=600)
+    held = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=patience)  # type: ignore[attr-defined]
+    seen = dist.TCPStore("127.0.0.1", held.port, is_master=False, timeout=patience)  # type: ignore[attr-defined]
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: seen)
+    monkeypatch.setattr(module, "BEAT", 0.05)
+    ranks = Ranks(1, 2, lambda: "step 7 is saved")
+    contextlib.ExitStack().enter_context(ranks)
+    del held
+    end = time.monotonic() + 120
+    while not left and time.monotonic() < end:
+        time.sleep(0.05)
+    assert left == ["ranks"]
+    assert "error: the store in which the ranks meet is gone; step 7 is saved" in capsys.readouterr().err
 
 
 def test_errors_that_say_that_a_rank_is_gone() -> None:
