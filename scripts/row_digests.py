@@ -52,7 +52,7 @@ def digest(arguments: list[str]) -> dict[str, str]:
     """Weights, optimizer state and metrics of a row after its steps."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            str(Path(sys.executable).with_name("fastle-train")), "shapes", "--steps", str(STEPS),
+            str(Path(sys.executable).with_name("fastle-train")), "shapes", "--recipe", "post", "--steps", str(STEPS),
             "--batch-size", "16", "--device", "cpu", "--run", folder, *arguments,
         ]  # fmt: skip
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
