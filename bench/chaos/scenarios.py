@@ -274,9 +274,9 @@ def _kill(field: Field) -> None:
 
 
 def _signal(field: Field) -> None:
-    """A signal that asks the run to stop."""
+    """A signal that asks the run to stop, or to save and go on."""
     process = _under_way(field)
-    signum = field.random.choice((signal.SIGTERM, signal.SIGINT))
+    signum = field.random.choice((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1))
     process.kill(signum)
     field.end(process, -signum, 128 + signum)
 

@@ -31,4 +31,7 @@ def _start(program: str, module: str) -> None:
         # nohup has SIGHUP ignored
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, stop)
+    if program == "fastle-train" and signal.getsignal(signal.SIGUSR1) is not signal.SIG_IGN:
+        # which asks a run to save, and by itself would end the process
+        signal.signal(signal.SIGUSR1, lambda *_: os.write(2, f"{program}: SIGUSR1: no step is under way\n".encode()))
     import_module(f"fastle.commands.{module}").main()

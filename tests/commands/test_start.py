@@ -27,7 +27,8 @@ import signal, sys
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
-            signal.raise_signal({signum})
+            for signum in {signums}:
+                signal.raise_signal(signum)
 sys.meta_path.insert(0, Finder())
 from fastle.commands.start import {command}
 {command}()
@@ -35,15 +36,22 @@ from fastle.commands.start import {command}
 
 
 @pytest.mark.parametrize(
-    ("command", "program", "signum"),
-    [("fastle", "fastle", signal.SIGINT), ("fastle_train", "fastle-train", signal.SIGTERM)],
+    ("command", "signums", "said"),
+    [
+        ("fastle", [signal.SIGINT], "fastle: stopped by SIGINT\n"),
+        (
+            "fastle_train",
+            [signal.SIGUSR1, signal.SIGTERM],
+            "fastle-train: SIGUSR1: no step is under way\nfastle-train: stopped by SIGTERM\n",
+        ),
+    ],
 )
-def test_a_signal_during_the_imports(command: str, program: str, signum: signal.Signals) -> None:
+def test_a_signal_during_the_imports(command: str, signums: list[signal.Signals], said: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", IMPORT.format(command=command, signum=int(signum)), "--help"],
+        [sys.executable, "-c", IMPORT.format(command=command, signums=[int(signum) for signum in signums]), "--help"],
         env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False, capture_output=True, text=True,
     )  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (128 + signum, "", f"{program}: stopped by {signum.name}\n")
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signums[-1], "", said)
 
 
 def test_every_public_name_is_there() -> None:

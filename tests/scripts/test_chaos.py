@@ -1,13 +1,26 @@
-"""A cheap sample of scripts/chaos.py: mutated files, flipped bits, and what the fuzzing itself must notice."""
+"""A cheap sample of scripts/chaos.py: events, mutated files, flipped bits, and what the fuzzing itself must notice."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import fastle.checkpoint
 from bench.chaos.fuzz import flip_bits, fuzz
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_nothing_is_lost(tmp_path: Path) -> None:
+    command = [sys.executable, "scripts/chaos.py", "--minutes", "0.8", "--seed", "0", "--json", str(tmp_path / "json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "json").read_bytes())["chaos"]
+    assert report["total"] > 0 and report["faults"] == []
 
 
 def test_mutated_files_are_refused_in_one_line_or_harmless(tmp_path: Path) -> None:
