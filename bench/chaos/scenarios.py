@@ -61,15 +61,18 @@ class Process:
     output: Path
     status: int | None = None
 
+    def ended(self) -> bool:
+        """Whether the process has ended."""
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.status = os.waitstatus_to_exitcode(status) if pid else None
+        return self.status is not None
+
     def wait(self, patience: float = PATIENCE) -> int | None:
         """The exit status, negative for a signal; None if it hangs, and is then killed."""
         end = time.monotonic() + patience
-        while self.status is None and time.monotonic() < end:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.status = os.waitstatus_to_exitcode(status)
-            else:
-                time.sleep(0.01)
+        while not self.ended() and time.monotonic() < end:
+            time.sleep(0.01)
         if self.status is None:
             self.kill(signal.SIGKILL)
             os.waitpid(self.pid, 0)
@@ -93,11 +96,13 @@ class Field:
     Attributes:
         folder: Images, runs, caches and what was printed.
         random: All draws of an event.
+        ranks: Of the run that the event happens to.
         untidy: What must not be, found in the output of a process.
     """
 
     folder: Path
     random: Random = field(default_factory=Random)
+    ranks: int = 1
     untidy: list[str] = field(default_factory=list)
     processes: int = 0
 
@@ -105,6 +110,11 @@ class Field:
     def run(self) -> Path:
         """The run directory."""
         return self.folder / "disk" / "run"
+
+    @property
+    def caches(self) -> Path:
+        """The folder of the caches."""
+        return self.folder / "cache" / "fastle"
 
     def command(self, run: Path, seed: int = 0) -> list[str]:
         """The arguments of fastle-train."""
@@ -135,6 +145,18 @@ class Field:
             sys.stderr.flush()
             os._exit(status)
 
+    def train(self, run: Path) -> list[Process]:
+        """Starts fastle-train, in a process for each rank."""
+        if self.ranks == 1:
+            return [self.start(self.command(run))]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = {"WORLD_SIZE": str(self.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return [
+            self.start(self.command(run), RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(self.ranks)
+        ]
+
     def end(self, process: Process, *allowed: int) -> bool:
         """Waits for a process and judges what it said. Whether it ended with 0."""
         status, said = process.wait(), process.said()
@@ -148,6 +170,11 @@ class Field:
             self.untidy.append(f"failed without a word: {said[-300:]}")
         process.output.unlink(missing_ok=True)
         return status == 0
+
+    def finish(self, run: Path) -> bool:
+        """Runs fastle-train to its end. Whether it has ended with 0."""
+        ended = [self.end(process) for process in self.train(run)]
+        return all(ended)
 
     def make_images(self) -> None:
         """A folder of small images with splits of its own."""
@@ -192,22 +219,24 @@ def chaos(folder: Path, *, minutes: float, seed: int, only: str | None = None) -
     field.make_images()
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     disk = _mount(folder / "disk")
-    calm = folder / "calm"
-    if not field.end(field.start(field.command(calm))):
-        return {"faults": [{"event": "none", "faults": field.untidy}]}
-    expected = _state(calm)
+    expected: dict[int, State] = {}
+    for field.ranks in (1, 2):
+        calm = folder / f"calm-{field.ranks}"
+        if not field.finish(calm):
+            return {"faults": [{"event": "none", "untidy": field.untidy}]}
+        expected[field.ranks] = _state(calm)
     events = {only: EVENTS[only]} if only else {n: e for n, e in EVENTS.items() if disk or n != "full disk"}
     counts: Counter[str] = Counter()
     faults: list[dict[str, Any]] = []
     end, number = time.monotonic() + 60 * minutes, 0
     try:
         while time.monotonic() < end:
-            field.random, field.untidy = Random(f"{seed}-{number}"), []
+            field.random, field.ranks, field.untidy = Random(f"{seed}-{number}"), 1, []
             # each kind in turn, so that a short time sees as many as it can
             name = list(events)[number % len(events)]
             shutil.rmtree(field.run, ignore_errors=True)
             events[name](field)
-            lost = _finish(field, expected)
+            lost = _finish(field, expected[field.ranks])
             counts[name] += 1
             if field.untidy or lost:
                 faults.append({"number": number, "event": name, "lost": lost, "untidy": field.untidy})
@@ -222,7 +251,7 @@ def chaos(folder: Path, *, minutes: float, seed: int, only: str | None = None) -
 def _finish(field: Field, expected: State) -> str:
     """Runs the same command until it succeeds, takes the ways out, and says what is lost, or ""."""
     for _ in range(TRIES):
-        if field.end(field.start(field.command(field.run))):
+        if field.finish(field.run):
             break
         # what the errors about a damaged config.json and damaged checkpoints recommend
         field.end(field.start(["check", str(field.run), "--restore-config"], program="fastle"))
@@ -255,10 +284,8 @@ def _under_way(field: Field, *, saved: bool = False) -> Process:
     process = field.start(field.command(field.run))
     end = time.monotonic() + field.random.uniform(0, 4)
     if saved:
-        while not checkpoints(field.run) and process.status is None and time.monotonic() < end + PATIENCE:
+        while not checkpoints(field.run) and not process.ended() and time.monotonic() < end + PATIENCE:
             time.sleep(0.02)
-            pid, status = os.waitpid(process.pid, os.WNOHANG)
-            process.status = os.waitstatus_to_exitcode(status) if pid else None
         time.sleep(field.random.uniform(0, 1))
     else:
         time.sleep(end - time.monotonic())
@@ -271,6 +298,28 @@ def _kill(field: Field) -> None:
         process = _under_way(field)
         process.kill(signal.SIGKILL)
         field.end(process, -signal.SIGKILL)
+
+
+def _kill_saving(field: Field) -> None:
+    """SIGKILL while a checkpoint is written."""
+    _kill_when(field, lambda: any((field.run / "checkpoints").glob(".*.tmp")))
+
+
+def _kill_caching(field: Field) -> None:
+    """SIGKILL while the cache is written."""
+    for path in field.caches.glob("*"):
+        path.unlink()
+    _kill_when(field, lambda: any(field.caches.glob("*.partial")))
+
+
+def _kill_when(field: Field, moment: Callable[[], bool]) -> None:
+    process = field.start(field.command(field.run))
+    end = time.monotonic() + PATIENCE
+    while not moment() and time.monotonic() < end and not process.ended():
+        time.sleep(0.0005)
+    time.sleep(field.random.uniform(0, 0.01))
+    process.kill(signal.SIGKILL)
+    field.end(process, -signal.SIGKILL)
 
 
 def _signal(field: Field) -> None:
@@ -294,7 +343,7 @@ def _flip_checkpoint(field: Field) -> None:
 def _flip_cache(field: Field) -> None:
     """Damage to the cache while no run has it open, or a cut while one has."""
     process = _under_way(field, saved=True) if field.random.random() < 0.5 else None
-    for path in (field.folder / "cache" / "fastle").glob("*.safetensors"):
+    for path in field.caches.glob("*.safetensors"):
         # checksums are checked when a cache is opened, and a run that reads it notices only that bytes are missing
         _damage(path, field.random, how=2 if process else None)
     if process:
@@ -362,25 +411,14 @@ def _second_process(field: Field) -> None:
 
 
 def _lost_rank(field: Field) -> None:
-    """Two ranks, of which one is killed: the other must end by itself."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    run = field.folder / "disk" / "ranks"
-    shutil.rmtree(run, ignore_errors=True)
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [field.start(field.command(run), RANK=str(n), LOCAL_RANK=str(n), **shared) for n in (0, 1)]
+    """Two ranks, of which one or both are killed: one that is left must end by itself."""
+    field.ranks = 2
+    ranks = field.train(field.run)
     time.sleep(field.random.uniform(1, 6))
-    lost = field.random.randrange(2)
-    ranks[lost].kill(signal.SIGKILL)
+    for rank in field.random.choice((ranks[:1], ranks[1:], ranks)):
+        rank.kill(signal.SIGKILL)
     for rank in ranks:
         field.end(rank, -signal.SIGKILL)
-    for path in checkpoints(run):
-        try:
-            load_checkpoint(path)
-        except FastleError as error:
-            field.untidy.append(str(error))
-    shutil.rmtree(run, ignore_errors=True)
 
 
 def _mount(folder: Path) -> bool:
@@ -394,6 +432,8 @@ def _mount(folder: Path) -> bool:
 
 EVENTS: dict[str, Callable[[Field], None]] = {
     "kill": _kill,
+    "kill in a checkpoint": _kill_saving,
+    "kill in the cache": _kill_caching,
     "damaged checkpoint": _flip_checkpoint,
     "signal": _signal,
     "damaged cache": _flip_cache,
