@@ -17,7 +17,8 @@ Source: LeJEPA (arXiv 2511.08544), the Epps-Pulley test of normality with a trap
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -50,6 +51,7 @@ def sigreg(
         slices: (D, M), unit columns.
         weights: (..., N), a mask or real numbers ≥ 0. A sample of weight 2 counts twice; a sample of weight 0 does not
             count, even if it is NaN. N becomes Σω, and the statistic is 0 if all weights are. They get no gradient.
+            With a negative weight the statistic is NaN where an error would make the host wait for a device.
         t_max: the largest knot, > 0.
         knots: K ≥ 2, counting t = 0.
         reduction: "mean" over slices and leading axes, or None.
@@ -61,7 +63,8 @@ def sigreg(
         samples is about 1.05, not 0.
 
     Raises:
-        ValueError: shapes do not fit, there are no samples, knots or t_max is out of range, or `impl` cannot run here.
+        ValueError: shapes do not fit, there are no samples, knots or t_max is out of range, a weight is negative (on a
+            CPU), or `impl` cannot run here.
     """
     if reduction not in ("mean", None):
         raise ValueError(f'SIGReg: reduction must be "mean" or None, not {reduction!r}')
@@ -122,6 +125,17 @@ def statistic(
     return squares / (count.clamp_min(1e-30)[..., None] if isinstance(count, Tensor) else count)
 
 
+def check_options(*, knots: int, t_max: float, impl: str) -> None:
+    """Checks options without samples.
+
+    Raises:
+        ValueError: `impl` is unknown, or knots or t_max is out of range.
+    """
+    Knots(t_max, knots)
+    if impl not in get_args(Impl):
+        raise ValueError(f"SIGReg: impl must be one of {', '.join(get_args(Impl))}, not {impl!r}")
+
+
 def _prepare(
     z: Tensor, slices: Tensor, weights: Tensor | None, t_max: float, knots: int, impl: str
 ) -> tuple[Tensor, Tensor, Tensor | None, torch.Size, str]:
@@ -138,7 +152,7 @@ def _prepare(
         raise ValueError(
             f"SIGReg: weights {tuple(weights.shape)} do not fit z {tuple(z.shape)}; each sample has one weight"
         )
-    Knots(t_max, knots)
+    check_options(knots=knots, t_max=t_max, impl=impl)
     dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
     if impl != "reference":
         obstacle = "its kernels compute in fp32, and z is fp64" if dtype == torch.float64 else None
@@ -146,6 +160,12 @@ def _prepare(
     leading = z.shape[:-2]
     if weights is not None:
         weights = weights.detach().to(dtype)
+        if z.device.type == "cpu" and not traced(z, weights):
+            if (weights < 0).any():
+                raise ValueError(f"SIGReg: weights must be at least 0, and one is {float(weights.min()):g}")
+        else:
+            # elsewhere, reading them would make the host wait
+            weights = torch.where(weights < 0, math.nan, weights)
         # a sample of weight 0 must not reach the products: 0 · NaN is NaN
         z = torch.where(weights[..., None] == 0, 0, z)
         weights = weights.reshape(-1, weights.shape[-1]).contiguous()

@@ -5,6 +5,7 @@ Source: LeJEPA (arXiv 2511.08544); docs/method.md, section 2.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -135,19 +136,56 @@ def draw_slices(dim: int, num_slices: int, generator: Generator) -> Tensor:
     return slices / slices.norm(dim=0, keepdim=True).clamp_min(torch.finfo(slices.dtype).tiny)
 
 
-class SIGReg(nn.Module):
-    """SIGReg for any training loop. Each call draws new slices from the module's own generator on the samples' device.
-
-    The state dict holds the generator's state, so that a resumed run continues with the same slices. If every rank has
-    the same seed, the slices agree without communication.
+def _next_slices(state: Tensor, dim: int, num_slices: int, device: torch.device) -> Tensor:
+    """The slices of a module's next call, (dim, num_slices) fp32 on the device. `state` counts the call.
 
     Args:
-        num_slices: M, the slices drawn at each call.
+        state: (2,) int64 on the CPU: the seed and the calls so far. Slices depend on them and on the kind of device.
+    """
+    # whatever runs forward while gradients are computed is doing it for the second time
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            "SIGReg is called a second time for one step, by activation checkpointing, and would draw other slices. "
+            "Call it outside of what is checkpointed, or pass slices of your own to fastle.sigreg"
+        )
+    seed, calls = state.tolist()
+    state[1] += 1
+    # 63 bits, because torch takes a signed integer
+    generator = Generator(device).manual_seed(_mixed(_mixed(seed) + calls) >> 1)
+    return draw_slices(dim, num_slices, generator)
+
+
+# torch.compile can call it, where it could not make a generator
+_next_slices_op = torch.library.custom_op("fastle::next_slices", _next_slices, mutates_args={"state"})
+
+
+@_next_slices_op.register_fake
+def _(state: Tensor, dim: int, num_slices: int, device: torch.device) -> Tensor:
+    return torch.empty(dim, num_slices, device=device)
+
+
+def _mixed(number: int) -> int:
+    """64 bits of which each depends on all of the number's: SplitMix64's output function."""
+    number = (number + 0x9E3779B97F4A7C15) % 2**64
+    number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    number = (number ^ number >> 27) * 0x94D049BB133111EB % 2**64
+    return number ^ number >> 31
+
+
+class SIGReg(nn.Module):
+    """SIGReg for any training loop. Each call draws new slices on the samples' device.
+
+    The slices depend on the seed, the number of calls before, and the kind of device (CPU or GPU). The state dict holds
+    seed and number, so that a resumed run continues with the same slices. If every rank has the same seed, the slices
+    agree without communication.
+
+    Args:
+        num_slices: M ≥ 1, the slices drawn at each call.
         knots, t_max, convention, group, impl: see `sigreg`.
-        seed: the seed of the slices.
+        seed: the seed of the slices, a signed 64-bit integer.
 
     Raises:
-        ValueError: the convention is unknown.
+        ValueError: the convention or `impl` is unknown, or num_slices, knots or t_max is out of range.
 
     Example:
         >>> regularizer = SIGReg(num_slices=256)
@@ -167,17 +205,25 @@ class SIGReg(nn.Module):
     ) -> None:
         super().__init__()
         self.knots = _rules(convention).knots if knots is None else knots
-        self.num_slices, self.t_max, self.convention, self.seed = num_slices, t_max, convention, seed
+        operator.check_options(knots=self.knots, t_max=t_max, impl=impl)
+        if num_slices < 1:
+            raise ValueError(f"SIGReg needs num_slices >= 1, not {num_slices}")
+        self.num_slices, self.t_max, self.convention = num_slices, t_max, convention
         self.group, self.impl = group, impl
-        self._generator: Generator | None = None
-        self._resumed: Tensor | None = None
+        # no buffer: it stays on the CPU, where reading it waits for no device
+        self._state = torch.tensor([seed, 0])
 
     def forward(self, z: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The loss of z (..., N, D), a scalar; weights (..., N) as in `sigreg`."""
-        slices = draw_slices(z.shape[-1], self.num_slices, self._generator_on(z.device))
+        """The loss of z (..., N, D), a scalar; weights (..., N) as in `sigreg`.
+
+        Raises:
+            RuntimeError: activation checkpointing runs it again.
+            ValueError: see `sigreg`.
+        """
+        draw = _next_slices_op if torch.compiler.is_compiling() else _next_slices
         return sigreg(
             z,
-            slices,
+            draw(self._state, z.shape[-1], self.num_slices, z.device),
             weights=weights,
             t_max=self.t_max,
             knots=self.knots,
@@ -189,17 +235,15 @@ class SIGReg(nn.Module):
     def extra_repr(self) -> str:
         return f"num_slices={self.num_slices}, knots={self.knots}, t_max={self.t_max}, convention={self.convention!r}"
 
-    def get_extra_state(self) -> Tensor | None:
-        return self._resumed if self._generator is None else self._generator.get_state()
+    def get_extra_state(self) -> Tensor:
+        return self._state.clone()
 
     def set_extra_state(self, state: Tensor | None) -> None:
-        # the device, and with it the kind of generator, is known at the first call only
-        self._generator, self._resumed = None, state
-
-    def _generator_on(self, device: torch.device) -> Generator:
-        if self._generator is None or self._generator.device != device:
-            self._generator = torch.Generator(device).manual_seed(self.seed)
-            if self._resumed is not None:
-                self._generator.set_state(self._resumed.cpu())
-                self._resumed = None
-        return self._generator
+        if state is None or state.dtype == torch.uint8:
+            warnings.warn(
+                "this state of SIGReg was saved by fastle 0.1, which drew other slices; fresh ones follow", stacklevel=2
+            )
+        elif state.shape != (2,) or state.dtype != torch.int64:
+            raise ValueError(f"no state of SIGReg: {tuple(state.shape)} of {state.dtype}")
+        else:
+            self._state = state.cpu().clone()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
+from torch.utils.checkpoint import checkpoint
 
+import fastle.method.sigreg
 from fastle.method.sigreg import SIGReg, draw_slices, sigreg
 from tests import oracle
 from tests.method.sigreg_cases import CONVENTIONS, every_convention, exact, made, slices_of, weights_of
@@ -96,8 +100,6 @@ def test_implementations_agree_and_others_are_errors() -> None:
             torch.testing.assert_close(result, expected, rtol=1e-10, atol=0)
         with pytest.raises(ValueError, match=r"impl.*cuda-graphs"):
             sigreg(z, slices, convention=convention, impl=unknown)
-    with pytest.raises(ValueError, match=r"impl.*cuda-graphs"):
-        SIGReg(num_slices=5, impl=unknown)(z)
 
 
 # conventions
@@ -251,31 +253,94 @@ def test_slices_follow_their_generator() -> None:
 # module
 
 
-def test_module_is_the_function_on_fresh_slices() -> None:
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The slices that modules draw."""
+    slices: list[Tensor] = []
+
+    def draw(*arguments: Any) -> Tensor:
+        slices.append(draw_slices(*arguments))
+        return slices[-1]
+
+    monkeypatch.setattr(fastle.method.sigreg, "draw_slices", draw)
+    return slices
+
+
+def test_module_is_the_function_on_fresh_slices(drawn: list[Tensor]) -> None:
     z = made(8, 4)
     module = SIGReg(num_slices=6, knots=9, t_max=2.0, seed=3)
-    generator = Generator().manual_seed(3)
-    for _ in range(3):
-        slices = draw_slices(4, 6, generator).double()
-        expected = oracle.sigreg_statistics(z, slices, t_max=2.0, knots=9).mean()
-        torch.testing.assert_close(module(z), expected, rtol=1e-6, atol=0)
+    for number in range(3):
+        value = module(z)
+        expected = oracle.sigreg_statistics(z, drawn[number].double(), t_max=2.0, knots=9).mean()
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=0)
     assert not list(module.parameters()) and not list(module.buffers())
-    assert not torch.equal(module(z), module(z))
+    for seed in (3, 4):
+        again = SIGReg(num_slices=6, seed=seed)
+        again(z), again(z)
+    # the seed alone decides, and neither another call nor another seed has any of the same slices
+    assert len(drawn) == 7 and torch.equal(drawn[3], drawn[0]) and torch.equal(drawn[4], drawn[1])
+    others = torch.cat((drawn[0], drawn[1], drawn[2], drawn[5], drawn[6]), dim=1)
+    assert len(others.T.unique(dim=0)) == 30 and float((others.T @ others).triu(1).abs().max()) < 0.999
 
 
 @every_convention
-def test_module_has_the_knots_of_its_convention(convention: Any) -> None:
+def test_module_has_the_knots_of_its_convention(convention: Any, drawn: list[Tensor]) -> None:
     z, weights = made(3, 8, 4), weights_of(3, 8)
-    module = SIGReg(num_slices=6, convention=convention, seed=3)
-    generator = Generator().manual_seed(3)
-    expected, _ = exact(convention, z, draw_slices(4, 6, generator))
-    torch.testing.assert_close(module(z), expected, rtol=1e-10, atol=0)
-    expected, _ = exact(convention, z, draw_slices(4, 6, generator), weights)
-    torch.testing.assert_close(module(z, weights), expected, rtol=1e-10, atol=0)
+    module = SIGReg(num_slices=6, convention=convention)
     # the caller's knots go first
-    module = SIGReg(num_slices=6, knots=5, t_max=2.0, convention=convention, seed=3)
-    expected, _ = exact(convention, z, draw_slices(4, 6, Generator().manual_seed(3)), knots=5, t_max=2.0)
-    torch.testing.assert_close(module(z), expected, rtol=1e-10, atol=0)
+    other = SIGReg(num_slices=6, knots=5, t_max=2.0, convention=convention)
+    values = module(z), module(z, weights), other(z)
+    options: tuple[dict[str, Any], ...] = ({}, {"weights": weights}, {"knots": 5, "t_max": 2.0})
+    for value, slices, option in zip(values, drawn, options, strict=True):
+        expected, _ = exact(convention, z, slices, **option)
+        torch.testing.assert_close(value, expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"num_slices": 0}, "num_slices >= 1, not 0"),
+        ({"knots": 1}, "knots=1"),
+        ({"t_max": -1.0}, "t_max=-1"),
+        ({"impl": "cuda-graphs"}, "impl must be one of auto, triton, torch, reference, not 'cuda-graphs'"),
+    ],
+)
+def test_bad_options_are_errors_before_the_first_call(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        SIGReg(**options)
+
+
+def test_module_in_one_graph_draws_as_without() -> None:
+    z, weights = made(2, 8, 4).float(), weights_of(2, 8)
+    eager, module = SIGReg(num_slices=6), SIGReg(num_slices=6)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        torch.testing.assert_close(compiled(z), eager(z))
+    torch.testing.assert_close(compiled(z, weights), eager(z, weights))
+    assert torch.equal(module.state_dict()["_extra_state"], eager.state_dict()["_extra_state"])
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_is_an_error(reentrant: bool) -> None:
+    module, z = SIGReg(num_slices=6), made(8, 4).requires_grad_()
+    value = checkpoint(lambda z: module(z * 2), z, use_reentrant=reentrant)
+    with pytest.raises(RuntimeError, match="activation checkpointing"):
+        value.backward()
+    # on slices of one's own it is right
+    slices = slices_of(4, 6)
+    (expected,) = torch.autograd.grad(sigreg(z * 2, slices), z)
+    checkpoint(lambda z: sigreg(z * 2, slices), z, use_reentrant=reentrant).backward()
+    torch.testing.assert_close(z.grad, expected)
+
+
+def test_negative_weights_are_an_error_and_never_a_number() -> None:
+    z, weights, slices = made(2, 8, 4).float(), weights_of(2, 8), slices_of(4, 5)
+    weights[1, 3] = -0.5
+    with pytest.raises(ValueError, match=r"weights must be at least 0, and one is -0\.5"):
+        sigreg(z, slices, weights=weights)
+    # in a graph, and on a GPU, no value can be looked at
+    graph = torch.compile(lambda z, w: sigreg(z, slices, weights=w), fullgraph=True, backend="aot_eager")
+    assert graph(z, weights).isnan()
 
 
 def test_state_dict_goes_on_with_the_same_slices() -> None:
@@ -307,11 +372,24 @@ def test_loading_rewinds_a_module_that_has_gone_on() -> None:
     assert torch.equal(module(z), value)
 
 
-def test_a_module_that_was_never_called_loads_too() -> None:
+def test_a_module_that_was_never_called_has_a_state_too(tmp_path: Path) -> None:
     z = made(8, 4)
-    module = SIGReg(num_slices=6, seed=3)
-    module.load_state_dict(SIGReg(num_slices=6, seed=3).state_dict())
-    assert torch.equal(module(z), SIGReg(num_slices=6, seed=3)(z))
+    module, other = SIGReg(num_slices=6, seed=3), SIGReg(num_slices=6)
+    save_file(module.state_dict(), tmp_path / "state.safetensors")
+    other.load_state_dict(load_file(tmp_path / "state.safetensors"))
+    copied = copy.deepcopy(other)
+    value = module(z)
+    assert torch.equal(other(z), value) and torch.equal(copied(z), value)
+
+
+def test_a_state_of_the_first_version_and_one_that_is_none() -> None:
+    module = SIGReg(num_slices=6)
+    for old in (None, Generator().get_state()):
+        with pytest.warns(UserWarning, match=r"fastle 0\.1"):
+            module.load_state_dict({"_extra_state": old})
+    with pytest.raises(ValueError, match="no state of SIGReg"):
+        module.load_state_dict({"_extra_state": torch.zeros(3)})
+    assert torch.equal(module(made(8, 4)), SIGReg(num_slices=6)(made(8, 4)))
 
 
 def test_module_takes_nothing_from_the_global_generator() -> None:
