@@ -41,7 +41,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["fastle", "fastle.*"]), "fastle.kernels"],
     package_dir=PACKAGE_DIR,
-    package_data={"fastle": ["py.typed"]},
+    package_data={"fastle": ["py.typed"], "fastle.kernels": ["*.cpp"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",

@@ -64,7 +64,7 @@ def sigreg(
 
     Raises:
         ValueError: shapes do not fit, there are no samples, knots or t_max is out of range, a weight is negative (on a
-            CPU), or `impl` cannot run here.
+            CPU), or `impl` cannot run here (under torch.func's transforms, all but "reference").
     """
     if reduction not in ("mean", None):
         raise ValueError(f'SIGReg: reduction must be "mean" or None, not {reduction!r}')
@@ -155,6 +155,8 @@ def _prepare(
     check_options(knots=knots, t_max=t_max, impl=impl)
     dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
     if impl != "reference":
+        if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+            raise ValueError('SIGReg: under vmap, grad and their like in torch.func, use impl="reference"')
         obstacle = "its kernels compute in fp32, and z is fp64" if dtype == torch.float64 else None
         impl = choose("sigreg", impl, z.device, obstacle)
     leading = z.shape[:-2]

@@ -1,32 +1,29 @@
 """SIGReg's sums and their gradient in torch, with the basis of `sigreg_knots`.
 
-On a CPU torch.compile compiles them if that pays. Otherwise they run eagerly, one tile at a time.
+In fp32 on a CPU, `sigreg_cpu` does what takes time, where it can be compiled. Otherwise torch does, one tile at a time.
 
     P, sine, cosine    (M, Q, C): projections, and sin θ and cos θ, θ = Δ·P, for M slices and Q chunks of C samples.
                        C is contiguous, so that sums run along memory
     F                  functions of the basis
-
-Without weights, M and Q are one axis of rows, so that one compiled kernel serves all M and Q.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import sigreg_cpu
 from .sigreg_knots import Knots, sum_dtype
 
 # samples in a chunk: its sums are in fp32, and the sums over chunks in fp64
 MAX_CHUNK = 1024
 # up to this many angles a call is mostly overhead, even uncompiled and in fp64
 FEW_ANGLES = 1 << 14
-# with more functions than this, compiling takes minutes
+# with more functions than this, the compiler's time and the registers it spills are no longer worth it
 MAX_COMPILED_BASIS = 200
 # angles in a tile of the eager kernels: on a CPU their temporaries, about ten at a time, stay in the caches
 CPU_TILE, GPU_TILE = 1 << 15, 1 << 22
@@ -51,13 +48,13 @@ def forward(z: Tensor, slices: Tensor, weights: Tensor | None, knots: Knots) -> 
     padding = chunks * length - samples
     if padding:
         z = torch.nn.functional.pad(z, (0, 0, 0, padding))
-    p = slices.T @ z.reshape(-1, dim).T
-    rows = (-1, length) if weights is None else (-1, batch * chunks, length)
-    layout = knots.blocks, knots.reach
-    sine, cosine = _run(_sincos, (_reshaped(p, rows),), layout, knots.step(z.dtype))
+    p = (slices.T @ z.reshape(-1, dim).T).view(-1, batch * chunks, length)
     expected = knots.expected(z.dtype, z.device)
-    rounded = expected.to(z.dtype)
-    (sums,) = _run(_basis_sums, (sine, cosine), layout, rounded, _chunked_weights(weights, chunks, length))
+    rounded, chunked = expected.to(z.dtype), _chunked_weights(weights, chunks, length)
+    if _compiled(p, knots):
+        sine, cosine, sums = sigreg_cpu.sums(p, chunked, rounded, knots.step(z.dtype), knots)
+    else:
+        sine, cosine, sums = _tiled(_sums, (p,), knots, rounded, knots.step(z.dtype), chunked)
     sums = sums.to(expected.dtype).view(-1, batch, chunks, expected.shape[0])
     sums = sums.sum(2) if chunks > 1 else sums[:, :, 0]  # [M, B, F]
     count = samples if weights is None else weights.to(sums.dtype).sum(-1, keepdim=True)
@@ -66,8 +63,7 @@ def forward(z: Tensor, slices: Tensor, weights: Tensor | None, knots: Knots) -> 
     if weights is None and padding:
         # padded samples are 0, where the cosine is 1 and the sine 0
         deviations[:, 0] -= padding * (1 - torch.exp(-0.5 * knots.points(z.dtype, sums).square()))[:, None]
-    kept = (-1, batch * chunks, length)
-    return deviations, sine.view(kept), cosine.view(kept)
+    return deviations, sine, cosine
 
 
 def projection_gradient(
@@ -79,20 +75,11 @@ def projection_gradient(
     factors = (gradient.flatten(1, 2).permute(2, 0, 1) @ derivatives).to(sine.dtype)  # [M, B, F]
     if chunks > 1:
         factors = factors.repeat_interleave(chunks, dim=1)  # [M, Q, F]
-    rows = (sine.shape[0] * sine.shape[1],) if weights is None else sine.shape[:2]
-    by_slice = (
-        _reshaped(sine, (*rows, length)),
-        _reshaped(cosine, (*rows, length)),
-        _reshaped(factors, (*rows, factors.shape[2])),
-    )
-    layout = knots.blocks, knots.reach
-    (grad_p,) = _run(_combination, by_slice, layout, _chunked_weights(weights, chunks, length))
-    return grad_p.view_as(sine)
-
-
-def _reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A view that Dynamo cannot trace back to its base: it would recompile for every shape of the base."""
-    return torch.ops.aten._unsafe_view(tensor, shape)
+    chunked = _chunked_weights(weights, chunks, length)
+    if _compiled(sine, knots):
+        return sigreg_cpu.gradient(sine, cosine, factors.contiguous(), chunked, knots)
+    (grad_p,) = _tiled(_combination, (sine, cosine, factors), knots, chunked)
+    return grad_p
 
 
 def _chunked_weights(weights: Tensor | None, chunks: int, length: int) -> Tensor | None:
@@ -102,45 +89,22 @@ def _chunked_weights(weights: Tensor | None, chunks: int, length: int) -> Tensor
     return torch.nn.functional.pad(weights, (0, chunks * length - weights.shape[1])).view(-1, length)
 
 
-def _sincos(p: Tensor, layout: tuple[int, int], step: float) -> tuple[Tensor, Tensor]:
-    """P → sin and cos of step·P.
-
-    The compiled form reduces θ to [−π/4, π/4] once, in fp64, so that k does not multiply the rounding of θ, and uses
-    Cephes's polynomials. An angle beyond 10⁷ has no phase in fp32 and gives some number in [−1, 1]. NaN stays NaN.
-    """
-    if not torch.compiler.is_compiling():
-        theta = p * step
-        return theta.sin(), theta.cos()
-    theta = p.double() * step
-    quadrant = torch.round(theta * (2 / math.pi))
-    reduced = (theta - quadrant * (math.pi / 2)).clamp(-0.8, 0.8)
-    r = reduced.float()
-    rest = (reduced - r).float()
-    turns = quadrant.float().to(torch.int32)
-    square = r * r
-    sine = r + r * square * (-1.6666654611e-1 + square * (8.3321608736e-3 + square * -1.9515295891e-4))
-    cosine = 4.166664568298827e-2 + square * (-1.388731625493765e-3 + square * 2.443315711809948e-5)
-    cosine = 1 - 0.5 * square + square * square * cosine
-    sine, cosine = sine + rest * cosine, cosine - rest * sine
-    odd = (turns & 1) != 0
-    sine, cosine = torch.where(odd, cosine, sine), torch.where(odd, sine, cosine)
-    return torch.where((turns & 2) != 0, -sine, sine), torch.where(((turns + 1) & 2) != 0, -cosine, cosine)
-
-
-def _basis_sums(
-    sine: Tensor, cosine: Tensor, layout: tuple[int, int], expected: Tensor, weights: Tensor | None
-) -> tuple[Tensor]:
-    """Sine and cosine (…, C), expected (F,) → the sums over C of the basis minus its expectation, (…, F).
+def _sums(
+    p: Tensor, knots: Knots, expected: Tensor, step: float, weights: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """P (…, C), expected (F,) → sine and cosine of step·P, and the sums over C of the basis minus `expected`, (…, F).
 
     The differences have a mean near zero, which keeps the rounding of their fp32 sums small.
     """
-    blocks, reach = layout
-    cosines, sines = _harmonics(sine, cosine, reach)
+    theta = p * step
+    sine, cosine = theta.sin(), theta.cos()
+    cosines, sines = _harmonics(sine, cosine, knots.reach)
     sums = []
-    block_means = expected.unflatten(0, (blocks, -1)).unbind()
-    for (cos_q, sin_q), means in zip(_centres(cosines[reach], sines[reach], blocks), block_means, strict=True):
+    block_means = expected.unflatten(0, (knots.blocks, -1)).unbind()
+    centres = _centres(cosines[-1], sines[-1], knots.blocks)
+    for (cos_q, sin_q), means in zip(centres, block_means, strict=True):
         products = [cos_q - means[0], sin_q]
-        for j in range(1, reach + 1):
+        for j in range(1, knots.reach + 1):
             products += [
                 cos_q * cosines[j] - means[4 * j - 2],
                 sin_q * sines[j] - means[4 * j - 1],
@@ -148,20 +112,18 @@ def _basis_sums(
                 cos_q * sines[j],
             ]
         sums += [(product if weights is None else weights * product).sum(-1) for product in products]
-    return (torch.stack(sums, dim=-1),)
+    return sine, cosine, torch.stack(sums, dim=-1)
 
 
-def _combination(
-    sine: Tensor, cosine: Tensor, factors: Tensor, layout: tuple[int, int], weights: Tensor | None
-) -> tuple[Tensor]:
+def _combination(sine: Tensor, cosine: Tensor, factors: Tensor, knots: Knots, weights: Tensor | None) -> tuple[Tensor]:
     """Sine and cosine (…, C), factors (…, F) → the linear combination of the basis with these factors, (…, C)."""
-    blocks, reach = layout
-    cosines, sines = _harmonics(sine, cosine, reach)
-    block_factors = factors.unsqueeze(-2).unflatten(-1, (blocks, -1)).unbind(-2)
+    cosines, sines = _harmonics(sine, cosine, knots.reach)
+    block_factors = factors.unsqueeze(-2).unflatten(-1, (knots.blocks, -1)).unbind(-2)
     total = torch.zeros_like(sine)
-    for (cos_q, sin_q), block in zip(_centres(cosines[reach], sines[reach], blocks), block_factors, strict=True):
+    centres = _centres(cosines[-1], sines[-1], knots.blocks)
+    for (cos_q, sin_q), block in zip(centres, block_factors, strict=True):
         with_cos, with_sin, *products = block.unbind(-1)
-        for j in range(1, reach + 1):
+        for j in range(1, knots.reach + 1):
             cc, ss, sc, cs = products[4 * j - 4 : 4 * j]
             with_cos = with_cos + cc * cosines[j] + cs * sines[j]
             with_sin = with_sin + ss * sines[j] + sc * cosines[j]
@@ -192,80 +154,22 @@ def _centres(cosine: Tensor, sine: Tensor, blocks: int) -> list[tuple[Tensor, Te
     return centres
 
 
-Kernel = Callable[..., tuple[Tensor, ...]]
+def _compiled(tensor: Tensor, knots: Knots) -> bool:
+    """Whether `sigreg_cpu` computes it. Few angles are fp64."""
+    return (
+        tensor.device.type == "cpu"
+        and tensor.dtype == torch.float32
+        and knots.basis_size <= MAX_COMPILED_BASIS
+        and sigreg_cpu.available(knots)
+    )
 
 
-def _run(kernel: Kernel, by_slice: tuple[Tensor, ...], layout: tuple[int, int], *rest: Any) -> tuple[Tensor, ...]:
-    """Runs `kernel` on tensors whose first axis is slices (or rows), compiled or some slices at a time."""
-    if _worth_compiling(by_slice[0], layout):
-        try:
-            return _compiled(kernel, layout, by_slice[0].ndim)(*by_slice, layout, *rest)
-        except RuntimeError as error:
-            _warn_uncompiled(error)
+def _tiled(
+    kernel: Callable[..., tuple[Tensor, ...]], by_slice: tuple[Tensor, ...], knots: Knots, *rest: Any
+) -> tuple[Tensor, ...]:
+    """Runs `kernel` on tensors whose first axis is slices, some slices at a time."""
     tile = CPU_TILE if by_slice[0].device.type == "cpu" else GPU_TILE
     size = max(1, tile * by_slice[0].shape[0] // by_slice[0].numel())
     pieces = zip(*(tensor.split(size) for tensor in by_slice), strict=True)
-    results = [kernel(*piece, layout, *rest) for piece in pieces]
+    results = [kernel(*piece, knots, *rest) for piece in pieces]
     return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
-
-
-# why torch.compile failed on this machine; empty until it does
-_compiler_failures: list[RuntimeError] = []
-
-
-def _worth_compiling(tensor: Tensor, layout: tuple[int, int]) -> bool:
-    blocks, reach = layout
-    return (
-        tensor.device.type == "cpu"
-        # few angles are computed in fp64, eagerly
-        and tensor.dtype == torch.float32
-        # the compiler would specialise on every size that is 1
-        and min(tensor.shape) > 1
-        and blocks * (4 * reach + 2) <= MAX_COMPILED_BASIS
-        and not _compiler_failures
-        and not torch._dynamo.config.disable
-    )
-
-
-@functools.cache
-def _compiled(kernel: Kernel, layout: tuple[int, int], ndim: int) -> Kernel:
-    """`kernel` compiled for one layout of the knots and any sizes; with 3 axes it takes weights."""
-    _warn_compiling()
-    options: dict[str, Any] = {
-        # fused multiply-adds, which the compiler leaves off by default
-        "cpp.enable_floating_point_contract_flag": "fast",
-        # all sums in one loop
-        "cpp.max_horizontal_fusion_size": 64,
-    }
-    compiled = torch.compile(kernel, dynamic=True, options=options)
-    # the compiler generalises from its first call: it would assume that sizes that are equal by chance always are, and
-    # that small ones do not need several threads
-    blocks, reach = layout
-    functions = blocks * (4 * reach + 2)
-    angles, weights = (torch.zeros(400, 500), None) if ndim == 2 else (torch.zeros(40, 10, 500), torch.zeros(10, 500))
-    if kernel is _sincos:
-        compiled(angles, layout, 0.1)
-    elif kernel is _basis_sums:
-        compiled(angles, angles.clone(), layout, torch.zeros(functions), weights)
-    else:
-        compiled(angles, angles.clone(), torch.zeros(*angles.shape[:-1], functions), layout, weights)
-    return compiled
-
-
-@functools.cache
-def _warn_compiling() -> None:
-    warnings.warn(
-        "fastle compiles SIGReg for this CPU, which takes up to half a minute for each number of knots, or a few "
-        "seconds if torch's cache has it from an earlier run",
-        stacklevel=2,
-    )
-
-
-def _warn_uncompiled(error: RuntimeError) -> None:
-    _compiler_failures.append(error)
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    warnings.warn(
-        f"SIGReg runs uncompiled on this CPU, which is several times slower: torch.compile failed ({reason}). It "
-        "needs a C++ compiler; CXX=/path/to/c++ names one",
-        stacklevel=2,
-    )

@@ -17,14 +17,10 @@ DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 # the largest relative error of an fp32 loss, and of a gradient relative to its largest entry
 LOSS, GRADIENT = 2e-6, 1e-5
 
-marks = [
-    pytest.mark.usefixtures("larger_tiles"),
-    # the torch implementation warns once when it compiles
-    pytest.mark.filterwarnings("ignore:fastle compiles:UserWarning"),
-]
+marks = pytest.mark.usefixtures("larger_tiles")
 every_impl = pytest.mark.parametrize("impl", ["reference", "torch", "triton"])
 fused = pytest.mark.parametrize("impl", ["torch", "triton"])
-# with many angles the torch implementation compiles. 65 samples are two tiles in Triton (`larger_tiles`)
+# with many angles the torch implementation is `sigreg_cpu`. 65 samples are two tiles in Triton (`larger_tiles`)
 EVERY_SIZE = {"torch": ("torch", 130, 5), "torch-many": ("torch", 130, 400), "triton": ("triton", 65, 5)}
 every_size = pytest.mark.parametrize(("impl", "n", "m"), list(EVERY_SIZE.values()), ids=list(EVERY_SIZE))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastle.kernels.sigreg import cf_deviations, sigreg, statistic
+from tests import oracle
 from tests.kernels import views
 from tests.kernels.sigreg_cases import (
     DEVICE,
@@ -70,23 +70,6 @@ def test_unknown_choices_are_errors() -> None:
             function(z.double(), slices.double(), impl="triton")
 
 
-def test_without_a_compiler_it_warns_once_and_runs(tmp_path: Path) -> None:
-    script = """if True:
-        import torch
-        from fastle.kernels.sigreg import sigreg
-        z = torch.randn(256, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        slices = torch.eye(3).repeat(1, 100)
-        for _ in range(2):
-            value = sigreg(z, slices)
-            value.backward()
-            torch.testing.assert_close(value.double(), sigreg(z.double(), slices.double()), rtol=2e-6, atol=0)
-        sigreg(z, slices, knots=9).backward()
-        assert z.grad.isfinite().all()
-    """
-    said = views.run_alone(script, CXX=str(tmp_path / "none"), TORCHINDUCTOR_CACHE_DIR=str(tmp_path)).stderr
-    assert said.count("runs uncompiled") == 1 and "C++ compiler" in said
-
-
 def test_gradcheck() -> None:
     z, slices = made(2, 5, 3, dtype=torch.float64), unit_columns(3, 4, torch.float64)
     leaves = [x.to(DEVICE).requires_grad_() for x in (z, slices)]
@@ -94,6 +77,19 @@ def test_gradcheck() -> None:
     for omega in (None, weights):
         assert torch.autograd.gradcheck(lambda *x: sigreg(*x, weights=omega, reduction=None, impl="torch"), leaves)  # noqa: B023
         assert torch.autograd.gradcheck(lambda *x: cf_deviations(*x, weights=omega, impl="torch"), leaves)  # noqa: B023
+
+
+def test_torch_func_takes_the_reference() -> None:
+    z, slices = made(3, 5, 4, dtype=torch.float64), unit_columns(4, 6, torch.float64)
+    values = torch.func.vmap(lambda x: sigreg(x, slices, impl="reference"))(z)
+    gradients = torch.func.vmap(torch.func.grad(lambda x: sigreg(x, slices, impl="reference")))(z)
+    for samples, value, gradient in zip(z, values, gradients, strict=True):
+        exact = oracle.sigreg_and_gradients(samples, slices)
+        torch.testing.assert_close(value, exact.statistics.mean(), rtol=1e-10, atol=0)
+        torch.testing.assert_close(gradient, exact.to_z, rtol=1e-9, atol=1e-12)
+    for transform in (torch.func.vmap, torch.func.grad):
+        with pytest.raises(ValueError, match='use impl="reference"'):
+            transform(lambda x: sigreg(x, slices))(z)
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
@@ -182,21 +178,6 @@ def test_one_graph_serves_all_sizes(impl: Any) -> None:
     inputs = [(made(n, 4).to(DEVICE), unit_columns(4, m).to(DEVICE)) for n, m in ((9, 5), (12, 5), (70, 33))]
     compiled_equals_eager(lambda z, slices: sigreg(z, slices, impl=impl), count, *inputs)
     assert len(graphs) == 1
-
-
-def test_the_torch_implementation_compiles_once_for_all_sizes() -> None:
-    # a kernel for each new size would take its seconds again, and after eight of them torch gives up silently
-    torch.compiler.reset()
-    counters = torch._dynamo.utils.counters["stats"]
-
-    def graphs_after(*shape: int, m: int) -> int:
-        z = made(*shape).requires_grad_()
-        sigreg(z, unit_columns(shape[-1], m), impl="torch").backward()
-        return counters["unique_graphs"]
-
-    compiled = graphs_after(256, 3, m=300)
-    for *shape, m in ((2, 130, 4, 400), (2, 1025, 3, 70), (3, 2, 33, 4, 1024)):
-        assert graphs_after(*shape, m=m) == compiled, shape
 
 
 @views.needs_gpu
