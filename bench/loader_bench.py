@@ -55,13 +55,14 @@ from bench.common.loaders import BATCH, SEED, FastleLoader, PilLoader
 from bench.common.measure import Effort, Row, Side, first_call, interleave, refusal
 from bench.common.plot import Panel
 from bench.common.table import Column, digits, ratio, time_columns
+from fastle.choices import CacheChoice, DecoderChoice, StepMode
 from fastle.config import ConfigError, RunConfig
-from fastle.data import CacheChoice, DecoderChoice, Feed, Images, Loading, open_images
+from fastle.data import Feed, Images, Loading, open_images
 from fastle.errors import FastleError
 from fastle.machine import package_version, synchronize
 from fastle.presets import make_config
 from fastle.profiling.measure import percentiles
-from fastle.training.trainer import StepMode, Trainer
+from fastle.training.trainer import Trainer
 
 IMAGES, QUICK_IMAGES = 4096, 1024
 MOST_BATCHES = 32  # of a call

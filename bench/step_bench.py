@@ -54,13 +54,14 @@ from bench.common.command import Benchmark, make_parser, run
 from bench.common.measure import Case, Row, Side, measure
 from bench.common.plot import Panel
 from bench.common.table import Column, digits, error_columns, ratio, time_columns
+from fastle.choices import StepMode
 from fastle.config import ConfigError, Precision, RunConfig
 from fastle.method.model import Autoencoder
 from fastle.method.objective import SelfTeaching
 from fastle.presets import make_config
 from fastle.profiling.measure import count_flop, matmul_peak, product_type
 from fastle.training.plain_step import PlainStep, StartingPoint
-from fastle.training.trainer import StepMode, Trainer
+from fastle.training.trainer import Trainer
 
 Step: TypeAlias = PlainStep | Trainer
 

@@ -7,3 +7,10 @@ class FastleError(Exception):
 
 class DataError(FastleError):
     """The images are missing, unreadable or not in a layout that fastle knows."""
+
+
+class SaidByAnother(FastleError):
+    """What went wrong has been said by another rank; the message is empty."""
+
+    def __init__(self) -> None:
+        super().__init__("")

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # a room may import from itself and from the rooms of lower floors
 FLOORS = (
-    ("errors", "files"),
+    ("errors", "files", "choices"),
     ("options",),
     ("config",),
     ("checkpoint", "machine", "phases", "kernels"),

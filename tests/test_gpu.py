@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Generator, Tensor
 
 from fastle.checkpoint import latest_checkpoint, load_checkpoint
+from fastle.choices import StepMode
 from fastle.config import RunConfig
 from fastle.method.objective import Draws
 from fastle.method.transforms import Boxes, ViewDraw
@@ -21,7 +22,7 @@ from fastle.presets import make_config
 from fastle.training.loop import train
 from fastle.training.memory import OutOfMemory
 from fastle.training.report import read_metrics
-from fastle.training.trainer import StepMode, Trainer
+from fastle.training.trainer import Trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")]
 CUDA = torch.device("cuda")

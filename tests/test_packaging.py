@@ -26,9 +26,9 @@ print(json.dumps([heavy, [module.__file__ for module in (fastle, *kernels)]]))
 
 
 def packaged() -> list[str]:
-    """The Python files that a distribution must hold, as paths below its root; kernels/ becomes fastle/kernels/."""
+    """The sources that a distribution must hold, as paths below its root; kernels/ becomes fastle/kernels/."""
     own = [path.relative_to(ROOT) for path in (ROOT / "fastle").rglob("*.py")]
-    operators = ["fastle" / path.relative_to(ROOT) for path in (ROOT / "kernels").glob("*.py")]
+    operators = ["fastle" / path.relative_to(ROOT) for path in (ROOT / "kernels").iterdir() if _is_source(path.name)]
     assert own and operators
     return sorted(path.as_posix() for path in {*own, *operators})
 
@@ -59,9 +59,13 @@ def build(source: Path, *options: str) -> Path:
     return target
 
 
-def python_files(names: list[str]) -> list[str]:
-    """The Python files among the names, sorted; a file that an archive holds twice appears twice."""
-    return sorted(name for name in names if name.endswith(".py"))
+def sources(names: list[str]) -> list[str]:
+    """The sources among the names, sorted; a file that an archive holds twice appears twice."""
+    return sorted(name for name in names if _is_source(name))
+
+
+def _is_source(name: str) -> bool:
+    return name.endswith((".py", ".cpp"))
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +108,11 @@ def test_git_takes_the_link_as_a_link_and_ignores_no_source() -> None:
 def test_wheel_and_sdist_hold_each_file_once(sdist: Path) -> None:
     with zipfile.ZipFile(next(sdist.parent.glob("*.whl"))) as wheel:
         names = wheel.namelist()
-    assert python_files(names) == packaged()
+    assert sources(names) == packaged()
     assert "fastle/py.typed" in names
     with tarfile.open(sdist) as archive:
         names = [name.partition("/")[2] for name in archive.getnames()]
-    assert python_files(names) == [*packaged(), "setup.py"]
+    assert sources(names) == [*packaged(), "setup.py"]
 
 
 def test_wheel_from_a_checkout_without_links(tmp_path: Path) -> None:
@@ -117,7 +121,7 @@ def test_wheel_from_a_checkout_without_links(tmp_path: Path) -> None:
     link.unlink()
     link.write_text("../kernels")  # what git writes where there are no symbolic links
     with zipfile.ZipFile(next(build(source, "--wheel").glob("*.whl"))) as wheel:
-        assert python_files(wheel.namelist()) == packaged()
+        assert sources(wheel.namelist()) == packaged()
 
 
 def test_metadata(installed: Path) -> None:

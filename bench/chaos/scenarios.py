@@ -31,6 +31,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import fastle.commands.check
+import fastle.commands.train_run
 import fastle.training.loop
 from fastle.checkpoint import checkpoints, load_checkpoint
 from fastle.commands import main as fastle_command

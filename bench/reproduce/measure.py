@@ -23,6 +23,7 @@ from torch.nn.functional import mse_loss
 
 from bench.reproduce.rows import Plan, same_settings
 from fastle.checkpoint import has_checkpoint, write_atomic
+from fastle.choices import StepMode
 from fastle.config import ConfigError, RunConfig
 from fastle.data import Images, open_images
 from fastle.data.folder import split_paths
@@ -30,7 +31,6 @@ from fastle.errors import FastleError
 from fastle.method.model import Autoencoder, unit_range
 from fastle.training.evaluate import Metrics, evaluate, evenly_spaced, validation_psnr
 from fastle.training.loop import NonFiniteLoss, train
-from fastle.training.trainer import StepMode
 
 Record = dict[str, Any]
 NEIGHBOURS = 20

@@ -12,17 +12,10 @@ from fastle.checkpoint import CheckpointError
 from fastle.training.check import check_run, restore_config
 from fastle.training.loop import make_loading
 
-from .cli import Parser
 
-
-def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
-    """Adds the command to those of `fastle`."""
-    parser = commands.add_parser("check", help="whether a run and its cache are intact", allow_abbrev=False)
-    parser.add_argument("run", metavar="RUN", help="a run directory")
-    parser.add_argument(
-        "--restore-config", action="store_true", help="write config.json anew, as the newest good checkpoint knows it"
-    )
-    parser.set_defaults(call=lambda flags, console: _check(Path(flags.run), flags.restore_config, console))
+def run(flags: argparse.Namespace, console: Console) -> None:
+    """Checks the run that the flags name."""
+    _check(Path(flags.run), flags.restore_config, console)
 
 
 def _check(run: Path, restore: bool, console: Console) -> None:

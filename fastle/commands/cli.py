@@ -19,9 +19,8 @@ from typing import NoReturn
 from rich.console import Console
 
 import fastle
-from fastle.errors import FastleError
+from fastle.errors import FastleError, SaidByAnother
 from fastle.options import Option
-from fastle.training.ranks import SaidByAnother
 from fastle.training.signals import Interrupted, raising_signals
 
 COLUMNS = 80

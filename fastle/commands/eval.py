@@ -21,20 +21,10 @@ from fastle.method.model import Autoencoder, pretrained
 from fastle.training.evaluate import Metrics, evaluate
 from fastle.training.loop import make_loading
 
-from .cli import DEVICE, Parser, add_option
 
-
-def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
-    """Adds the command to those of `fastle`."""
-    parser = commands.add_parser("eval", help="PSNR and SSIM over the whole test split", allow_abbrev=False)
-    parser.add_argument("run", metavar="RUN", help="a run directory")
-    parser.add_argument("--data", metavar="DIR", help="measure every image below this folder instead")
-    add_option(parser, DEVICE)
-    parser.set_defaults(
-        call=lambda flags, console: _eval(
-            Path(flags.run), flags.data, pick_device(flags.device or "auto", console), console
-        )
-    )
+def run(flags: argparse.Namespace, console: Console) -> None:
+    """Measures the run that the flags name, and writes the figures into it."""
+    _eval(Path(flags.run), flags.data, pick_device(flags.device or "auto", console), console)
 
 
 def _eval(run: Path, data: str | None, device: torch.device, console: Console) -> None:

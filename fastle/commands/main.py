@@ -1,19 +1,38 @@
-"""fastle: measures and uses what fastle-train made."""
+"""fastle: measures and uses what fastle-train made. The commands' modules need torch, which takes seconds to import."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 
-from . import check, eval, reconstruct  # noqa: A004
-from .cli import Output, Parser, one_line_errors
+from .cli import DEVICE, Output, Parser, add_option, one_line_errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """fastle: measures and uses what fastle-train made."""
     with one_line_errors("fastle"):
-        parser = Parser(prog="fastle", allow_abbrev=False, description="Measure and use what fastle-train made.")
-        commands = parser.add_subparsers(dest="command", required=True, metavar="{eval,reconstruct,check}")
-        for command in (eval, reconstruct, check):
-            command.add_parser(commands)
-        flags = parser.parse_args(argv)
-        flags.call(flags, Output())
+        flags = _parser().parse_args(argv)
+        import_module(f"fastle.commands.{flags.command}").run(flags, Output())
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="fastle", allow_abbrev=False, description="Measure and use what fastle-train made.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{eval,reconstruct,check}")
+
+    command = commands.add_parser("eval", help="PSNR and SSIM over the whole test split", allow_abbrev=False)
+    command.add_argument("run", metavar="RUN", help="a run directory")
+    command.add_argument("--data", metavar="DIR", help="measure every image below this folder instead")
+    add_option(command, DEVICE)
+
+    command = commands.add_parser("reconstruct", help="a picture of images and reconstructions", allow_abbrev=False)
+    command.add_argument("run", metavar="RUN", help="a run directory")
+    command.add_argument("images", metavar="IMAGE", nargs="+", help="image files, cut to size as in training")
+    command.add_argument("-o", "--output", metavar="OUT.png", required=True, help="where the picture goes")
+    add_option(command, DEVICE)
+
+    command = commands.add_parser("check", help="whether a run and its cache are intact", allow_abbrev=False)
+    command.add_argument("run", metavar="RUN", help="a run directory")
+    command.add_argument(
+        "--restore-config", action="store_true", help="write config.json anew, as the newest good checkpoint knows it"
+    )
+    return parser

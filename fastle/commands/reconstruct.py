@@ -17,21 +17,11 @@ from fastle.method.model import Autoencoder
 from fastle.training.evaluate import reconstruction_rows
 from fastle.training.report import save_grid
 
-from .cli import DEVICE, Parser, add_option
 
-
-def add_parser(commands: argparse._SubParsersAction[Parser]) -> None:
-    """Adds the command to those of `fastle`."""
-    parser = commands.add_parser("reconstruct", help="a picture of images and reconstructions", allow_abbrev=False)
-    parser.add_argument("run", metavar="RUN", help="a run directory")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, cut to size as in training")
-    parser.add_argument("-o", "--output", metavar="OUT.png", required=True, help="where the picture goes")
-    add_option(parser, DEVICE)
-    parser.set_defaults(
-        call=lambda flags, console: _reconstruct(
-            Path(flags.run), flags.images, Path(flags.output), pick_device(flags.device or "auto", console), console
-        )
-    )
+def run(flags: argparse.Namespace, console: Console) -> None:
+    """Writes the picture that the flags ask for."""
+    device = pick_device(flags.device or "auto", console)
+    _reconstruct(Path(flags.run), flags.images, Path(flags.output), device, console)
 
 
 def _reconstruct(run: Path, images: list[str], output: Path, device: torch.device, console: Console) -> None:

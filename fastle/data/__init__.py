@@ -4,10 +4,10 @@ from .decode import BadFiles, Decoder
 from .feed import Feed
 from .identity import Identity
 from .images import Images, Split
-from .loading import CacheChoice, DecoderChoice, Loading
+from .loading import Loading
 from .open import IN_MEMORY, decode_files, open_images, open_training, open_tree, train_size
 
 __all__ = [
-    "IN_MEMORY", "BadFiles", "CacheChoice", "Decoder", "DecoderChoice", "Feed", "Identity", "Images", "Loading",
+    "IN_MEMORY", "BadFiles", "Decoder", "Feed", "Identity", "Images", "Loading",
     "Split", "decode_files", "open_images", "open_training", "open_tree", "train_size",
 ]  # fmt: skip

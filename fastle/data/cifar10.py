@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torchvision.datasets import CIFAR10
 
 from fastle.errors import DataError
 
@@ -14,6 +13,7 @@ from .images import ArrayImages, Split
 SIZE = 32  # pixels
 # the first of the 50,000 official training images; the rest are the validation split
 TRAIN = 45_000
+FOLDER = "cifar-10-batches-py"
 
 
 def open_cifar10(root: Path, split: Split) -> ArrayImages:
@@ -27,8 +27,10 @@ def open_cifar10(root: Path, split: Split) -> ArrayImages:
     Raises:
         DataError: The folder does not exist, or the md5 of a file is wrong.
     """
+    from torchvision.datasets import CIFAR10  # importing it takes seconds
+
     home = _home(root)
-    batches = home / CIFAR10.base_folder
+    batches = home / FOLDER
     if not batches.is_dir():
         raise DataError(f"no CIFAR-10 at {batches}: point --data at it, or download it with --download")
     # opening a FIFO would wait forever
@@ -48,6 +50,8 @@ def download_cifar10(root: Path) -> None:
     Raises:
         DataError: The download failed, or `root` is not writable.
     """
+    from torchvision.datasets import CIFAR10  # importing it takes seconds
+
     home = _home(root)
     try:
         CIFAR10(home, download=True)
@@ -57,4 +61,4 @@ def download_cifar10(root: Path) -> None:
 
 
 def _home(root: Path) -> Path:
-    return root.parent if root.name == CIFAR10.base_folder else root
+    return root.parent if root.name == FOLDER else root

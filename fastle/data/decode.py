@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torchvision.transforms.v2.functional as F
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
 from fastle.errors import DataError
 from fastle.files import open_regular
@@ -158,6 +156,9 @@ def check_size(header: Header, size: int) -> None:
 
 def resize_and_crop(image: Tensor, size: int, resize: bool) -> Tensor:
     """Crops the centre of (C, H, W) to uint8 (C, size, size); `resize` resizes the shorter side to `size` before."""
+    # importing it takes seconds
+    import torchvision.transforms.v2.functional as F
+
     if resize:
         image = F.resize(image, [size], antialias=True)
     return F.center_crop(image, [size, size])
@@ -169,6 +170,10 @@ def decode(data: bytes, channels: int) -> Tensor:
     Raises:
         ValueError: The image does not decode. The message is the fault alone, in one line.
     """
+    # importing them takes seconds
+    import torchvision.transforms.v2.functional as F
+    from torchvision.io import ImageReadMode, decode_image
+
     header = read_header(data)
     if header.kind == "PNG":
         check_png(data)

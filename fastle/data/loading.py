@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from fastle.choices import CacheChoice, DecoderChoice
 from fastle.errors import DataError
 
 from . import dali
 from .decode import Decoder, TorchvisionDecoder
 
-DecoderChoice = Literal["auto", "dali", "dali-gpu", "torchvision"]
-CacheChoice = Literal["auto", "device", "host", "disk", "none"]
 CPU = torch.device("cpu")
 
 

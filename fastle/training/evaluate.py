@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Generator, Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from fastle.data import Images
 from fastle.method.model import Autoencoder, unit_range
@@ -134,6 +133,9 @@ def _quality(xhat: Tensor, x: Tensor, inside: Tensor | None = None) -> dict[str,
         xhat, x: Reconstructions and images, (B, C, H, W).
         inside: The mask of the hole, (B, 1, H, W), if there is one.
     """
+    # importing it takes seconds
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
     difference = xhat - x
     error = difference.square()
     _, similarity = ssim(xhat, x, data_range=1.0, reduction="none", return_full_image=True)

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.progress import track as show_progress
 from torch import Tensor
 
+from fastle.choices import CacheChoice, DecoderChoice, StepMode
 from fastle.config import ConfigError, RunConfig, TrainConfig
-from fastle.data import CacheChoice, DecoderChoice, Feed, Identity, Images, Loading, open_training
+from fastle.data import Feed, Identity, Images, Loading, open_training
 from fastle.data.order import rank_share, steps_per_epoch
 from fastle.errors import DataError, FastleError
 from fastle.method.objective import Losses
@@ -28,7 +29,7 @@ from .ranks import Agreement, Ranks, versions
 from .report import effective_rank, latent_spread
 from .run import RunDirectory
 from .signals import SAVE, STOPPING, Interrupted, Signals
-from .trainer import StepMode, Trainer
+from .trainer import Trainer
 
 LOG_EVERY = 20  # steps between rows of metrics
 REPORTS = 10  # validations, grids and checkpoints in a run, evenly spaced

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from fastle.errors import FastleError
+from fastle.errors import FastleError, SaidByAnother
 from fastle.machine import package_version
 
 BEAT = 5.0  # seconds between two signs of life
@@ -33,13 +33,6 @@ Result = TypeVar("Result")
 
 class LostRank(FastleError):
     """Another rank is gone."""
-
-
-class SaidByAnother(FastleError):
-    """What went wrong has been said by another rank; the message is empty."""
-
-    def __init__(self) -> None:
-        super().__init__("")
 
 
 class Ranks:

@@ -17,15 +17,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 from torch.nn.parallel import DistributedDataParallel
 
 from fastle.checkpoint import Checkpoint, check_identity, check_sections
+from fastle.choices import StepMode
 from fastle.config import RunConfig, TrainConfig
 from fastle.errors import FastleError
 from fastle.method.model import Autoencoder
@@ -39,8 +39,6 @@ from .schedule import rate_share
 
 # one stream of random numbers for the slices, which all ranks share, and one for what each rank draws for itself
 SLICES, VIEWS = 0, 1
-
-StepMode = Literal["eager", "compiled", "captured"]
 
 
 class CannotCompile(FastleError):
@@ -125,10 +123,13 @@ class Trainer:
             else:
                 with phase("replay"):
                     losses = self._graph(images)
-        except TorchDynamoException as error:
-            reason = next(line for line in (*str(error).splitlines(), type(error).__name__) if line.strip())
-            raise CannotCompile(f"the step cannot be compiled here: {reason.strip()}; use --step eager") from error
         except RuntimeError as error:
+            # importing it takes seconds, and the optimizer has done so by now
+            from torch._dynamo.exc import TorchDynamoException
+
+            if isinstance(error, TorchDynamoException):
+                reason = next(line for line in (*str(error).splitlines(), type(error).__name__) if line.strip())
+                raise CannotCompile(f"the step cannot be compiled here: {reason.strip()}; use --step eager") from error
             if not out_of_memory(error):
                 raise
             raise OutOfMemory(too_large(self.config, len(images), self.device)) from error

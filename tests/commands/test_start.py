@@ -36,22 +36,43 @@ from fastle.commands.start import {command}
 
 
 @pytest.mark.parametrize(
-    ("command", "signums", "said"),
+    ("command", "arguments", "signums", "said"),
     [
-        ("fastle", [signal.SIGINT], "fastle: stopped by SIGINT\n"),
+        ("fastle", "check run", [signal.SIGINT], "fastle: stopped by SIGINT\n"),
         (
             "fastle_train",
+            "shapes",
             [signal.SIGUSR1, signal.SIGTERM],
             "fastle-train: SIGUSR1: no step is under way\nfastle-train: stopped by SIGTERM\n",
         ),
     ],
 )
-def test_a_signal_during_the_imports(command: str, signums: list[signal.Signals], said: str) -> None:
+def test_a_signal_during_the_imports(command: str, arguments: str, signums: list[signal.Signals], said: str) -> None:
+    script = IMPORT.format(command=command, signums=[int(signum) for signum in signums])
     done = subprocess.run(
-        [sys.executable, "-c", IMPORT.format(command=command, signums=[int(signum) for signum in signums]), "--help"],
+        [sys.executable, "-c", script, *arguments.split()],
         env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (128 + signums[-1], "", said)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "status"),
+    [("fastle_train", "--help", 0), ("fastle", "eval --help", 0), ("fastle_train", "shapes --latent x", 2)],
+)
+def test_help_and_wrong_flags_are_answered_without_torch(command: str, arguments: str, status: int) -> None:
+    script = f"""if True:
+        import sys
+        sys.argv = ["program", *{arguments.split()}]
+        from fastle.commands.start import {command}
+        try:
+            {command}()
+        finally:
+            print("torch" in sys.modules, file=sys.stderr)
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == status and done.stderr.endswith("False\n"), done.stderr
 
 
 def test_every_public_name_is_there() -> None:

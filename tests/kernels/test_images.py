@@ -94,7 +94,7 @@ def test_gradient_goes_only_where_it_is_needed(operator: ImageOperator, impl: st
 @every_operator
 @every_impl
 def test_autocast_and_repetition_change_no_bit(operator: ImageOperator, impl: str) -> None:
-    bound, images = operator.bound(1, impl=impl), mixed(1)
+    bound, images = operator.bound(1, impl=impl), mixed(1)[:3]
     plain = value_and_gradients(lambda *x: bound(x), images)
     with torch.autocast(DEVICE.type, torch.bfloat16):
         again = value_and_gradients(lambda *x: bound(x), images)
@@ -119,8 +119,8 @@ def test_no_images(operator: ImageOperator, impl: str) -> None:
 @every_operator
 @every_impl
 def test_integers_may_be_strided_or_int32(operator: ImageOperator, impl: str) -> None:
-    images, integers = [made(4, 2, *SIZE)], operator.integers(4)
-    expected = value_and_gradients(operator.bound(4, impl=impl), images)
+    images, integers = [made(2, 1, *SIZE)], operator.integers(2)
+    expected = value_and_gradients(operator.bound(2, impl=impl), images)
     strided = [torch.stack([values, values + 1], 1).to(DEVICE)[:, 0] for values in integers.values()]
     # seeds are 64 bits wide
     others = [strided] if "seeds" in integers else [strided, [values.int() for values in strided]]
@@ -226,8 +226,8 @@ def test_gradcheck(operator: ImageOperator) -> None:
 @every_operator
 @every_impl
 def test_opcheck(operator: ImageOperator, impl: str) -> None:
-    images = [made(2, 2, *SIZE), laid_out(made(2, 3, *SIZE, dtype=torch.bfloat16), "channels-last")]
-    bound = operator.bound(2, impl=impl)
+    images = [made(1, 1, *SIZE), laid_out(made(1, 2, *SIZE, dtype=torch.bfloat16), "channels-last")]
+    bound = operator.bound(1, impl=impl)
     views.passes_opcheck(operator.schema, lambda *x: bound(x), images)
 
 

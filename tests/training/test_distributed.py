@@ -144,7 +144,8 @@ def test_sigterm_ends_both_ranks_with_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_waits_for_one_that_never_comes_says_so(tmp_path: Path) -> None:
-    code = "import fastle.commands.train as t; t.MEETING_SECONDS = 1.0; t.main(['shapes', '--device', 'cpu'])"
+    code = "from fastle.commands import train, train_run; train_run.MEETING_SECONDS = 1.0; "
+    code += "train.main(['shapes', '--device', 'cpu'])"
     where = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     ended = subprocess.run(
         [sys.executable, "-c", code],

@@ -14,9 +14,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fastle.errors import DataError, FastleError
+from fastle.errors import DataError, FastleError, SaidByAnother
 from fastle.training import ranks as module
-from fastle.training.ranks import Agreement, LostRank, Ranks, SaidByAnother, says_rank_is_gone, versions
+from fastle.training.ranks import Agreement, LostRank, Ranks, says_rank_is_gone, versions
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_available(), reason="this PyTorch has no torch.distributed"),

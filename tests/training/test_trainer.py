@@ -17,11 +17,12 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from fastle.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from fastle.choices import StepMode
 from fastle.config import RunConfig
 from fastle.method.model import DownBlock
 from fastle.presets import make_config
 from fastle.training.loop import train
-from fastle.training.trainer import StepMode, Trainer, compile_options
+from fastle.training.trainer import Trainer, compile_options
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
 CPU = torch.device("cpu")

@@ -1,0 +1,7 @@
+"""How a run is computed. None of these changes what it computes."""
+
+from typing import Literal
+
+StepMode = Literal["eager", "compiled", "captured"]
+DecoderChoice = Literal["auto", "dali", "dali-gpu", "torchvision"]
+CacheChoice = Literal["auto", "device", "host", "disk", "none"]
