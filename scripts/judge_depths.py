@@ -1,0 +1,120 @@
+"""How near to pixels each stage of an encoder is, as a judge of reconstructions.
+
+    python scripts/judge_depths.py RUN... [--data DIR] [--json PATH]
+
+For the newest checkpoint of each run, and for each stage that a judge may compare, two figures over 64 test images x
+and their reconstructions x̂:
+
+    cosine      the mean over images of the cosine between the stage's gradient to x̂ and that of the pixels' squared
+                error, x̂ − x. 1 if both pull the reconstruction the same way
+    flatness    (tr G)² / (n · tr G²), with G = JᵀJ for the Jacobian J of the stage's features at x, an n×n matrix for
+                the n numbers of an image. 1 if the stage weighs all changes of the image alike, as the squared error
+                does, and 1/n if it sees one kind of change only
+
+The features are scaled as the judge scales them, each channel by the standard deviation of the batch. The traces are
+Hutchinson's estimates, from 16 probes for each image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+# this checkout comes first, so that the results name the commit of what they measure
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fastle.checkpoint import read_run_config
+from fastle.commands.cli import Parser, one_line_errors
+from fastle.data import Images, Loading, open_images, open_tree
+from fastle.machine import environment
+from fastle.method.model import Autoencoder, pretrained, unit_range
+from fastle.training.evaluate import evenly_spaced
+
+IMAGES, PROBES = 64, 16
+
+
+def main(argv: list[str] | None = None) -> None:
+    with one_line_errors("judge_depths.py"):
+        parser = Parser(
+            prog="judge_depths.py",
+            description=__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run directories")
+        parser.add_argument("--data", metavar="DIR", type=Path, help="images in place of each run's test split")
+        parser.add_argument("--json", metavar="PATH", type=Path, help="where the figures go")
+        flags = parser.parse_args(argv)
+        rows = [row for run in flags.runs for row in measure_run(run, flags.data)]
+        print(f"{'run':<24}{'step':>7}  {'stage':<8}{'cosine':>8}{'flatness':>10}")
+        for row in rows:
+            print(f"{row['run']:<24}{row['step']:>7}  {row['stage']:<8}{row['cosine']:>8.3f}{row['flatness']:>10.3f}")
+        if flags.json:
+            command = " ".join(["python", "scripts/judge_depths.py", *(argv or sys.argv[1:])])
+            report = {"command": command, "rows": rows, "environment": environment(torch.device("cpu"))}
+            flags.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def measure_run(run: Path, data: Path | None) -> list[dict[str, Any]]:
+    """The figures of a run's stages, one row for each."""
+    config = read_run_config(run)
+    model, checkpoint, _ = pretrained(run, "cpu")
+    images: Images
+    images = open_images(config.data, "test") if data is None else open_tree(config.data, data, Loading())
+    x = unit_range(images.batch(evenly_spaced(len(images), IMAGES)))
+    stages = stage_figures(model, x)
+    return [{"run": run.name, "step": checkpoint.step, "stage": name, **stage} for name, stage in stages.items()]
+
+
+def stage_figures(model: Autoencoder, x: Tensor) -> dict[str, dict[str, float]]:
+    """Cosine and flatness of each stage by name, from shallow to deep; x (B, C, H, W) in [0, 1]."""
+    with torch.no_grad():
+        xhat = model(x)
+        count = len(model.encoder.features((x,), "all")[0])
+    names = ["stem", "block 1", "block 2", "pooled"][:count]
+    generator = Generator().manual_seed(0)
+    return {
+        name: {"cosine": _cosine(model, x, xhat, stage), "flatness": _flatness(model, x, stage, generator)}
+        for stage, name in enumerate(names)
+    }
+
+
+def _scaled(model: Autoencoder, images: Tensor, stage: int, like: Tensor) -> Tensor:
+    """One stage's features of images, each channel divided by its standard deviation in the batch `like`."""
+    (features,), (target,) = model.encoder.features((images,), "all"), model.encoder.features((like,), "all")
+    axes = [axis for axis in range(target[stage].ndim) if axis != 1]
+    deviation = target[stage].detach().std(axes, keepdim=True, correction=0)
+    return features[stage] / (deviation.square() + model.encoder.norm.eps).sqrt()
+
+
+def _cosine(model: Autoencoder, x: Tensor, xhat: Tensor, stage: int) -> float:
+    difference, xhat = xhat - x, xhat.detach().requires_grad_()
+    error = (_scaled(model, xhat, stage, x) - _scaled(model, x, stage, x).detach()).square().mean()
+    (gradient,) = torch.autograd.grad(error, xhat)
+    return float(torch.cosine_similarity(gradient.flatten(1), difference.flatten(1)).mean())
+
+
+def _flatness(model: Autoencoder, x: Tensor, stage: int, generator: Generator) -> float:
+    x = x.detach().requires_grad_()
+    features = _scaled(model, x, stage, x.detach())
+    # Jᵀu is linear in u, and its own gradient to u is what J makes of a direction
+    u = torch.zeros_like(features, requires_grad=True)
+    (pulled,) = torch.autograd.grad(features, x, u, create_graph=True)
+    trace, trace_of_square = torch.zeros(len(x)), torch.zeros(len(x))
+    for _ in range(PROBES):
+        direction = torch.randn(x.shape, generator=generator)
+        (pushed,) = torch.autograd.grad(pulled, u, direction, retain_graph=True)
+        (both,) = torch.autograd.grad(features, x, pushed, retain_graph=True)
+        trace += pushed.flatten(1).square().sum(1) / PROBES
+        trace_of_square += both.flatten(1).square().sum(1) / PROBES
+    return float((trace.square() / trace_of_square).mean() / x[0].numel())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""scripts/judge_depths.py: its two figures, where they are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from fastle.config import JudgeDepth, ModelConfig
+from fastle.method.model import Autoencoder, Encoder, Features
+from scripts import judge_depths
+from tests.training.runs import config, go
+
+
+class Matrix(Encoder):
+    """An encoder whose only stage, as a judge, is a matrix, of which the metric is known."""
+
+    matrix: Tensor
+
+    def features(self, batches: Sequence[Tensor], depth: JudgeDepth = "code") -> list[Features]:
+        if depth == "all":
+            return [((images.flatten(1) @ self.matrix)[:, None],) for images in batches]
+        return super().features(batches, depth)
+
+
+def judged_by(matrix: Tensor) -> Autoencoder:
+    model = Autoencoder(ModelConfig(size=8, channels=1, hidden=4, map_channels=4, latent=None))
+    model.encoder = Matrix(model.config)
+    model.encoder.matrix = matrix
+    return model.eval()
+
+
+def images(count: int = 16) -> Tensor:
+    return torch.rand(count, 1, 8, 8, generator=Generator().manual_seed(0))
+
+
+def test_pixels_themselves_are_flat_and_pull_as_the_squared_error() -> None:
+    figures = judge_depths.stage_figures(judged_by(3 * torch.eye(64)), images())
+    assert figures["stem"]["cosine"] == pytest.approx(1, abs=1e-4)
+    assert figures["stem"]["flatness"] == pytest.approx(1, abs=0.05)
+
+
+def test_a_stage_that_sees_a_quarter_of_the_pixels() -> None:
+    matrix = torch.eye(64)[:, :16]
+    figures = judge_depths.stage_figures(judged_by(matrix), images())
+    assert figures["stem"]["flatness"] == pytest.approx(0.25, abs=0.05)
+    # a quarter of the squared error's square, on average
+    assert figures["stem"]["cosine"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_run_has_a_row_for_each_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    go(tmp_path / "run", config(steps=2))
+    judge_depths.main([str(tmp_path / "run"), "--json", str(tmp_path / "report.json")])
+    report = json.loads((tmp_path / "report.json").read_bytes())
+    assert [(row["stage"], row["step"]) for row in report["rows"]] == [("stem", 2), ("block 1", 2), ("block 2", 2)]
+    assert all(-1 <= row["cosine"] <= 1 and 0 < row["flatness"] <= 1 for row in report["rows"])
+    assert len(capsys.readouterr().out.splitlines()) == 4
