@@ -41,7 +41,6 @@ def choose(operator: str, impl: str, device: torch.device, obstacle: str | None)
     return "torch"
 
 
-@torch.compiler.assume_constant_result
 def _device_obstacle(device: torch.device) -> str | None:
     """Why Triton cannot run on a device, or None."""
     if not HAS_TRITON:
@@ -53,6 +52,10 @@ def _device_obstacle(device: torch.device) -> str | None:
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         return f"Triton needs compute capability 8.0, and {torch.cuda.get_device_name(device)} has less"
     return None
+
+
+# what torch.compiler.assume_constant_result does, without importing Dynamo, which takes seconds
+_device_obstacle._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -25,6 +25,24 @@ print(json.dumps([heavy, [module.__file__ for module in (fastle, *kernels)]]))
 """
 
 
+TORCH_ALONE = """
+import sys
+import torch
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in sys.argv[1:]:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+from fastle import SIGReg, crop_resize, draw_slices, mask_channels, mask_fill, mask_patches, sigreg
+SIGReg(num_slices=100)(torch.randn(200, 4, requires_grad=True)).backward()
+images, zeros = torch.rand(2, 3, 8, 8, requires_grad=True), torch.zeros(2, dtype=torch.int64)
+for view in (crop_resize(images, zeros, zeros, 4), mask_fill(images, zeros, zeros, 4, 4),
+             mask_patches(images, zeros, ratio=0.5, patch=4), mask_channels(images, zeros, ratio=0.5)):
+    view.sum().backward()
+print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules])
+"""
+
+
 def packaged() -> list[str]:
     """The sources that a distribution must hold, as paths below its root; kernels/ becomes fastle/kernels/."""
     own = [path.relative_to(ROOT) for path in (ROOT / "fastle").rglob("*.py")]
@@ -151,3 +169,10 @@ def test_import_from_another_directory(form: str, request: pytest.FixtureRequest
     assert heavy == []
     assert len(files) == 1 + len(list((ROOT / "kernels").glob("*.py")))
     assert all(Path(file).is_relative_to(root) for file in files)
+
+
+def test_operators_need_torch_alone_and_load_no_compiler() -> None:
+    others = ["filelock", "matplotlib", "nvidia", "PIL", "rich", "safetensors", "torchmetrics", "torchvision"]
+    command = [sys.executable, "-c", TORCH_ALONE, *others]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
