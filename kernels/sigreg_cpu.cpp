@@ -151,6 +151,14 @@ static inline Floats combine(Floats sine, Floats cosine, const float* factors) {
 
 extern "C" {
 
+int sigreg_has_threads() {
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
+
 // Row r has the weights of chunk r % chunks; without weights they are null.
 
 // p (rows, length) -> sine and cosine (rows, length), and the sums over a row of the basis minus `expected` (rows, F)

@@ -93,8 +93,10 @@ def _library(blocks: int, reach: int) -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(_built(blocks, reach)))
     except (_Uncompiled, OSError) as error:
-        _warn_uncompiled(str(error))
+        _warn_slow("uncompiled", f"{error}. It needs GCC or Clang; CXX=/path/to/c++ names one")
         return None
+    if not library.sigreg_has_threads() and torch.get_num_threads() > 1:
+        _warn_slow("on one thread", "the compiler has no OpenMP")
     library.sigreg_sums.argtypes = [*[POINTER] * 3, REAL, *[INTEGER] * 3, ctypes.c_int, *[POINTER] * 3]
     library.sigreg_gradient.argtypes = [*[POINTER] * 4, *[INTEGER] * 3, ctypes.c_int, POINTER]
     library.sigreg_sums.restype = library.sigreg_gradient.restype = None
@@ -112,14 +114,14 @@ def _built(blocks: int, reach: int) -> Path:
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
     identity = [SOURCE.read_text(encoding="utf-8"), *compiler, version, *flags, str(MACHINE_FLAGS), _processor()]
     name = f"sigreg-{hashlib.sha256(chr(0).join(identity).encode()).hexdigest()[:16]}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastle" / "kernels"
-    if (folder / name).exists():
-        return folder / name
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastle" / "kernels"
         folder.mkdir(parents=True, exist_ok=True)
+        if (folder / name).exists():
+            return folder / name
         # processes that compile at the same time do not see each other's
         built = Path(tempfile.mkdtemp(dir=folder)) / name
-    except OSError:
+    except (OSError, RuntimeError):  # no room, no right, no home
         return _compile(compiler, flags, Path(tempfile.mkdtemp()) / name)
     try:
         return _compile(compiler, flags, built).replace(folder / name)
@@ -156,9 +158,5 @@ def _processor() -> str:
 
 
 @functools.cache
-def _warn_uncompiled(reason: str) -> None:
-    warnings.warn(
-        f"SIGReg runs uncompiled on this CPU, which is several times slower: {reason}. It needs GCC or Clang; "
-        "CXX=/path/to/c++ names one",
-        stacklevel=2,
-    )
+def _warn_slow(how: str, reason: str) -> None:
+    warnings.warn(f"SIGReg runs {how} on this CPU, which is several times slower: {reason}", stacklevel=2)

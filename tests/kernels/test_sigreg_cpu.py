@@ -21,7 +21,7 @@ KNOTS = Knots(3.0, 17)
 def forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """As in a new process, with an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for cached in (sigreg_cpu._library, sigreg_cpu._warn_uncompiled):
+    for cached in (sigreg_cpu._library, sigreg_cpu._warn_slow):
         cached.cache_clear()
     yield
     sigreg_cpu._library.cache_clear()
@@ -76,6 +76,17 @@ def test_without_a_compiler_it_warns_once_and_runs(compiler: str, reason: str, m
         warnings.simplefilter("error")
         sigreg(z, slices, knots=9).backward()
     assert z.grad is not None and z.grad.isfinite().all()
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_a_compiler_without_openmp_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "c++"
+    path.write_text('#!/bin/sh\ncase "$*" in *fopenmp*) exit 1;; esac\nexec c++ "$@"\n')
+    path.chmod(0o755)
+    monkeypatch.setenv("CXX", str(path))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with pytest.warns(UserWarning, match="on one thread .*no OpenMP"):
+        assert sigreg_cpu.available(KNOTS)
 
 
 def test_threads_change_no_bit() -> None:
