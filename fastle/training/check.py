@@ -71,18 +71,14 @@ def check_run(run: Path, loading: Loading) -> Verdict:
     files = checkpoints(run)
     if not files and not (run / "config.json").exists():
         raise CheckpointError(f"{run} is not a run: it has neither config.json nor checkpoints")
-    findings: list[Finding] = []
-    config: RunConfig | None = None
-    try:
-        config = read_run_config(run)
-        findings.append(Finding(run / "config.json", f"{config.data.dataset}, {config.model.size} px"))
-    except (CheckpointError, ConfigError) as error:
-        says = str(error).removeprefix(f"{run / 'config.json'}").lstrip(": ")
-        findings.append(Finding(run / "config.json", says, good=False))
+    loaded = [(path, _load(path)) for path in reversed(files)]
+    config, finding = _check_config(run, [checkpoint for _, checkpoint in loaded if isinstance(checkpoint, Checkpoint)])
+    findings = [finding]
     newest: Checkpoint | None = None
-    for path in reversed(files):
+    for path, checkpoint in loaded:
         try:
-            checkpoint = load_checkpoint(path)
+            if isinstance(checkpoint, FastleError):
+                raise checkpoint
             # what the run is, its checkpoints know too
             known = config or RunConfig.from_dict(checkpoint.metadata.get("config", {}))
             # before a trainer is made: it may be larger than the file
@@ -98,6 +94,31 @@ def check_run(run: Path, loading: Loading) -> Verdict:
     if config is not None:
         findings += _check_caches(config, loading)
     return Verdict(findings, config, newest)
+
+
+def _load(path: Path) -> Checkpoint | FastleError:
+    try:
+        return load_checkpoint(path)
+    except FastleError as error:
+        return error
+
+
+def _check_config(run: Path, known: list[Checkpoint]) -> tuple[RunConfig | None, Finding]:
+    """The configuration, or None if config.json cannot be read or all checkpoints know another."""
+    path = run / "config.json"
+    try:
+        config = read_run_config(run)
+        # their checksums speak for the checkpoints
+        others = [
+            config.differences(RunConfig.from_dict(checkpoint.metadata["config"]))
+            for checkpoint in known
+            if "config" in checkpoint.metadata
+        ]
+    except (CheckpointError, ConfigError) as error:
+        return None, Finding(path, str(error).removeprefix(f"{path}").lstrip(": "), good=False)
+    if others and all(others):
+        return None, Finding(path, f"is of another run than its checkpoints ({', '.join(others[0])})", good=False)
+    return config, Finding(path, f"{config.data.dataset}, {config.model.size} px")
 
 
 def restore_config(run: Path, verdict: Verdict) -> Path:

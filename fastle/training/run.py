@@ -21,9 +21,11 @@ from typing import Any
 
 from fastle.checkpoint import (
     CheckpointError,
+    checkpoints,
     has_checkpoint,
     is_run,
     latest_checkpoint,
+    load_checkpoint,
     newest_good_checkpoint,
     read_run_config,
     save_checkpoint,
@@ -95,7 +97,23 @@ class RunDirectory:
         self._finish_overwriting()
         # a run without a checkpoint failed before its first one, so no results can be mixed up
         if has_checkpoint(self.path) and not self._overwrite:
-            check_same_run(self.path, read_run_config(self.path), config)
+            self._check_config(config)
+
+    def _check_config(self, config: RunConfig) -> None:
+        """Raises ConfigError, naming every difference, if the run there differs in more than the number of steps."""
+        differences = read_run_config(self.path).differences(config)
+        if not differences:
+            return
+        named = f"({', '.join(differences)})"
+        if any(_is_of(path, config) for path in checkpoints(self.path)):
+            raise ConfigError(
+                f"{self.path / 'config.json'} is of another run than its checkpoints {named}: "
+                f"`fastle check {self.path} --restore-config` writes it anew"
+            )
+        raise ConfigError(
+            f"{self.path} holds a run with another configuration {named}: give another --run, or --overwrite to start "
+            "anew"
+        )
 
     def resume(self, trainer: Trainer, *, images: Identity, total: int, accept_new_data: bool = False) -> str | None:
         """Restores the newest checkpoint, if there is one and it is not to be overwritten.
@@ -253,19 +271,18 @@ def _delete(path: Path) -> None:
         path.unlink()
 
 
+def _is_of(checkpoint: Path, config: RunConfig) -> bool:
+    """Whether a checkpoint knows that it is of a configuration, whatever the number of steps."""
+    try:
+        known = load_checkpoint(checkpoint, ()).metadata.get("config")
+        return known is not None and not RunConfig.from_dict(known).differences(config)
+    except (CheckpointError, ConfigError):
+        return False
+
+
 def _change_of_images(metadata: dict[str, Any], now: Identity) -> str | None:
     """How the images have changed since a checkpoint was saved, or None."""
     if "images" in metadata:
         return now.difference(Identity.from_dict(metadata["images"]))
     # earlier versions
     return now.difference(replace(now, count=int(metadata["train_images"])))
-
-
-def check_same_run(path: Path, before: RunConfig, now: RunConfig) -> None:
-    """Raises ConfigError, naming every difference, if two configurations differ in more than the number of steps."""
-    differences = before.differences(now)
-    if differences:
-        raise ConfigError(
-            f"{path} holds a run with another configuration ({', '.join(differences)}): give another --run, "
-            "or --overwrite to start anew"
-        )

@@ -11,6 +11,7 @@ import torch
 
 from fastle.checkpoint import CheckpointError, read_run_config
 from fastle.commands.main import main
+from fastle.config import ConfigError
 from fastle.data import Loading, open_images
 from fastle.data.cache import cache_folder
 from fastle.training.check import Verdict, check_run, restore_config
@@ -18,6 +19,7 @@ from fastle.training.report import append_metrics, save_grid
 from fastle.training.trainer import Trainer
 from tests.data.caches import config as folder_config
 from tests.data.caches import write_splits
+from tests.training.runs import config, go
 from tests.training.saved import CONFIG, save, train_two_steps
 
 
@@ -96,6 +98,20 @@ def test_a_configuration_is_restored_from_a_checkpoint(run: Path) -> None:
         restore_config(run, check_run(run, Loading()))
 
 
+def test_a_configuration_that_no_checkpoint_is_of_is_the_damaged_one(run: Path) -> None:
+    damaged = (run / "config.json").read_text().replace('"slices": 8', '"slices": 9')
+    (run / "config.json").write_text(damaged)
+    with pytest.raises(ConfigError, match=rf"slices 9 → 8\): `fastle check {run} --restore-config` writes it anew"):
+        go(run, CONFIG)
+    with pytest.raises(SystemExit, match=f"`fastle check {run} --restore-config` writes config.json anew"):
+        main(["check", str(run)])
+    main(["check", str(run), "--restore-config"])
+    assert read_run_config(run) == CONFIG and (run / "config.json.damaged").read_text() == damaged
+    # another configuration than the run's is another thing
+    with pytest.raises(ConfigError, match="give another --run"):
+        go(run, config(slices=10))
+
+
 def test_a_run_of_which_nothing_is_left(run: Path, tmp_path: Path) -> None:
     for path in (run / "checkpoints").iterdir():
         path.write_bytes(b"")
@@ -115,6 +131,8 @@ def test_the_cache_of_its_images_is_checked(run: Path, tmp_path: Path, monkeypat
     values["data"] = {"dataset": "folder", "root": data.root, "size": 16, "channels": 3, "bad_images": "error"}
     values["model"]["channels"] = 3
     (run / "config.json").write_text(json.dumps(values))
+    # they are of another run
+    shutil.rmtree(run / "checkpoints")
     (cache,) = cache_folder().glob("*.safetensors")
     (found,) = (finding for finding in check_run(run, Loading()).findings if finding.file == cache)
     assert found.good and found.says == "5 images"
