@@ -21,14 +21,16 @@ typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef double Doubles __attribute__((vector_size(8 * LANES)));
 typedef int64_t Longs __attribute__((vector_size(8 * LANES)));
 
-// `count` samples, and zeros in the lanes beyond them
-static inline Floats load(const float* from, int count) {
+// `count` samples, and zeros in the lanes beyond them; a constant count is one instruction
+static inline Floats load(const float* from, int count = LANES) {
     Floats values = {};
     __builtin_memcpy(&values, from, sizeof(float) * count);
     return values;
 }
 
-static inline void store(float* to, Floats values, int count) { __builtin_memcpy(to, &values, sizeof(float) * count); }
+static inline void store(float* to, Floats values, int count = LANES) {
+    __builtin_memcpy(to, &values, sizeof(float) * count);
+}
 
 // sin and cos of step * p. The angle is reduced to [-pi/4, pi/4] once, in double precision, so that k does not multiply
 // the rounding of the angle; the polynomials are Cephes's. An angle beyond 2^51 gives some number in [-1, 1], and NaN NaN.
@@ -112,9 +114,9 @@ static void sums_of_a_row(const float* p, const float* weights, double step, con
     const int64_t whole = length - length % LANES;
     Floats s, c;
     for (int64_t at = 0; at < whole; at += LANES) {
-        sincos(load(p + at, LANES), step, s, c);
-        store(sine + at, s, LANES), store(cosine + at, c, LANES);
-        add<WEIGHTED>(s, c, WEIGHTED ? load(weights + at, LANES) : Floats{}, expected, totals);
+        sincos(load(p + at), step, s, c);
+        store(sine + at, s), store(cosine + at, c);
+        add<WEIGHTED>(s, c, WEIGHTED ? load(weights + at) : Floats{}, expected, totals);
     }
     if (const int rest = length - whole) {
         sincos(load(p + whole, rest), step, s, c);
@@ -124,9 +126,13 @@ static void sums_of_a_row(const float* p, const float* weights, double step, con
         add<true>(s, c, weight, expected, totals);
     }
     for (int function = 0; function < FUNCTIONS; function++) {
-        double total = 0;
-        for (int lane = 0; lane < LANES; lane++) total += totals[function][lane];
-        sums[function] = total;
+        // halves, quarters, ...: lane after lane, each addition would wait for the one before
+        double lanes[LANES];
+        const Doubles total = __builtin_convertvector(totals[function], Doubles);
+        __builtin_memcpy(lanes, &total, sizeof(lanes));
+        for (int width = LANES / 2; width; width /= 2)
+            for (int lane = 0; lane < width; lane++) lanes[lane] += lanes[lane + width];
+        sums[function] = lanes[0];
     }
 }
 
@@ -179,15 +185,21 @@ void sigreg_sums(const float* p, const float* weights, const float* expected, do
 // sine and cosine (rows, length), factors (rows, F) -> the combination of the basis, times the weights (rows, length)
 void sigreg_gradient(const float* sine, const float* cosine, const float* factors, const float* weights, int64_t rows,
                      int64_t chunks, int64_t length, int threads, float* gradient) {
+    const int rest = length % LANES;
+    const int64_t whole = length - rest;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
+        const float* of = factors + row * FUNCTIONS;
         const float* weight = weights ? weights + row % chunks * length : nullptr;
-        for (int64_t at = 0; at < length; at += LANES) {
-            const int count = length - at < LANES ? length - at : LANES;
-            const int64_t from = row * length + at;
-            Floats total = combine(load(sine + from, count), load(cosine + from, count), factors + row * FUNCTIONS);
-            if (weight) total *= load(weight + at, count);
-            store(gradient + from, total, count);
+        const int64_t first = row * length;
+        for (int64_t at = 0; at < whole; at += LANES) {
+            const Floats total = combine(load(sine + first + at), load(cosine + first + at), of);
+            store(gradient + first + at, weight ? total * load(weight + at) : total);
+        }
+        if (rest) {
+            const int64_t from = first + whole;
+            const Floats total = combine(load(sine + from, rest), load(cosine + from, rest), of);
+            store(gradient + from, weight ? total * load(weight + whole, rest) : total, rest);
         }
     }
 }
