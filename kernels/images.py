@@ -41,8 +41,13 @@ def per_image(operator: str, name: str, values: Tensor, like: Tensor) -> Tensor:
     """`values` contiguous, after checking that they are integers (B,) on the device of the batch `like`.
 
     Raises:
-        ValueError: wrong shape, dtype or device.
+        ValueError: wrong shape, dtype or device, or no tensor.
     """
+    if not isinstance(values, Tensor):
+        # a caller without type checker may give one number for all images
+        raise ValueError(
+            f"{operator}: {name} must be a tensor with one integer for each of the {len(like)} images, not {values!r}"
+        )
     integers = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
     if values.shape != like.shape[:1] or not integers or values.device != like.device:
         raise ValueError(

@@ -145,6 +145,9 @@ def test_integers_that_do_not_fit_are_errors(operator: ImageOperator) -> None:
         for change, says in BAD_INTEGERS.values():
             with pytest.raises(ValueError, match=f"{name} .*{says}"):
                 operator.call(images, *(integers | {name: change(values)}).values())
+        if name not in ("height", "width"):
+            with pytest.raises(ValueError, match=f"{name} must be a tensor with one integer for each .* not 3"):
+                operator.call(images, *(integers | {name: 3}).values())
     if "seeds" in integers:
         with pytest.raises(ValueError, match=r"seeds .*int32"):
             operator.call(images, integers["seeds"].int())
