@@ -12,7 +12,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """fastle: measures and uses what fastle-train made."""
     with one_line_errors("fastle"):
         flags = _parser().parse_args(argv)
-        import_module(f"fastle.commands.{flags.command}").run(flags, Output())
+    # outside, where a signal ends the process: imports may be in a state that no exception should meet
+    command = import_module(f"fastle.commands.{flags.command}")
+    with one_line_errors("fastle"):
+        command.run(flags, Output())
 
 
 def _parser() -> Parser:

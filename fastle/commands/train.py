@@ -77,9 +77,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 flag.check(flags[name])
         config = make_config(**{name: value for name, value in flags.items() if name not in FLAGS})
         _check_flags(flags, config)
+    # outside, where a signal ends the process: imports may be in a state that no exception should meet
+    from .train_run import run
 
-        from .train_run import run
-
+    with one_line_errors("fastle-train"):
         run(config, Path(flags["run"] or _default_run(config)), flags)
 
 
