@@ -38,12 +38,14 @@ static inline void sincos(Floats p, double step, Floats& sine, Floats& cosine) {
     constexpr double ROUND = 6755399441055744.0;  // 1.5 * 2^52: adding it leaves no fraction
     const Doubles theta = __builtin_convertvector(p, Doubles) * step;
     const Doubles quadrant = (theta * 0.63661977236758134308 + ROUND) - ROUND;
-    Doubles reduced = theta - quadrant * 1.57079632679489661923;
-    const Doubles limit = Doubles{} + 0.8;
-    reduced = reduced > limit ? limit : reduced;
-    reduced = reduced < -limit ? -limit : reduced;
-    const Floats r = __builtin_convertvector(reduced, Floats);
-    const Floats rest = __builtin_convertvector(reduced - __builtin_convertvector(r, Doubles), Floats);
+    const Doubles reduced = theta - quadrant * 1.57079632679489661923;
+    Floats r = __builtin_convertvector(reduced, Floats);
+    Floats rest = __builtin_convertvector(reduced - __builtin_convertvector(r, Doubles), Floats);
+    // of an angle whose quotient is not exact. as floats, because GCC compares such doubles one by one
+    const Floats limit = Floats{} + 0.8f;
+    const Ints outside = (r > limit) | (r < -limit);
+    r = outside ? limit : r;
+    rest = outside ? Floats{} : rest;
     // the quotient modulo 4, while it fits into an int
     const Ints turns = __builtin_convertvector(quadrant, Ints);
     const Floats square = r * r;
