@@ -40,25 +40,19 @@ static inline void sincos(Floats p, double step, Floats& sine, Floats& cosine) {
     const Doubles quadrant = (theta * 0.63661977236758134308 + ROUND) - ROUND;
     const Doubles reduced = theta - quadrant * 1.57079632679489661923;
     Floats r = __builtin_convertvector(reduced, Floats);
-    Floats rest = __builtin_convertvector(reduced - __builtin_convertvector(r, Doubles), Floats);
     // of an angle whose quotient is not exact. as floats, because GCC compares such doubles one by one
     const Floats limit = Floats{} + 0.8f;
-    const Ints outside = (r > limit) | (r < -limit);
-    r = outside ? limit : r;
-    rest = outside ? Floats{} : rest;
+    r = ((r > limit) | (r < -limit)) ? limit : r;
     // the quotient modulo 4, while it fits into an int
     const Ints turns = __builtin_convertvector(quadrant, Ints);
     const Floats square = r * r;
-    Floats s = r + r * square * (-1.6666654611e-1f + square * (8.3321608736e-3f + square * -1.9515295891e-4f));
+    const Floats s = r + r * square * (-1.6666654611e-1f + square * (8.3321608736e-3f + square * -1.9515295891e-4f));
     Floats c = 4.166664568298827e-2f + square * (-1.388731625493765e-3f + square * 2.443315711809948e-5f);
     c = 1.0f - 0.5f * square + square * square * c;
-    const Floats exact_s = s + rest * c, exact_c = c - rest * s;
     const Ints odd = (turns & 1) != 0;
-    s = odd ? exact_c : exact_s;
-    c = odd ? exact_s : exact_c;
     // the sign bit
-    sine = (Floats)((Ints)s ^ ((turns & 2) << 30));
-    cosine = (Floats)((Ints)c ^ (((turns + 1) & 2) << 30));
+    sine = (Floats)((Ints)(odd ? c : s) ^ ((turns & 2) << 30));
+    cosine = (Floats)((Ints)(odd ? s : c) ^ (((turns + 1) & 2) << 30));
 }
 
 // cos and sin of j*theta for j = 0..REACH, each from two of about half its order: rounding grows with j, not j^2
