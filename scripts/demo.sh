@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a fresh clone to a picture: trains a small self-teaching autoencoder on drawn shapes, in under three minutes on
+# From a fresh clone to a picture: trains a small self-teaching autoencoder on drawn shapes, in about three minutes on
 # two CPU cores once .venv is there, and says where its newest picture is.
 # Arguments go to fastle-train: scripts/demo.sh --steps 2000
 set -euo pipefail
