@@ -54,7 +54,7 @@ def sums(
         Sine and cosine, as p, and fp64 sums (M, Q, F).
     """
     sine, cosine = torch.empty_like(p), torch.empty_like(p)
-    results = torch.empty(*p.shape[:2], len(expected), dtype=torch.float64)
+    results = p.new_empty(*p.shape[:2], len(expected), dtype=torch.float64)
     _loaded(knots).sigreg_sums(
         p.data_ptr(), _pointer(weights), expected.data_ptr(), step, p.shape[0] * p.shape[1], *p.shape[1:],
         torch.get_num_threads(), sine.data_ptr(), cosine.data_ptr(), results.data_ptr(),

@@ -309,7 +309,7 @@ def _kill_saving(field: Field) -> None:
 
 def _kill_caching(field: Field) -> None:
     """SIGKILL while the cache is written."""
-    for path in field.caches.glob("*"):
+    for path in field.caches.glob("*.safetensors*"):
         path.unlink()
     _kill_when(field, lambda: any(field.caches.glob("*.partial")))
 

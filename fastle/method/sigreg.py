@@ -210,8 +210,8 @@ class SIGReg(nn.Module):
             raise ValueError(f"SIGReg needs num_slices >= 1, not {num_slices}")
         self.num_slices, self.t_max, self.convention = num_slices, t_max, convention
         self.group, self.impl = group, impl
-        # no buffer: it stays on the CPU, where reading it waits for no device
-        self._state = torch.tensor([seed, 0])
+        # no buffer, and on the CPU whatever the default device: reading it waits for none
+        self._state = torch.tensor([seed, 0], device="cpu")
 
     def forward(self, z: Tensor, weights: Tensor | None = None) -> Tensor:
         """The loss of z (..., N, D), a scalar; weights (..., N) as in `sigreg`.

@@ -62,11 +62,11 @@ def test_a_cache_that_cannot_be_written_to_costs_time_only(
 
 
 @pytest.mark.parametrize(
-    ("compiler", "reason"), [("/nonexistent/c++", "there is no /nonexistent/c++"), ("false", "false failed: status 1")]
+    ("command", "reason"), [("/nonexistent/c++", "there is no /nonexistent/c++"), ("false", "false failed: status 1")]
 )
 @pytest.mark.usefixtures("forgotten")
-def test_without_a_compiler_it_warns_once_and_runs(compiler: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", compiler)
+def test_without_a_compiler_it_warns_once_and_runs(command: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", command)
     z, slices = made(256, 3).requires_grad_(), torch.eye(3).repeat(1, 100)
     with pytest.warns(UserWarning, match=f"runs uncompiled .*{reason}.*GCC or Clang"):
         value = sigreg(z, slices)
@@ -87,6 +87,14 @@ def test_a_compiler_without_openmp_is_said(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     with pytest.warns(UserWarning, match="on one thread .*no OpenMP"):
         assert sigreg_cpu.available(KNOTS)
+
+
+def test_the_default_device_has_no_part_in_it() -> None:
+    z, slices = made(500, 6).requires_grad_(), unit_columns(6, 101)
+    expected = torch.autograd.grad(sigreg(z, slices), z)
+    # on a GPU, a result there would be written to as if it were in memory
+    with torch.device("meta"):
+        assert torch.equal(torch.autograd.grad(sigreg(z, slices), z)[0], expected[0])
 
 
 def test_threads_change_no_bit() -> None:

@@ -382,6 +382,13 @@ def test_a_module_that_was_never_called_has_a_state_too(tmp_path: Path) -> None:
     assert torch.equal(other(z), value) and torch.equal(copied(z), value)
 
 
+def test_the_default_device_has_no_part_in_it() -> None:
+    z = made(8, 4)
+    with torch.device("meta"):
+        module = SIGReg(num_slices=6)
+    assert torch.equal(module(z), SIGReg(num_slices=6)(z))
+
+
 def test_a_state_of_the_first_version_and_one_that_is_none() -> None:
     module = SIGReg(num_slices=6)
     for old in (None, Generator().get_state()):
