@@ -395,7 +395,7 @@ def panels(row: Row) -> list[Panel]:
         name: (100 * side["over_fixed"], f"{side['over_fixed']:+.1%} (data wait {side['wait_share']:.1%})")
         for name, side in fed.items()
     }
-    return [Panel(f"step over a fixed batch, %: {row['shape']}", bars)]
+    return [Panel("step over a fixed batch, %", bars)]
 
 
 def notes(report: Row) -> list[str]:

@@ -1,7 +1,7 @@
 """The whole training step against the plain eager one: correctness, time, FLOP, memory, on a CPU or a GPU.
 
     python bench/step_bench.py                        # on a CPU four settings, most of the time spent compiling
-    python bench/step_bench.py --quick                # a CPU: CelebA masked 128 at batch 4
+    python bench/step_bench.py --quick                # a CPU: CIFAR-10 at batch 32
     python bench/step_bench.py --shapes celeba-masked-512:128 cifar10:128 --json FILE
     python bench/step_bench.py --shapes celeba-spatial:4 --sides plain "fastle compiled bf16"
     python bench/step_bench.py --from FILE --plot FILE.png
@@ -112,7 +112,7 @@ class StepShape(NamedTuple):
 
 
 QUICK = {
-    "cpu": [StepShape("celeba-masked-128", 4)],
+    "cpu": [StepShape("cifar10", 32)],
     "cuda": [StepShape("celeba-masked-512", 128), StepShape("cifar10", 128)],
 }
 

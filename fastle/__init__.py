@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from fastle.kernels.random_mask import mask_channels, mask_patches
     from fastle.method.model import Autoencoder
     from fastle.method.objective import Draws, Losses, PixelBaseline, SelfTeaching
-    from fastle.method.sigreg import SIGReg, draw_slices, sigreg
+    from fastle.method.sigreg import SIGReg, draw_slices, sigreg, two_sample_sigreg
 
 __all__ = [
     "Autoencoder", "Draws", "FastleError", "Losses", "ModelConfig", "ObjectiveConfig", "PixelBaseline", "SIGReg",
     "SelfTeaching", "crop_resize", "draw_slices", "mask_channels", "mask_fill", "mask_patches", "sigreg",
+    "two_sample_sigreg",
 ]  # fmt: skip
 
 # torch takes seconds to import, and a command must be able to answer a signal before
@@ -25,6 +26,7 @@ _HOMES = {
     "SIGReg": "method.sigreg", "SelfTeaching": "method.objective", "crop_resize": "kernels.crop_resize",
     "draw_slices": "method.sigreg", "mask_channels": "kernels.random_mask", "mask_fill": "kernels.mask_fill",
     "mask_patches": "kernels.random_mask", "sigreg": "method.sigreg",
+    "two_sample_sigreg": "method.sigreg",
 }  # fmt: skip
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from torch import nn
 
 from bench import sigreg_bench, views_bench
@@ -26,3 +29,17 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     measure.copy_bandwidth.cache_clear()
     measure.matmul_peak.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise in two classes, bright and dark."""
+    root = tmp_path_factory.mktemp("photographs")
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 12)):
+        for name, least in (("bright", 128), ("dark", 0)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = noise.integers(least, least + 128, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root

@@ -8,10 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from rich.console import Console
 
 from bench.reproduce import measure, rows
@@ -25,20 +23,6 @@ IMAGES = {"train": 38, "valid": 2, "test": 24}
 TINY = replace(SCALES["small"], hidden=8, batch_size=8, rates=(1e-3, 2e-3), hole_rates=(1e-3, 2e-3), probe_images=30)
 SCALE_NAMES: tuple[ScaleName, ...] = ("small", "full")
 Command = Callable[..., int]
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise in two classes, bright and dark."""
-    root = tmp_path_factory.mktemp("photographs")
-    noise = np.random.default_rng(0)
-    for split, count in (("train", 20), ("test", 12)):
-        for name, least in (("bright", 128), ("dark", 0)):
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = noise.integers(least, least + 128, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
-    return root
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
 import fastle.method.sigreg
-from fastle.method.sigreg import SIGReg, draw_slices, sigreg
+from fastle.method.sigreg import SIGReg, draw_slices, sigreg, two_sample_sigreg
 from tests import oracle
 from tests.method.sigreg_cases import CONVENTIONS, every_convention, exact, made, slices_of, weights_of
 
@@ -100,6 +100,47 @@ def test_implementations_agree_and_others_are_errors() -> None:
             torch.testing.assert_close(result, expected, rtol=1e-10, atol=0)
         with pytest.raises(ValueError, match=r"impl.*cuda-graphs"):
             sigreg(z, slices, convention=convention, impl=unknown)
+
+
+# two samples
+
+
+def between(x: Tensor, y: Tensor, slices: Tensor, x_weights: Tensor, y_weights: Tensor) -> Tensor:
+    """The distance between two batches, (N, D) and (N', D), written out."""
+    t = torch.linspace(0, 3, 17, dtype=torch.float64)
+    w = 2 * torch.exp(-t.square() / 2) * 3 / 16
+    w[[0, -1]] /= 2
+
+    def transform(z: Tensor, weights: Tensor) -> Tensor:
+        waves = torch.exp(1j * t[:, None, None] * (z @ slices))
+        return (weights[:, None] * waves).sum(1) / weights.sum()
+
+    n, m = x_weights.sum(), y_weights.sum()
+    apart = (transform(x, x_weights) - transform(y, y_weights)).abs().square()
+    return n * m / (n + m) * (w[:, None] * apart).sum(0).mean()
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_two_samples_have_their_formula(weighted: bool) -> None:
+    x, y, slices = made(2, 6, 4).requires_grad_(), (made(2, 9, 4, seed=3) + 0.3).requires_grad_(), slices_of(4, 5)
+    omegas = (weights_of(2, 6), weights_of(2, 9)) if weighted else (torch.ones(2, 6), torch.ones(2, 9))
+    given = {"x_weights": omegas[0], "y_weights": omegas[1]} if weighted else {}
+    value = two_sample_sigreg(x, y, slices, **given)
+    expected = torch.stack(
+        [between(*test, slices, *w) for *test, w in zip(x, y, zip(*omegas, strict=True), strict=True)]
+    )
+    torch.testing.assert_close(value, expected.mean(), rtol=1e-10, atol=0)
+    for ours, theirs in zip(
+        torch.autograd.grad(value, (x, y)), torch.autograd.grad(expected.mean(), (x, y)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-13)
+
+
+def test_two_samples_that_are_the_same_and_that_do_not_fit() -> None:
+    z, slices = made(2, 6, 4).float(), slices_of(4, 5).float()
+    assert two_sample_sigreg(z, z, slices) == 0
+    with pytest.raises(ValueError, match=r"leading axes of \(2, 6, 4\) and \(6, 4\)"):
+        two_sample_sigreg(z, z[0], slices)
 
 
 # conventions

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from fastle.method.sigreg import SIGReg, sigreg
+from fastle.method.sigreg import SIGReg, sigreg, two_sample_sigreg
 from tests import oracle
 from tests.method.sigreg_cases import CONVENTIONS, every_convention, exact, made, slices_of, weights_of
 
@@ -64,6 +64,9 @@ def run_rank(rank: int, folder: Path) -> None:
             z, weights = samples_of(name)[rank], weights_by_rank(name)[rank]
             z[weights == 0] = math.nan
             keep(f"{name}-{convention}-weighted", z, weights=weights, convention=convention)
+    x, y = (samples_of(name)[rank].requires_grad_() for name in ("uneven", "even"))
+    results["two-sample"] = two_sample_sigreg(x, y, slices_of(4, 5))
+    (results["two-sample-gradient"],) = torch.autograd.grad(results["two-sample"], x)
     # a rank whose samples all have weight 0
     mask = torch.full((6,), rank == 0)
     for convention in CONVENTIONS:
@@ -76,7 +79,7 @@ def run_rank(rank: int, folder: Path) -> None:
             results[f"{name}-ddp-{parameter}"] = tensor.grad
     results["module"] = torch.stack([module(samples_of("uneven")[rank]) for _ in range(2)])
     results["module-minimal"] = SIGReg(num_slices=5, convention="minimal", seed=3)(samples_of("uneven")[rank])
-    torch.save(results, folder / f"{rank}.pt")
+    torch.save({name: value.detach() for name, value in results.items()}, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -100,6 +103,12 @@ def check_ranks(ranks: list[dict[str, Tensor]], name: str, value: Tensor, gradie
 @pytest.mark.parametrize("name", list(PARTS))
 def test_ranks_agree_with_one_process(ranks: list[dict[str, Tensor]], name: str) -> None:
     check_ranks(ranks, name, *exact("lejepa", torch.cat(samples_of(name), dim=-2), slices_of(4, 5)))
+
+
+def test_two_samples_are_those_of_all_ranks(ranks: list[dict[str, Tensor]]) -> None:
+    x, y = (torch.cat(samples_of(name)) for name in ("uneven", "even"))
+    value = two_sample_sigreg(x.requires_grad_(), y, slices_of(4, 5))
+    check_ranks(ranks, "two-sample", value.detach(), *torch.autograd.grad(value, x))
 
 
 @pytest.mark.parametrize("kind", list(WEIGHTED))
