@@ -17,6 +17,7 @@ presets. A call is one step on a uint8 batch that is on the device already: draw
     fastle captured         mode="captured"; CUDA only
     fastle … bf16           the same, precision="bf16"
 
+A CPU without AVX-512 emulates bf16, so slowly that those sides run there only if --sides names them.
 fp32 is with PyTorch's defaults: on a GPU convolutions may use TF32, matrix products do not.
 
 A training step changes what it starts from, so that only its first call can be right or wrong. All sides start from the
@@ -137,6 +138,10 @@ def pick_cases(flags: argparse.Namespace, device: torch.device) -> list[Callable
     for name in flags.sides or ():
         if name not in every:
             raise ConfigError(f"--sides {name}: not on {device.type}; give some of {', '.join(every)}")
+    if not flags.sides and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() != "AVX512":
+        # a product takes a hundred times as long as in fp32
+        every = [name for name in every if "bf16" not in name]
+        print("the sides in bf16 are left out: this CPU has no AVX-512, and emulates it", file=sys.stderr)
     return [partial(make_case, shape, flags.sides or every, device) for shape in pick_shapes(flags, device)]
 
 

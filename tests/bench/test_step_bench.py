@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -199,6 +200,17 @@ def test_what_is_measured_by_default() -> None:
     assert {"celeba-masked-128:4", "celeba-masked-512:4", "celeba-spatial:4", "cifar10:32"} <= set(picked("cpu"))
     cuda = [shape for shape in picked("cuda") if not shape.startswith("tiny")]
     assert len(cuda) == len(set(cuda)) == 12 and cuda[:2] == ["celeba-masked-512:128", "cifar10:128"]
+
+
+@pytest.mark.parametrize(("capability", "sides"), [("AVX2", 4), ("AVX512", 7)])
+def test_a_cpu_that_emulates_bf16_leaves_it_out(
+    capability: str, sides: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    flags = argparse.Namespace(shapes=None, quick=True, sides=None)
+    (case,) = step_bench.pick_cases(flags, torch.device("cpu"))
+    assert isinstance(case, partial) and len(case.args[1]) == sides
+    assert ("left out" in capsys.readouterr().err) == (capability == "AVX2")
 
 
 @pytest.mark.parametrize(
