@@ -17,7 +17,10 @@ if not (ROOT / "fastle" / "kernels").is_dir():
 # triton and DALI publish wheels for these machines alone; elsewhere the torch paths do the work
 LINUX = 'sys_platform == "linux" and (platform_machine == "x86_64" or platform_machine == "aarch64")'
 PARQUET = ["pyarrow"]
+# the first release whose HTTP library is httpx
+HUB = ["huggingface_hub>=1.0"]
 DEV = [
+    *HUB,
     *PARQUET,
     "build",
     "hypothesis",
@@ -41,7 +44,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["fastle", "fastle.*"]), "fastle.kernels"],
     package_dir=PACKAGE_DIR,
-    package_data={"fastle": ["py.typed"], "fastle.kernels": ["*.cpp"]},
+    package_data={"fastle": ["py.typed", "weights/*/*"], "fastle.kernels": ["*.cpp"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
@@ -55,7 +58,7 @@ setup(
         "safetensors",
         "torchmetrics",
     ],
-    extras_require={"parquet": PARQUET, "dev": DEV, "test": DEV},
+    extras_require={"hub": HUB, "parquet": PARQUET, "dev": DEV, "test": DEV},
     entry_points={
         "console_scripts": [
             "fastle = fastle.commands.start:fastle",

@@ -90,6 +90,8 @@ def _is_source(name: str) -> bool:
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source archive. Beside it lies the wheel that was built from the archive, not from the checkout."""
     source = copy_sources(tmp_path_factory.mktemp("packaging") / "source")
+    (source / "fastle" / "weights" / "toy").mkdir(parents=True)
+    (source / "fastle" / "weights" / "toy" / "config.json").write_text("{}")
     return next(build(source).glob("*.tar.gz"))
 
 
@@ -127,7 +129,7 @@ def test_wheel_and_sdist_hold_each_file_once(sdist: Path) -> None:
     with zipfile.ZipFile(next(sdist.parent.glob("*.whl"))) as wheel:
         names = wheel.namelist()
     assert sources(names) == packaged()
-    assert "fastle/py.typed" in names
+    assert {"fastle/py.typed", "fastle/weights/toy/config.json"} <= set(names)
     with tarfile.open(sdist) as archive:
         names = [name.partition("/")[2] for name in archive.getnames()]
     assert sources(names) == [*packaged(), "setup.py"]
