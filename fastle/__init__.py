@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastle.config import ModelConfig, ObjectiveConfig
     from fastle.errors import FastleError
+    from fastle.fitting import Result, fit
     from fastle.kernels.crop_resize import crop_resize
     from fastle.kernels.mask_fill import mask_fill
     from fastle.kernels.random_mask import mask_channels, mask_patches
@@ -14,17 +15,18 @@ if TYPE_CHECKING:
     from fastle.method.sigreg import SIGReg, draw_slices, sigreg
 
 __all__ = [
-    "Autoencoder", "Draws", "FastleError", "Losses", "ModelConfig", "ObjectiveConfig", "PixelBaseline", "SIGReg",
-    "SelfTeaching", "crop_resize", "draw_slices", "mask_channels", "mask_fill", "mask_patches", "sigreg",
+    "Autoencoder", "Draws", "FastleError", "Losses", "ModelConfig", "ObjectiveConfig", "PixelBaseline", "Result",
+    "SIGReg", "SelfTeaching", "crop_resize", "draw_slices", "fit", "mask_channels", "mask_fill", "mask_patches",
+    "sigreg",
 ]  # fmt: skip
 
 # torch takes seconds to import, and a command must be able to answer a signal before
 _HOMES = {
     "Autoencoder": "method.model", "Draws": "method.objective", "FastleError": "errors", "Losses": "method.objective",
-    "ModelConfig": "config", "ObjectiveConfig": "config", "PixelBaseline": "method.objective",
+    "ModelConfig": "config", "ObjectiveConfig": "config", "PixelBaseline": "method.objective", "Result": "fitting",
     "SIGReg": "method.sigreg", "SelfTeaching": "method.objective", "crop_resize": "kernels.crop_resize",
-    "draw_slices": "method.sigreg", "mask_channels": "kernels.random_mask", "mask_fill": "kernels.mask_fill",
-    "mask_patches": "kernels.random_mask", "sigreg": "method.sigreg",
+    "draw_slices": "method.sigreg", "fit": "fitting", "mask_channels": "kernels.random_mask",
+    "mask_fill": "kernels.mask_fill", "mask_patches": "kernels.random_mask", "sigreg": "method.sigreg",
 }  # fmt: skip
 
 

@@ -141,11 +141,24 @@ def make_config(dataset: DatasetName, **overrides: Any) -> RunConfig:
     )
 
 
+def default_run(config: RunConfig) -> str:
+    """The run directory of a configuration, where nobody names one: runs/, dataset and setting."""
+    parts = [
+        config.data.dataset,
+        "masked" if config.objective.masked else "",
+        str(config.model.latent or ""),
+        "pixel" if config.objective.name == "pixel" else "",
+    ]
+    return "runs/" + "-".join(part for part in parts if part)
+
+
 def command_of(config: RunConfig) -> str | None:
     """The shortest fastle-train command that gives a configuration, with DIR for the folder of its images.
 
-    None if no command gives it: Python can make configurations for which there are no flags.
+    None if no command gives it: Python knows configurations for which there are no flags, and images that are no files.
     """
+    if config.data.root is None and config.data.dataset != "shapes":
+        return None
     root = {} if config.data.root is None else {"data": config.data.root}
     masked = {"masked": True} if config.objective.masked else {}
     found = [_overrides_of(config, root | masked | {"recipe": recipe}) for recipe in RECIPES]

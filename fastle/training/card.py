@@ -76,11 +76,16 @@ def save_run(
 
 def _data(config: RunConfig, checkpoint: Checkpoint, about: str | None) -> str:
     known = {"cifar10": "CIFAR-10", "celeba": "CelebA", "shapes": "Drawn shapes, made by fastle"}
-    what = about or known.get(config.data.dataset, "A folder of images, of which nothing more was said")
+    what = about or known.get(config.data.dataset, _source(config))
     count = checkpoint.metadata.get("train_images")
     number = "" if count is None else f" {count:,} images to train;"
     colour = "grey" if config.data.channels == 1 else "RGB"
     return f"{what.rstrip('.')}.{number} {config.data.size}×{config.data.size} pixels, {colour}."
+
+
+def _source(config: RunConfig) -> str:
+    where = "Images given in Python" if config.data.root is None else "A folder of images"
+    return f"{where}, of which nothing more was said"
 
 
 def _training(config: RunConfig, checkpoint: Checkpoint, weights: str) -> str:
