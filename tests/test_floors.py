@@ -43,7 +43,9 @@ def imported_rooms(path: Path) -> set[str]:
             base = package[: len(package) - node.level + 1] if node.level else ()
             start = ".".join((*base, *((node.module,) if node.module else ())))
             names |= {f"{start}.{alias.name}" for alias in node.names}
-    assert not any(name.split(".")[0] in ("bench", "scripts", "tests") for name in names), "the package stands alone"
+    assert not any(name.split(".")[0] in ("bench", "examples", "scripts", "tests") for name in names), (
+        "the package stands alone"
+    )
     return {name.split(".")[1] for name in names if name.startswith("fastle.")}
 
 
