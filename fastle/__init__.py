@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fastle.extras import missing_extra
+
 if TYPE_CHECKING:
     from fastle.config import ModelConfig, ObjectiveConfig
     from fastle.errors import FastleError
@@ -33,7 +35,12 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'fastle' has no attribute {name!r}")
-    value = getattr(import_module(f"fastle.{_HOMES[name]}"), name)
+    try:
+        value = getattr(import_module(f"fastle.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if missing := missing_extra(error, f"fastle.{name}"):
+            raise missing from None
+        raise
     globals()[name] = value
     return value
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # a room may import from itself and from the rooms of lower floors
 FLOORS = (
     ("errors", "files", "choices"),
-    ("options",),
+    ("extras", "options"),
     ("config",),
     ("checkpoint", "hub", "machine", "phases", "kernels"),
     ("method",),
