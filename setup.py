@@ -14,10 +14,25 @@ PACKAGE_DIR = {"": "."}
 if not (ROOT / "fastle" / "kernels").is_dir():
     PACKAGE_DIR["fastle.kernels"] = "kernels"
 
-# triton and DALI publish wheels for these machines alone; elsewhere the torch paths do the work
+# triton and DALI publish wheels for these machines alone; elsewhere the torch paths do the work. torch for CUDA brings
+# triton itself; the commands want it on a CPU too, where torch's wheels have none
 LINUX = 'sys_platform == "linux" and (platform_machine == "x86_64" or platform_machine == "aarch64")'
 PARQUET = ["pyarrow"]
+# the first release whose HTTP library is httpx
+HUB = ["huggingface_hub>=1.0"]
+TRAIN = [
+    "torchvision>=0.26",
+    f"triton>=3.6; {LINUX}",
+    f"nvidia-dali-cuda130>=2.4; {LINUX}",
+    "filelock",
+    "matplotlib",
+    "pillow",
+    "rich",
+    "torchmetrics",
+]
 DEV = [
+    *TRAIN,
+    *HUB,
     *PARQUET,
     "build",
     "hypothesis",
@@ -32,30 +47,20 @@ DEV = [
 
 setup(
     name="fastle",
-    version="0.1.0",
+    version="0.2.0",
     description="Self-teaching autoencoders in PyTorch: a trainer and the fused operators behind it",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="fastle contributors",
+    keywords=["autoencoder", "self-supervised learning", "SIGReg", "LeJEPA", "PyTorch", "Triton"],
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=[*find_packages(include=["fastle", "fastle.*"]), "fastle.kernels"],
     package_dir=PACKAGE_DIR,
-    package_data={"fastle": ["py.typed"], "fastle.kernels": ["*.cpp"]},
-    install_requires=[
-        "torch>=2.11",
-        "torchvision>=0.26",
-        f"triton>=3.6; {LINUX}",
-        f"nvidia-dali-cuda130>=2.4; {LINUX}",
-        "filelock",
-        "matplotlib",
-        "numpy",
-        "pillow",
-        "rich",
-        "safetensors",
-        "torchmetrics",
-    ],
-    extras_require={"parquet": PARQUET, "dev": DEV, "test": DEV},
+    package_data={"fastle": ["py.typed", "weights/*/*"], "fastle.kernels": ["*.cpp"]},
+    install_requires=["torch>=2.11", "numpy", "safetensors"],
+    extras_require={"train": TRAIN, "hub": HUB, "parquet": PARQUET, "dev": DEV, "test": DEV},
     entry_points={
         "console_scripts": [
             "fastle = fastle.commands.start:fastle",
@@ -64,8 +69,15 @@ setup(
     },
     classifiers=[
         "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],

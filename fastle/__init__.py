@@ -3,9 +3,12 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fastle.extras import missing_extra
+
 if TYPE_CHECKING:
     from fastle.config import ModelConfig, ObjectiveConfig
     from fastle.errors import FastleError
+    from fastle.fitting import Result, fit
     from fastle.kernels.crop_resize import crop_resize
     from fastle.kernels.mask_fill import mask_fill
     from fastle.kernels.random_mask import mask_channels, mask_patches
@@ -14,18 +17,18 @@ if TYPE_CHECKING:
     from fastle.method.sigreg import SIGReg, draw_slices, sigreg, two_sample_sigreg
 
 __all__ = [
-    "Autoencoder", "Draws", "FastleError", "Losses", "ModelConfig", "ObjectiveConfig", "PixelBaseline", "SIGReg",
-    "SelfTeaching", "crop_resize", "draw_slices", "mask_channels", "mask_fill", "mask_patches", "sigreg",
-    "two_sample_sigreg",
+    "Autoencoder", "Draws", "FastleError", "Losses", "ModelConfig", "ObjectiveConfig", "PixelBaseline", "Result",
+    "SIGReg", "SelfTeaching", "crop_resize", "draw_slices", "fit", "mask_channels", "mask_fill", "mask_patches",
+    "sigreg", "two_sample_sigreg",
 ]  # fmt: skip
 
 # torch takes seconds to import, and a command must be able to answer a signal before
 _HOMES = {
     "Autoencoder": "method.model", "Draws": "method.objective", "FastleError": "errors", "Losses": "method.objective",
-    "ModelConfig": "config", "ObjectiveConfig": "config", "PixelBaseline": "method.objective",
+    "ModelConfig": "config", "ObjectiveConfig": "config", "PixelBaseline": "method.objective", "Result": "fitting",
     "SIGReg": "method.sigreg", "SelfTeaching": "method.objective", "crop_resize": "kernels.crop_resize",
-    "draw_slices": "method.sigreg", "mask_channels": "kernels.random_mask", "mask_fill": "kernels.mask_fill",
-    "mask_patches": "kernels.random_mask", "sigreg": "method.sigreg",
+    "draw_slices": "method.sigreg", "fit": "fitting", "mask_channels": "kernels.random_mask",
+    "mask_fill": "kernels.mask_fill", "mask_patches": "kernels.random_mask", "sigreg": "method.sigreg",
     "two_sample_sigreg": "method.sigreg",
 }  # fmt: skip
 
@@ -33,7 +36,12 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'fastle' has no attribute {name!r}")
-    value = getattr(import_module(f"fastle.{_HOMES[name]}"), name)
+    try:
+        value = getattr(import_module(f"fastle.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if missing := missing_extra(error, f"fastle.{name}"):
+            raise missing from None
+        raise
     globals()[name] = value
     return value
 

@@ -30,6 +30,7 @@ from .options import shown
 
 FORMAT = 2  # of the metadata; 1 had no checksums, and did not say so
 RUN_FORMAT = "fastle run"  # the marker in config.json
+MODEL_FORMAT = "fastle model"  # the same of a model that was saved without its run
 KEPT = 2  # checkpoints of a run
 NAME = r"step-[0-9]{8,12}\.safetensors"  # of a checkpoint
 
@@ -68,8 +69,15 @@ class Checkpoint:
         return CheckpointError(f"{self.path} {fault}{way_out(self.path)}")
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(
+    path: Path, content: bytes, way_out: str = "make room or give another --run, then run the same command again"
+) -> None:
     """Writes a file completely or not at all. Once this returns, the file survives a power cut.
+
+    Args:
+        path: The file.
+        content: What it holds.
+        way_out: What the error tells the user to do.
 
     Raises:
         CheckpointError: The disk is full or the folder is not writable. An earlier file of that name is left untouched.
@@ -86,8 +94,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise CheckpointError(
-            f"cannot write {path}: {error.strerror or error}; make room or give another --run, then run the same "
-            "command again (what was saved before is intact)"
+            f"cannot write {path}: {error.strerror or error}; {way_out} (what was saved before is intact)"
         ) from None
 
 
@@ -109,7 +116,7 @@ def save_checkpoint(run: Path, step: int, sections: dict[str, dict[str, Tensor]]
     saved = {section: {n: t.detach().cpu().contiguous() for n, t in ts.items()} for section, ts in sections.items()}
     path = run / "checkpoints" / f"step-{step:08d}.safetensors"
     for section, tensors in saved.items():
-        if fault := _not_finite(section, tensors):
+        if fault := not_finite(section, tensors):
             others = [other.name for other in checkpoints(run)]
             earlier = f"the last good checkpoint is {others[-1]}" if others else "there is no earlier checkpoint"
             raise CheckpointError(f"{path} is not written: {fault}; {earlier}; try a lower --lr")
@@ -156,7 +163,7 @@ def load_checkpoint(path: Path, sections: Collection[str] | None = None) -> Chec
                 read = {name[len(section) + 1 :]: read_tensor(file, header.entries[name]) for name in names}
                 if checksums is not None and checksums[section] != _checksum(read):
                     raise ValueError(f"the checksum of {section} is wrong: its bytes are not those that were written")
-                if fault := _not_finite(section, read):
+                if fault := not_finite(section, read):
                     raise ValueError(fault)
                 tensors |= {f"{section}.{name}": tensor for name, tensor in read.items()}
     except (OSError, ValueError) as error:
@@ -290,6 +297,8 @@ def read_run_config(run: Path) -> RunConfig:
         raise CheckpointError(
             f"{path} cannot be read ({one_line(error)}): `fastle check {run}` says what can be saved"
         ) from None
+    if isinstance(values, dict) and values.get("format") == MODEL_FORMAT:
+        raise CheckpointError(f"{run} is a saved model without its run: give a directory made with --run")
     try:
         return RunConfig.from_dict(values)
     except ConfigError as error:
@@ -372,8 +381,8 @@ def _checksum(tensors: Mapping[str, Tensor]) -> int:
     return checksum
 
 
-def _not_finite(section: str, tensors: Mapping[str, Tensor]) -> str | None:
-    """Which tensor is not finite, or None. It takes no memory, as `isfinite` would."""
+def not_finite(section: str, tensors: Mapping[str, Tensor]) -> str | None:
+    """Which tensor of a section is not finite, or None. It takes no memory, as `isfinite` would."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel():
             smallest, largest = tensor.aminmax()

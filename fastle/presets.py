@@ -90,6 +90,8 @@ PRESETS: dict[str, Preset] = {
     ),
 }  # fmt: skip
 SMALL = 64
+# options on which the defaults of others depend
+FIRST = ("size", "objective", "transform", "latent", "schedule", "steps", "epochs")
 
 # what each recipe sets beside the presets, by the names of the options; "tuned" is measured at 32 px (docs/results.md)
 RECIPES: dict[str, dict[str, Any]] = {
@@ -137,6 +139,67 @@ def make_config(dataset: DatasetName, **overrides: Any) -> RunConfig:
         data=DataConfig(**pick(DataConfig, settings)),
         train=TrainConfig(**pick(TrainConfig, settings)),
     )
+
+
+def default_run(config: RunConfig) -> str:
+    """The run directory of a configuration, where nobody names one: runs/, dataset and setting."""
+    parts = [
+        config.data.dataset,
+        "masked" if config.objective.masked else "",
+        str(config.model.latent or ""),
+        "pixel" if config.objective.name == "pixel" else "",
+    ]
+    return "runs/" + "-".join(part for part in parts if part)
+
+
+def command_of(config: RunConfig) -> str | None:
+    """The shortest fastle-train command that gives a configuration, with DIR for the folder of its images.
+
+    None if no command gives it: Python knows configurations for which there are no flags, and images that are no files.
+    """
+    if config.data.root is None and config.data.dataset != "shapes":
+        return None
+    root = {} if config.data.root is None else {"data": config.data.root}
+    masked = {"masked": True} if config.objective.masked else {}
+    found = [_overrides_of(config, root | masked | {"recipe": recipe}) for recipe in RECIPES]
+    shortest = min((overrides for overrides in found if overrides is not None), key=len, default=None)
+    if shortest is None:
+        return None
+    words = ["fastle-train", config.data.dataset]
+    for name in filter(shortest.__contains__, OPTIONS):
+        flag, value = OPTIONS[name].flag, shortest[name]
+        if OPTIONS[name].kind is bool:
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            values = ["DIR"] if name == "data" else list(value) if OPTIONS[name].many else [value]
+            words += [flag, *map(str, values)]
+    return " ".join(words)
+
+
+def _overrides_of(config: RunConfig, given: dict[str, Any]) -> dict[str, Any] | None:
+    """Overrides that give a configuration, none of which could be left out; None if there are none with those given."""
+    wanted = {name: value for group in config.settings().values() for name, value in group.items()}
+    # first those on which the defaults of others depend
+    order = sorted(wanted.keys() & OPTIONS.keys() - {"dataset"}, key=[*FIRST, *OPTIONS].index)
+    chosen = dict(given)
+    try:
+        for name in order:
+            made = make_config(config.data.dataset, **chosen)
+            settings = {key: value for group in made.settings().values() for key, value in group.items()}
+            if name not in chosen and settings.get(name) != wanted[name]:
+                chosen[name] = wanted[name]
+        if make_config(config.data.dataset, **chosen) != config:
+            return None
+    except ConfigError:
+        return None
+    for name in list(chosen):
+        fewer = {key: value for key, value in chosen.items() if key != name}
+        try:
+            if make_config(config.data.dataset, **fewer) == config:
+                chosen = fewer
+        except ConfigError:
+            continue
+    return chosen
 
 
 def _defaults(preset: Preset, given: Mapping[str, Any], *, masked: bool, transform: str, post: bool) -> dict[str, Any]:

@@ -6,7 +6,7 @@ set -euo pipefail
 # shellcheck source=scripts/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-use_environment ""
+use_environment train
 # the last --run counts: the picture below is this run's
 .venv/bin/fastle-train shapes "$@" --run runs/shapes
 

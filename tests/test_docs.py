@@ -13,7 +13,7 @@ IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 SPAN = re.compile(r"`([^`]+)`")
 # a path that begins at the root, also in the middle of a command
-OURS = re.compile(r"(?<![\w/.-])(?:bench|docs|fastle|kernels|scripts|tests)/[\w./-]*")
+OURS = re.compile(r"(?<![\w/.-])(?:bench|docs|examples|fastle|kernels|scripts|tests)/[\w./-]*")
 # a placeholder for any file of a kind
 PLACEHOLDER = re.compile(r"NAME|FILE")
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from fastle.extras import EXTRAS
+
 ROOT = Path(__file__).resolve().parents[1]
 SETUPTOOLS = (77, 0, 3)  # as in pyproject.toml
 # slow to import, and only a few commands need them
@@ -40,6 +42,25 @@ for view in (crop_resize(images, zeros, zeros, 4), mask_fill(images, zeros, zero
              mask_patches(images, zeros, ratio=0.5, patch=4), mask_channels(images, zeros, ratio=0.5)):
     view.sum().backward()
 print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules])
+"""
+
+BASE = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in sys.argv[1:]:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Absent())
+import fastle
+from fastle import Autoencoder, ModelConfig, FastleError
+Autoencoder(ModelConfig(size=16, channels=1, hidden=8, map_channels=8, latent=None)).save_pretrained("model")
+Autoencoder.from_pretrained("model")
+try:
+    fastle.fit
+except FastleError as error:
+    print(error)
+from fastle.commands.start import fastle_train
+fastle_train()
 """
 
 
@@ -90,6 +111,8 @@ def _is_source(name: str) -> bool:
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source archive. Beside it lies the wheel that was built from the archive, not from the checkout."""
     source = copy_sources(tmp_path_factory.mktemp("packaging") / "source")
+    (source / "fastle" / "weights" / "toy").mkdir(parents=True)
+    (source / "fastle" / "weights" / "toy" / "config.json").write_text("{}")
     return next(build(source).glob("*.tar.gz"))
 
 
@@ -127,7 +150,7 @@ def test_wheel_and_sdist_hold_each_file_once(sdist: Path) -> None:
     with zipfile.ZipFile(next(sdist.parent.glob("*.whl"))) as wheel:
         names = wheel.namelist()
     assert sources(names) == packaged()
-    assert "fastle/py.typed" in names
+    assert {"fastle/py.typed", "fastle/weights/toy/config.json"} <= set(names)
     with tarfile.open(sdist) as archive:
         names = [name.partition("/")[2] for name in archive.getnames()]
     assert sources(names) == [*packaged(), "setup.py"]
@@ -154,7 +177,7 @@ def test_metadata(installed: Path) -> None:
 def test_linux_only_packages_are_asked_for_on_linux_only(installed: Path) -> None:
     requires = importlib.metadata.Distribution.at(next(installed.glob("*.dist-info"))).requires or []
     bound = [requirement for requirement in requires if requirement.startswith(("triton", "nvidia-dali"))]
-    assert len(bound) == 2
+    assert {requirement.partition(">")[0] for requirement in bound} == {"triton", "nvidia-dali-cuda130"}
     assert all('sys_platform == "linux"' in requirement for requirement in bound)
 
 
@@ -176,3 +199,22 @@ def test_operators_need_torch_alone_and_load_no_compiler() -> None:
     command = [sys.executable, "-c", TORCH_ALONE, *others]
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+def test_the_base_loads_models_and_names_the_extra_of_the_rest(tmp_path: Path) -> None:
+    others = [*EXTRAS, "nvidia"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", BASE, *others]
+    done = subprocess.run(command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    needs = 'needs rich, which is not installed: pip install "fastle[train]"\n'
+    assert (done.returncode, done.stdout) == (1, f"fastle.fit {needs}"), done.stderr
+    assert done.stderr == f"fastle-train: error: fastle-train {needs}"
+
+
+def test_every_package_has_its_extra(installed: Path) -> None:
+    requires = importlib.metadata.Distribution.at(next(installed.glob("*.dist-info"))).requires or []
+    base = [requirement for requirement in requires if "extra ==" not in requirement]
+    assert sorted(base) == ["numpy", "safetensors", "torch>=2.11"]
+    for package, extra in EXTRAS.items():
+        name = {"PIL": "pillow"}.get(package, package)
+        assert any(r.startswith(name) and f'extra == "{extra}"' in r for r in requires), package

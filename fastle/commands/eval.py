@@ -17,19 +17,21 @@ from rich.table import Table
 from fastle.checkpoint import Checkpoint, CheckpointError, latest_checkpoint, read_run_config, write_atomic
 from fastle.data import IN_MEMORY, open_images, open_tree
 from fastle.machine import pick_device
-from fastle.method.model import Autoencoder, pretrained
+from fastle.method.model import Autoencoder
+from fastle.method.pretrained import of_run
 from fastle.training.evaluate import Metrics, evaluate
 from fastle.training.loop import make_loading
 
 
 def run(flags: argparse.Namespace, console: Console) -> None:
     """Measures the run that the flags name, and writes the figures into it."""
-    _eval(Path(flags.run), flags.data, pick_device(flags.device or "auto", console), console)
+    device = pick_device(flags.device or "auto", console)
+    _eval(Path(flags.run), flags.data, flags.weights or "model", device, console)
 
 
-def _eval(run: Path, data: str | None, device: torch.device, console: Console) -> None:
+def _eval(run: Path, data: str | None, weights: str, device: torch.device, console: Console) -> None:
     config = read_run_config(run)
-    model, checkpoint, remark = _pretrained(run, device)
+    model, checkpoint, remark = _pretrained(run, device, weights)
     if remark:
         console.print(remark, highlight=False, markup=False, soft_wrap=True)
     if data is not None:
@@ -56,24 +58,26 @@ def _eval(run: Path, data: str | None, device: torch.device, console: Console) -
         "run": str(run),
         "checkpoint": checkpoint.path.name,
         "step": step,
+        "weights": weights,
         "data": source,
         "images": len(images),
         **figures,
     }
     console.print(f"{len(images):,} images of {source}, step {step}", highlight=False, markup=False, soft_wrap=True)
     console.print(_figures_table(figures))
-    output = run / ("eval-test.json" if data is None else f"eval-data-{_label(Path(data))}.json")
+    measured = "test" if data is None else f"data-{_label(Path(data))}"
+    output = run / f"eval-{measured if weights == 'model' else f'{measured}-{weights}'}.json"
     # the figures are on the screen before a full disk can lose them
     write_atomic(output, json.dumps(result, indent=2).encode() + b"\n")
     console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _pretrained(run: Path, device: torch.device) -> tuple[Autoencoder, Checkpoint, str | None]:
-    """See `pretrained`; of a run that may be training meanwhile, and then deletes its older checkpoints."""
+def _pretrained(run: Path, device: torch.device, weights: str) -> tuple[Autoencoder, Checkpoint, str | None]:
+    """See `of_run`; of a run that may be training meanwhile, and then deletes its older checkpoints."""
     while True:
         newest = latest_checkpoint(run)
         try:
-            return pretrained(run, device)
+            return of_run(run, device, weights)
         except CheckpointError:
             if latest_checkpoint(run) == newest:
                 raise

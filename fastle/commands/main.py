@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
+from fastle.options import Option
+
 from .cli import DEVICE, Output, Parser, add_option, one_line_errors
+
+WEIGHTS = Option(
+    name="weights",
+    help="the weights to take: model, or an average that the run keeps, such as ema-050",
+    default="model",
+    metavar="NAME",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -20,18 +29,27 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> Parser:
     parser = Parser(prog="fastle", allow_abbrev=False, description="Measure and use what fastle-train made.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{eval,reconstruct,check}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{eval,reconstruct,card,check}")
 
     command = commands.add_parser("eval", help="PSNR and SSIM over the whole test split", allow_abbrev=False)
     command.add_argument("run", metavar="RUN", help="a run directory")
     command.add_argument("--data", metavar="DIR", help="measure every image below this folder instead")
+    add_option(command, WEIGHTS)
     add_option(command, DEVICE)
 
     command = commands.add_parser("reconstruct", help="a picture of images and reconstructions", allow_abbrev=False)
-    command.add_argument("run", metavar="RUN", help="a run directory")
+    command.add_argument("model", metavar="MODEL", help="a run directory, a saved model, or the name of one that ships")
     command.add_argument("images", metavar="IMAGE", nargs="+", help="image files, cut to size as in training")
     command.add_argument("-o", "--output", metavar="OUT.png", required=True, help="where the picture goes")
     add_option(command, DEVICE)
+
+    command = commands.add_parser("card", help="save a run's model for others, with a model card", allow_abbrev=False)
+    command.add_argument("run", metavar="RUN", help="a run directory")
+    command.add_argument("-o", "--output", metavar="DIR", required=True, help="the folder of the model")
+    command.add_argument("--bf16", action="store_true", help="save the parameters in bf16, half as large")
+    command.add_argument("--about", metavar="TEXT", help="what the images are and whose, for the card")
+    command.add_argument("--license", metavar="NAME", help="of the weights, for the card: apache-2.0, cc-by-4.0 …")
+    add_option(command, WEIGHTS)
 
     command = commands.add_parser("check", help="whether a run and its cache are intact", allow_abbrev=False)
     command.add_argument("run", metavar="RUN", help="a run directory")

@@ -10,10 +10,11 @@ import torch
 from rich.console import Console
 
 from fastle.checkpoint import read_run_config
-from fastle.config import ConfigError
+from fastle.config import ConfigError, DataConfig
 from fastle.data import decode_files
 from fastle.machine import pick_device
 from fastle.method.model import Autoencoder
+from fastle.method.pretrained import find_model, is_saved_model
 from fastle.training.evaluate import reconstruction_rows
 from fastle.training.report import save_grid
 
@@ -21,15 +22,21 @@ from fastle.training.report import save_grid
 def run(flags: argparse.Namespace, console: Console) -> None:
     """Writes the picture that the flags ask for."""
     device = pick_device(flags.device or "auto", console)
-    _reconstruct(Path(flags.run), flags.images, Path(flags.output), device, console)
+    _reconstruct(flags.model, flags.images, Path(flags.output), device, console)
 
 
-def _reconstruct(run: Path, images: list[str], output: Path, device: torch.device, console: Console) -> None:
+def _reconstruct(name: str, images: list[str], output: Path, device: torch.device, console: Console) -> None:
     _check_output(output, [Path(image) for image in images])
-    config = read_run_config(run)
-    model = Autoencoder.from_pretrained(run, device)
-    batch = decode_files(config.data, [Path(image) for image in images]).to(device)
-    save_grid(output, reconstruction_rows(model, batch, config.objective.hole_ratio))
+    path = find_model(name)
+    if is_saved_model(path):
+        model, hole_ratio = Autoencoder.from_pretrained(path, device), None
+        data = DataConfig(dataset="folder", size=model.config.size, channels=model.config.channels)
+    else:
+        config = read_run_config(path)
+        model, hole_ratio = Autoencoder.from_pretrained(path, device), config.objective.hole_ratio
+        data = config.data
+    batch = decode_files(data, [Path(image) for image in images]).to(device)
+    save_grid(output, reconstruction_rows(model, batch, hole_ratio))
     console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
 
 

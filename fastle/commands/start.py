@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from importlib import import_module
 from types import FrameType
+
+from fastle.extras import missing_extra
 
 
 def fastle_train() -> None:
@@ -34,4 +37,9 @@ def _start(program: str, module: str) -> None:
     if program == "fastle-train" and signal.getsignal(signal.SIGUSR1) is not signal.SIG_IGN:
         # which asks a run to save, and by itself would end the process
         signal.signal(signal.SIGUSR1, lambda *_: os.write(2, f"{program}: SIGUSR1: no step is under way\n".encode()))
-    import_module(f"fastle.commands.{module}").main()
+    try:
+        import_module(f"fastle.commands.{module}").main()
+    except ModuleNotFoundError as error:
+        if missing := missing_extra(error, program):
+            sys.exit(f"{program}: error: {missing}")
+        raise

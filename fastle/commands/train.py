@@ -10,7 +10,7 @@ from typing import Any, get_args
 from fastle.choices import CacheChoice, DecoderChoice, StepMode
 from fastle.config import OPTIONS, ConfigError, RunConfig
 from fastle.options import Group, Option
-from fastle.presets import make_config
+from fastle.presets import default_run, make_config
 
 from .cli import DEVICE, Parser, add_option, one_line_errors
 
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from .train_run import run
 
     with one_line_errors("fastle-train"):
-        run(config, Path(flags["run"] or _default_run(config)), flags)
+        run(config, Path(flags["run"] or default_run(config)), flags)
 
 
 def _check_flags(flags: dict[str, Any], config: RunConfig) -> None:
@@ -109,13 +109,3 @@ def _parser() -> Parser:
     for option in (*OPTIONS.values(), *FLAGS.values()):
         add_option(parser if option.name == "dataset" else groups[option.group], option)
     return parser
-
-
-def _default_run(config: RunConfig) -> str:
-    parts = [
-        config.data.dataset,
-        "masked" if config.objective.masked else "",
-        str(config.model.latent or ""),
-        "pixel" if config.objective.name == "pixel" else "",
-    ]
-    return "runs/" + "-".join(part for part in parts if part)

@@ -14,18 +14,14 @@ nearest x2 is computed on the small map (see upsample.py), and a 1x1 convolution
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastle.checkpoint import Checkpoint, check_identity, check_sections, newest_good_checkpoint, read_run_config
-from fastle.config import JudgeDepth, ModelConfig, RunConfig
+from fastle.config import JudgeDepth, ModelConfig
 
 from .conv import Conv2d, HalvingConv2d
 from .upsample import UpsampledConv2d, nearest_x2
@@ -242,42 +238,60 @@ class Autoencoder(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, run: str | Path, device: str | torch.device = "cpu", *, weights: str = "model"
+        cls, name: str | Path, device: str | torch.device = "cpu", *, weights: str = "model"
     ) -> Autoencoder:
-        """Loads the newest good checkpoint of a run directory, in evaluation mode, and warns if a newer one is damaged.
+        """Loads a trained model, in evaluation mode and fp32.
 
         Args:
-            run: a directory that `fastle-train` made.
+            name: a run directory, whose newest good checkpoint is loaded, with a warning if a newer one is damaged; one
+                checkpoint of a run; a folder that `save_pretrained` or `fastle card` wrote; the name of a model that
+                ships with fastle; or "user/model", the id of a model on the Hugging Face hub. What is on disk comes
+                first.
             device: the device to put the model on.
             weights: "model", or the name of an average that the run keeps, such as "ema-050" with --averages 0.05.
 
         Raises:
-            FastleError: there is no run in the directory, or none of its checkpoints can be used or has the weights.
+            FastleError: nothing has that name, or it cannot be used, or does not have the weights.
         """
-        model, _, remark = pretrained(Path(run), device, weights)
-        if remark:
-            warnings.warn(remark, stacklevel=1)
-        return model
+        from .pretrained import load_pretrained
 
+        return load_pretrained(name, device, weights)
 
-def pretrained(
-    run: Path, device: str | torch.device, weights: str = "model"
-) -> tuple[Autoencoder, Checkpoint, str | None]:
-    """As `Autoencoder.from_pretrained`; also the checkpoint, and a line to show if newer ones cannot be used."""
-    config = read_run_config(run)
-    checkpoint, remark = newest_good_checkpoint(run, partial(check_model, config, weights=weights), (weights,))
-    model = Autoencoder(config.model)
-    model.load_state_dict(checkpoint.section(weights))
-    return model.to(device).eval(), checkpoint, remark
+    def save_pretrained(self, folder: str | Path, *, bf16: bool = False, card: str | None = None) -> None:
+        """Saves the model for others: model.safetensors, config.json and README.md, its model card.
 
+        `fastle card` saves a run so, with a card that says how the model was trained.
 
-def check_model(config: RunConfig, checkpoint: Checkpoint, *, weights: str = "model") -> None:
-    """Raises CheckpointError if a checkpoint does not hold these weights of a configuration. It makes no model."""
-    check_identity(checkpoint, config)
-    with torch.device("meta"):
-        wanted = Autoencoder(config.model).state_dict()
-    held = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(f"{weights}.")}
-    check_sections(replace(checkpoint, tensors=held), {weights: wanted})
+        Args:
+            folder: created if need be. A model that was saved there before is replaced.
+            bf16: whether to save the parameters in bf16, half as large.
+            card: the text of README.md; by default a short one.
+
+        Raises:
+            FastleError: the folder holds such files of something else, or cannot be written to, or a weight is not
+                finite.
+        """
+        from .pretrained import save_pretrained
+
+        save_pretrained(self, Path(folder), bf16=bf16, card=card)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, bf16: bool = False, card: str | None = None) -> str:
+        """Saves the model to the Hugging Face hub, where `from_pretrained` finds it. It needs the extra "hub".
+
+        Args:
+            repo_id: "user/model"; the repository is created if need be.
+            private: whether a repository that is created is private.
+            bf16, card: see `save_pretrained`.
+
+        Returns:
+            The address of the model.
+
+        Raises:
+            FastleError: huggingface_hub is not installed, or the hub refuses, or cannot be reached.
+        """
+        from .pretrained import push_to_hub
+
+        return push_to_hub(self, repo_id, private=private, bf16=bf16, card=card)
 
 
 def _flat(latent: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from fastle.data.open import IN_MEMORY, cache_key
 from fastle.errors import FastleError
 from fastle.files import one_line, open_regular, read_json
 from fastle.machine import format_bytes
-from fastle.method.model import check_model
+from fastle.method.pretrained import check_model
 
 from .report import check_metrics
 from .trainer import Trainer

@@ -72,15 +72,16 @@ class Display:
         console: Where the metrics are shown.
         total: The number of steps of the run.
         shown: Whether anything is shown at all.
+        rows: Whether metrics and what goes without saying are shown.
     """
 
-    def __init__(self, console: Console, total: int, *, shown: bool = True) -> None:
-        self._console, self._total, self._shown = console, total, shown
+    def __init__(self, console: Console, total: int, *, shown: bool = True, rows: bool = True) -> None:
+        self._console, self._total, self._shown, self._rows = console, total, shown, shown and rows
         self._progress = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(None), expand=True
         )
         self._task: TaskID = self._progress.add_task("train", total=total)
-        live = shown and console.is_terminal
+        live = self._rows and console.is_terminal
         self._live = Live(console=console, auto_refresh=False, transient=False) if live else None
         self._last_line = -PLAIN_SECONDS
         self._newest: dict[str, Any] = {}
@@ -99,6 +100,11 @@ class Display:
         if self._shown:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    def tell(self, text: str) -> None:
+        """As `say`, of what goes without saying."""
+        if self._rows:
+            self.say(text)
+
     def update(self, row: dict[str, Any], eta: float | None, *, force: bool = False) -> None:
         """Shows the newest metrics.
 
@@ -107,7 +113,7 @@ class Display:
             eta: Seconds to the end of the run, or None if not known yet.
             force: Without a terminal, print a line even if the last one is less than `PLAIN_SECONDS` old.
         """
-        if not self._shown:
+        if not self._rows:
             return
         remaining = "warming up" if eta is None else format_seconds(eta)
         if self._live is not None:

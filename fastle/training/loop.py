@@ -6,7 +6,7 @@ computes exactly what an uninterrupted one would have.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from fastle.config import ConfigError, RunConfig, TrainConfig
 from fastle.data import Feed, Identity, Images, Loading, open_training
 from fastle.data.order import rank_share, steps_per_epoch
 from fastle.errors import DataError, FastleError
+from fastle.method.model import Autoencoder
 from fastle.method.objective import Losses
 
 from .display import Clock, Display
@@ -54,7 +55,11 @@ def train(
     accept_new_data: bool = False,
     rank: int = 0,
     world_size: int = 1,
-) -> None:
+    open_images: Callable[[RunConfig, Loading], tuple[Images, Images, Identity]] | None = None,
+    on_report: Callable[[dict[str, Any], Autoencoder], object] | None = None,
+    on_checkpoint: Callable[[Path], object] | None = None,
+    shown: bool = True,
+) -> Trainer:
     """Starts or resumes the run in a directory, and trains to its end.
 
     Args:
@@ -67,6 +72,12 @@ def train(
         overwrite: Whether to start anew if the directory holds a run already.
         accept_new_data: Whether a run goes on with other training images than those that it was saved with.
         rank, world_size: See `Trainer`.
+        open_images: Opens the images to train and to validate, and identifies the first; by default those of `config`.
+        on_report, on_checkpoint: See `fastle.fit`.
+        shown: Whether rank 0 displays its progress; what is slower or other than it might seem is said in any case.
+
+    Returns:
+        The trainer, at the end of the run.
 
     Raises:
         FastleError: The images, the directory or a checkpoint cannot be used, or the loss is not finite.
@@ -74,7 +85,7 @@ def train(
     """
     _check_batch_size(config.train, world_size)
     main, say = rank == 0, partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    run = RunDirectory(path, overwrite=overwrite, say=say)
+    run = RunDirectory(path, overwrite=overwrite, say=say, on_checkpoint=on_checkpoint)
     with (
         Signals(say, run.last_good_checkpoint) as signals,
         Ranks(rank, world_size, run.last_good_checkpoint) as ranks,
@@ -85,7 +96,9 @@ def train(
 
         # images
         loading = make_loading(decoder, cache, device, console, processes=world_size)
-        images, valid_images, identity = ranks.together(lambda: open_training(config.data, loading))
+        images, valid_images, identity = ranks.together(
+            lambda: open_training(config.data, loading) if open_images is None else open_images(config, loading)
+        )
         total = ranks.together(lambda: total_steps(config, steps_per_epoch(len(images), config.train.batch_size)))
 
         # trainer
@@ -102,19 +115,20 @@ def train(
             images, batch_size=config.train.batch_size, seed=config.train.seed, device=device,
             start_step=trainer.done, stop_step=total, rank=rank, world_size=world_size,
         )  # fmt: skip
-        with feed, Display(console, total, shown=main) as display:
-            display.say(f"{len(images):,} training images, {len(valid_images):,} to validate, {total:,} steps")
+        with feed, Display(console, total, shown=main, rows=shown) as display:
+            display.tell(f"{len(images):,} training images, {len(valid_images):,} to validate, {total:,} steps")
             if resumed:
                 display.say(resumed)
             try:
                 with signals.mode("after the step"):
-                    _loop(trainer, run, feed, valid_images, display, signals)
+                    _loop(trainer, run, feed, valid_images, display, signals, on_report)
             except DataError:
                 # an image that cannot be read must not cost the steps since the last checkpoint
                 if main and trainer.weights_are_finite():
                     run.save(trainer)
                 raise
-            display.say(f"done: see {path}/grids and {path}/curves.png; `fastle eval {path}` measures the test split")
+            display.tell(f"done: see {path}/grids and {path}/curves.png; `fastle eval {path}` measures the test split")
+    return trainer
 
 
 def _common_facts(trainer: Trainer, images: Identity, total: int) -> dict[str, Any]:
@@ -170,7 +184,13 @@ def _check_batch_size(config: TrainConfig, world_size: int) -> None:
 
 
 def _loop(
-    trainer: Trainer, run: RunDirectory, feed: Feed, valid_images: Images, display: Display, signals: Signals
+    trainer: Trainer,
+    run: RunDirectory,
+    feed: Feed,
+    valid_images: Images,
+    display: Display,
+    signals: Signals,
+    on_report: Callable[[dict[str, Any], Autoencoder], object] | None,
 ) -> None:
     """Takes the steps of the feed, and stops after one of them if a signal asks for it."""
     main, total = trainer.rank == 0, feed.stop_step
@@ -197,6 +217,8 @@ def _loop(
         with clock.paused():
             if main:
                 _report(trainer, run, valid_images, row, signals, report=report, save=request > 0)
+                if report and on_report is not None:
+                    on_report(dict(row), trainer.model)
         seconds = clock.seconds_per_step()
         display.update(row, None if seconds is None else seconds * (total - trainer.done), force=report)
 

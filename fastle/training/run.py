@@ -53,12 +53,19 @@ class RunDirectory:
         path: The directory, which is created when it is opened.
         overwrite: Whether to start anew if the directory holds a run already.
         say: Shows a line.
+        on_checkpoint: Called with the path of each checkpoint, once it is on disk.
     """
 
     def __init__(
-        self, path: Path, *, overwrite: bool = False, say: Callable[[str], object] = lambda line: None
+        self,
+        path: Path,
+        *,
+        overwrite: bool = False,
+        say: Callable[[str], object] = lambda line: None,
+        on_checkpoint: Callable[[Path], object] | None = None,
     ) -> None:
         self.path = path
+        self._on_checkpoint = on_checkpoint
         self._overwrite, self._say = overwrite, say
         self._lock = RunLock(path, say)
         self._created = self._opened = False
@@ -182,10 +189,12 @@ class RunDirectory:
                 {} if self._images is None else {"train_images": self._images.count, "images": self._images.to_dict()}
             )
             identity = {"step": step, "config": trainer.config.to_dict(), **images}
-            save_checkpoint(self.path, step, trainer.state(), identity)
+            saved = save_checkpoint(self.path, step, trainer.state(), identity)
             self._saved_step, self._saved_at = step, time.monotonic()
             if (self.path / REPLACED).exists():
                 shutil.rmtree(self.path / REPLACED)
+            if self._on_checkpoint is not None:
+                self._on_checkpoint(saved)
 
     def seconds_since_saved(self) -> float:
         """Seconds since the last checkpoint, or since the start."""

@@ -31,7 +31,7 @@ GRACE = 4.0  # seconds that the main thread has to end where nothing can be save
 Mode = Literal["at once", "after the step", "cut short"]
 
 
-class Interrupted(BaseException):
+class Interrupted(KeyboardInterrupt):
     """A signal has stopped a run or a command. It is no Exception, so that nothing takes it for a failure.
 
     Attributes:

@@ -144,7 +144,7 @@ def test_sigterm_ends_both_ranks_with_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_waits_for_one_that_never_comes_says_so(tmp_path: Path) -> None:
-    code = "from fastle.commands import train, train_run; train_run.MEETING_SECONDS = 1.0; "
+    code = "from fastle import fitting; from fastle.commands import train; fitting.MEETING_SECONDS = 1.0; "
     code += "train.main(['shapes', '--device', 'cpu'])"
     where = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     ended = subprocess.run(

@@ -1,0 +1,34 @@
+"""The packages that only a part of fastle needs, and the extra of the installation that brings each."""
+
+from __future__ import annotations
+
+from .errors import FastleError
+
+# by the name under which they are imported; setup.py declares what the extras hold
+EXTRAS = {
+    "PIL": "train",
+    "filelock": "train",
+    "huggingface_hub": "hub",
+    "matplotlib": "train",
+    "pyarrow": "parquet",
+    "rich": "train",
+    "torchmetrics": "train",
+    "torchvision": "train",
+}
+
+
+class MissingExtra(FastleError):
+    """A package is not installed that what was asked for needs."""
+
+
+def missing_extra(error: ModuleNotFoundError, what: str) -> MissingExtra | None:
+    """What a user can do about a failed import, or None if no extra has that package.
+
+    Args:
+        error: Of the import.
+        what: What needs the package.
+    """
+    package = (error.name or "").split(".")[0]
+    if package not in EXTRAS:
+        return None
+    return MissingExtra(f'{what} needs {package}, which is not installed: pip install "fastle[{EXTRAS[package]}]"')

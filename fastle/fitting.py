@@ -1,0 +1,213 @@
+"""Training from Python. `fit` is all of it; fastle-train is a thin layer over it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+
+from .choices import CacheChoice, DecoderChoice, StepMode
+from .config import OPTIONS, ConfigError, RunConfig
+from .data import Identity, Images, Loading, open_training
+from .data.given import open_given, shape_of
+from .machine import from_torchrun, pick_device
+from .method.model import Autoencoder
+from .presets import default_run, make_config
+from .training.loop import train
+from .training.report import read_metrics
+
+MEETING_SECONDS = 60.0  # for ranks to meet
+END_SECONDS = 20.0  # for ranks to part from each other after an error
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a training has made.
+
+    Attributes:
+        model: With its last weights, in evaluation mode, on the device of the training.
+        metrics: The rows of metrics.jsonl, from the first step of the run.
+        run: The run directory.
+    """
+
+    model: Autoencoder
+    metrics: list[dict[str, Any]]
+    run: Path
+
+
+def fit(
+    config: RunConfig | str | None = None,
+    *,
+    data: Any = None,
+    valid: Any = None,
+    run: str | Path | None = None,
+    on_report: Callable[[dict[str, Any], Autoencoder], object] | None = None,
+    on_checkpoint: Callable[[Path], object] | None = None,
+    device: str | torch.device = "auto",
+    step: StepMode | Literal["auto"] = "auto",
+    decoder: DecoderChoice = "auto",
+    cache: CacheChoice = "auto",
+    overwrite: bool = False,
+    accept_new_data: bool = False,
+    progress: bool | Console = False,
+    **settings: Any,
+) -> Result:
+    """Trains an autoencoder, or goes on with a run. It computes what `fastle-train` does with the same settings.
+
+    Example:
+        >>> result = fit(data="photographs", size=64, steps=2000, run="runs/mine")
+        >>> z = result.model.encode(images)
+
+    Args:
+        config: A whole configuration, or the name of a dataset: "shapes", "cifar10", "celeba" or "folder", which is
+            what `data` alone means.
+        data: The folder of the dataset, or images: a tensor or an array (N, C, H, W), uint8 or floating in [0, 1], or
+            anything with a length and an index (a map-style torch `Dataset`, a Hugging Face dataset), whose items are
+            such images, PIL images, pairs that begin with an image, or mappings with "image".
+        valid: Images to validate, given like `data`; by default one in twenty of those is held out.
+        run: The run directory; by default runs/ and a name made of dataset and setting. The same call again goes on
+            where the run stopped, or returns what it made.
+        on_report: Called on rank 0 after each of the run's ten reports, with the row of metrics and the model.
+        on_checkpoint: Called on rank 0 with the path of each checkpoint, once it is on disk.
+        device, step, decoder, cache, overwrite, accept_new_data: See `fastle-train --help`.
+        progress: Whether to print what fastle-train prints, or the console to print it on. Without it, only what is
+            slower or other than it might seem is said, on stderr.
+        settings: Any of `make_config`'s overrides, such as `size`, `steps`, `batch_size`, `lr` and `recipe`.
+
+    Raises:
+        FastleError: A setting, an image, the run directory or a checkpoint cannot be used, or the loss is not finite.
+        KeyboardInterrupt: Ctrl-C, or another signal that stops a training. The run has been saved.
+    """
+    images = data if data is not None and not isinstance(data, (str, Path)) else None
+    made = _config(config, data, images, settings)
+    if images is None and valid is not None:
+        raise ConfigError("valid has no effect with a dataset on disk, which has its own images to validate")
+    if images is not None and (decoder, cache) != ("auto", "auto"):
+        raise ConfigError("decoder and cache have no effect on images given in Python, which are not decoded")
+    for name, value, choices in (
+        ("device", str(device).split(":")[0], ("auto", "cpu", "cuda")),
+        ("step", step, ("auto", *get_args(StepMode))),
+        ("decoder", decoder, get_args(DecoderChoice)),
+        ("cache", cache, get_args(CacheChoice)),
+    ):
+        if value not in choices:
+            raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value}")
+    rank, world_size = from_torchrun("RANK", 0), from_torchrun("WORLD_SIZE", 1)
+    path = Path(default_run(made) if run is None else run)
+    if isinstance(progress, Console):
+        console = progress
+    else:
+        console = Console(quiet=rank > 0) if progress else Console(stderr=True, force_terminal=False, quiet=rank > 0)
+    place = device if isinstance(device, torch.device) else pick_device(device, console)
+
+    def open_images(run_config: RunConfig, loading: Loading) -> tuple[Images, Images, Identity]:
+        if images is None:
+            return open_training(run_config.data, loading)
+        return open_given(images, valid, run_config.data, loading.say)
+
+    with process_group(place, world_size):
+        trainer = train(
+            made,
+            path,
+            device=place,
+            console=console,
+            mode=pick_mode(step, place, world_size),
+            decoder=decoder,
+            cache=cache,
+            overwrite=overwrite,
+            accept_new_data=accept_new_data,
+            rank=rank,
+            world_size=world_size,
+            open_images=open_images,
+            on_report=on_report,
+            on_checkpoint=on_checkpoint,
+            shown=bool(progress),
+        )
+    return Result(trainer.model.eval(), read_metrics(path / "metrics.jsonl"), path)
+
+
+def _config(config: RunConfig | str | None, data: Any, images: Any, settings: dict[str, Any]) -> RunConfig:
+    """The configuration that the arguments of `fit` describe."""
+    if isinstance(config, RunConfig):
+        if settings:
+            raise ConfigError(f"give a configuration or settings, not both: {', '.join(settings)}")
+        if data is None:
+            return config
+        root = None if images is not None else str(Path(data).expanduser().absolute())
+        return replace(
+            config,
+            data=replace(config.data, root=root, dataset="folder" if images is not None else config.data.dataset),
+        )
+    if config is None and data is None:
+        raise ConfigError('there is nothing to train on: give data, or the name of a dataset, as in fit("shapes")')
+    dataset: Any = config or "folder"
+    OPTIONS["dataset"].check(dataset)
+    if images is None:
+        return make_config(dataset, data=data, **settings)
+    if config not in (None, "folder"):
+        raise ConfigError(f"{config} has images of its own: leave it out, or give no images as data")
+    known: dict[str, int] = {}
+    if (shape := shape_of(images)) is not None:
+        channels, side = shape
+        known = {"channels": channels} | ({} if side % 8 else {"size": side})
+    return make_config("folder", **(known | settings))
+
+
+def pick_mode(requested: StepMode | Literal["auto"], device: torch.device, world_size: int) -> StepMode:
+    """How steps are computed; "auto" chooses by the device."""
+    if requested != "auto":
+        return requested
+    if device.type != "cuda":
+        # compiling takes longer than it saves in a short run
+        return "eager"
+    return "captured" if world_size == 1 else "compiled"
+
+
+@contextmanager
+def process_group(device: torch.device, world_size: int) -> Iterator[None]:
+    """Joins the processes that torchrun has started, unless they are joined already."""
+    if world_size == 1 or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # torch would wait half an hour for a rank that is gone, and in several places
+    absent = f"the {world_size} processes have not met within {MEETING_SECONDS:g} s: start all of them again"
+    with _ends_after(MEETING_SECONDS, absent):
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    except BaseException:
+        # the error has its own line
+        with _ends_after(END_SECONDS, ""):
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+@contextmanager
+def _ends_after(seconds: float, fault: str) -> Iterator[None]:
+    """Ends the process, with a fault's line if there is one, if what this surrounds takes longer."""
+
+    def end() -> None:
+        if fault:
+            rank = from_torchrun("RANK", 0)
+            print(f"fastle-train (rank {rank}): error: {fault}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

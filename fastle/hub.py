@@ -1,0 +1,75 @@
+"""The Hugging Face hub: fetches and uploads folders through huggingface_hub, which the extra "hub" installs.
+
+Its own environment variables and login hold: HF_HOME for the cache, HF_TOKEN, HF_HUB_OFFLINE, HF_ENDPOINT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .errors import FastleError
+from .files import one_line
+
+HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"  # "user/model"
+
+
+class HubError(FastleError):
+    """The hub cannot be used, or does not do what was asked for."""
+
+
+def download_folder(repo_id: str, names: Sequence[str]) -> Path:
+    """Fetches files of a model into huggingface_hub's cache, those that are not there yet.
+
+    Args:
+        repo_id: "user/model".
+        names: Of the files, those that there are.
+
+    Returns:
+        The folder that holds them.
+
+    Raises:
+        HubError: huggingface_hub is not installed, there is no such model, or the hub cannot be reached.
+    """
+    hub = _hub(f"no folder {repo_id} is here, and to look for it on the Hugging Face hub takes")
+    with _one_line_errors(f"no folder {repo_id} is here, and the Hugging Face hub does not give it"):
+        return Path(hub.snapshot_download(repo_id, allow_patterns=list(names)))
+
+
+def upload_folder(folder: Path, repo_id: str, *, private: bool) -> str:
+    """Uploads the files of a folder to a model's repository, which is created if need be.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        HubError: huggingface_hub is not installed, the hub refuses, or it cannot be reached.
+    """
+    hub = _hub(f"to upload {repo_id} takes")
+    with _one_line_errors(f"the Hugging Face hub does not take {repo_id}"):
+        address = hub.create_repo(repo_id, private=private, exist_ok=True)
+        hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload with fastle")
+        return str(address)
+
+
+def _hub(needed: str) -> ModuleType:
+    try:
+        import huggingface_hub
+    except ModuleNotFoundError:
+        raise HubError(f'{needed} huggingface_hub: pip install "fastle[hub]"') from None
+    return huggingface_hub
+
+
+@contextmanager
+def _one_line_errors(fault: str) -> Iterator[None]:
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    # one of the bases is the error of the HTTP library, which is another in other releases
+    kinds: tuple[Any, ...] = (*HfHubHTTPError.__bases__, HFValidationError)
+    try:
+        yield
+    except kinds as error:
+        raise HubError(f"{fault} ({one_line(error)})") from None
