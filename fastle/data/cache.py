@@ -33,7 +33,8 @@ from .images import ArrayImages, EncodedImages, Images
 from .loading import Loading
 
 HEADER = 4096  # bytes, padded, because the header is written after the images that follow it
-VERSION = "1"
+# of the rules by which files become pixels: 1 did not turn images as their EXIF orientation asks
+VERSION = "2"
 
 Place = Literal["device", "host", "disk"]
 

@@ -17,6 +17,7 @@ from torch.utils.dlpack import from_dlpack
 
 from .decode import ImageFile, TorchvisionDecoder, check_size, decode, default_threads, read_file, resize_and_crop
 from .header import Header, looks_complete, read_header, scan_is_clean
+from .orientation import UPRIGHT, turn
 
 
 def why_no_dali() -> str | None:
@@ -60,8 +61,8 @@ class DaliDecoder:
         """Decodes files to uint8 (B, 3, size, size), see `Decoder`. Later calls do not overwrite the memory."""
         try:
             images = self._read(files)
-            for_dali = [i for i, image in enumerate(images) if image.for_dali]
-            others = [i for i, image in enumerate(images) if not image.for_dali]
+            for_dali = [i for i, image in enumerate(images) if self._takes(image)]
+            others = [i for i, image in enumerate(images) if not self._takes(image)]
             rest = self._pool.map(
                 lambda i: resize_and_crop(decode(images[i].data, 3), self._size, self._resize), others
             )
@@ -104,6 +105,10 @@ class DaliDecoder:
             images.append(_EncodedImage(data, header))
         return images
 
+    def _takes(self, image: _EncodedImage) -> bool:
+        # where DALI decodes the crop alone, that of a turned image would lie elsewhere
+        return image.for_dali and (self._resize or image.header.orientation == UPRIGHT)
+
     def _decode(self, images: Sequence[_EncodedImage]) -> Tensor:
         encoded = [np.frombuffer(image.data, np.uint8) for image in images]
         with self._lock:
@@ -119,7 +124,8 @@ class DaliDecoder:
                 self._pipeline = None
                 raise _DaliFailed from error
         if self._resize:
-            return self._resized([from_dlpack(output[i]) for i in range(len(images))])
+            decoded = [from_dlpack(output[i]) for i in range(len(images))]
+            return self._resized(decoded, [image.header.orientation for image in images])
         batch = from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
         if self._gpu is None:
             return batch
@@ -133,19 +139,19 @@ class DaliDecoder:
         margins = [(header.height - self._size, header.width - self._size) for header in headers]
         return np.array([(round(y / 2), round(x / 2)) for y, x in margins], np.int32)
 
-    def _resized(self, images: Sequence[Tensor]) -> Tensor:
-        """Resizes and crops whole images, (H, W, 3) each, to uint8 (B, 3, size, size)."""
+    def _resized(self, images: Sequence[Tensor], orientations: Sequence[int]) -> Tensor:
+        """Turns, resizes and crops whole images, (H, W, 3) each, to uint8 (B, 3, size, size)."""
         shape = (len(images), 3, self._size, self._size)
         batch = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last, device=self._device)
 
-        def resize(row: Tensor, image: Tensor) -> None:
-            row.copy_(resize_and_crop(image.permute(2, 0, 1), self._size, resize=True))
+        def resize(row: Tensor, image: Tensor, orientation: int) -> None:
+            row.copy_(resize_and_crop(turn(image.permute(2, 0, 1), orientation), self._size, resize=True))
 
         if self._gpu is None:
-            list(self._pool.map(resize, batch, images))
+            list(self._pool.map(resize, batch, images, orientations))
         else:
-            for row, image in zip(batch, images, strict=True):
-                resize(row, image)
+            for row, image, orientation in zip(batch, images, orientations, strict=True):
+                resize(row, image, orientation)
             torch.cuda.current_stream(self._gpu).synchronize()
         return batch
 

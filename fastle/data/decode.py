@@ -16,6 +16,7 @@ from fastle.errors import DataError
 from fastle.files import open_regular
 
 from .header import MAX_PIXELS, Header, check_png, read_header
+from .orientation import turn
 
 # of a file: as many as the largest image has uncompressed, at four samples of 16 bits to a pixel
 MAX_BYTES = 8 * MAX_PIXELS
@@ -61,7 +62,7 @@ class Decoder(Protocol):
 
     All decoders follow the same rules. They decode JPEG, PNG and WebP, whatever the file's extension. Animations, other
     formats and whatever `read_header` rejects are bad files. Grey becomes RGB; CMYK, palettes and 16 bits become 8-bit
-    RGB as in torchvision; alpha is dropped; EXIF orientation is not applied.
+    RGB as in torchvision; alpha is dropped; images are turned as their EXIF orientation asks.
     """
 
     def __call__(self, files: Sequence[ImageFile]) -> Tensor:
@@ -165,7 +166,7 @@ def resize_and_crop(image: Tensor, size: int, resize: bool) -> Tensor:
 
 
 def decode(data: bytes, channels: int) -> Tensor:
-    """Decodes an image to uint8 (channels, H, W).
+    """Decodes an image to uint8 (channels, H, W), upright.
 
     Raises:
         ValueError: The image does not decode. The message is the fault alone, in one line.
@@ -186,6 +187,7 @@ def decode(data: bytes, channels: int) -> Tensor:
         # line number; what follows it is advice for callers of torchvision
         fault = re.sub(r"^.*\.cpp:\d+, ", "", str(error).splitlines()[0]).split(". ")[0]
         raise ValueError(f"does not decode: {fault}") from None
+    image = turn(image, header.orientation)
     if image.shape[1:] != (header.height, header.width):
         raise ValueError(f"does not decode: its header says {header.width}x{header.height}")
     image = F.to_dtype(image, torch.uint8, scale=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+
+from .orientation import UPRIGHT, on_its_side, read_orientation
 
 MAX_PIXELS = 100_000_000
 
@@ -44,11 +46,14 @@ class Header:
 
     Attributes:
         kind: The file format.
-        width, height: In pixels, at least 1 each; their product is at most `MAX_PIXELS`.
+        width, height: Of the image, turned as its orientation asks, in pixels, at least 1 each; their product is at
+            most `MAX_PIXELS`.
         plain: Whether all CPU decoders give the same pixels. They do for an 8-bit baseline JPEG with one or three
             components and 4:4:4, 4:2:2 or 4:2:0 sampling, for a PNG of at most 8 bits and for any WebP; not for a
             progressive JPEG, CMYK or 16 bits.
         scan: The offset in bytes of the compressed pixels of a baseline JPEG; 0 for all others.
+        orientation: How the pixels of the file must be turned, 1 to 8; 1 is upright. WebP and some PNGs say so behind
+            their pixels, and count as upright where that part is missing.
     """
 
     kind: Literal["JPEG", "PNG", "WebP"]
@@ -56,6 +61,7 @@ class Header:
     height: int
     plain: bool
     scan: int = 0
+    orientation: int = UPRIGHT
 
 
 def read_header(data: bytes) -> Header:
@@ -81,7 +87,7 @@ def read_header(data: bytes) -> Header:
             f"is {header.width}x{header.height}, more than {MAX_PIXELS // 1_000_000} megapixels: "
             "refused as a decompression bomb"
         )
-    return header
+    return replace(header, width=header.height, height=header.width) if on_its_side(header.orientation) else header
 
 
 def looks_complete(head: bytes, tail: bytes, size: int) -> bool:
@@ -178,7 +184,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _read_png(data: bytes) -> Header:
-    header = None
+    header, exif, begun = None, b"", False
     for name, start, end in _png_chunks(data):
         if header is None:
             if name != b"IHDR" or end - start != 13:
@@ -188,14 +194,20 @@ def _read_png(data: bytes) -> Header:
             width, height = (int.from_bytes(data[i : i + 4], "big") for i in (start, start + 4))
             header = Header("PNG", width, height, plain=data[start + 8] <= 8)
         elif name == b"IDAT":
-            return header
-        elif name == b"acTL" and int.from_bytes(data[start : start + 4], "big") != 1:
+            begun = True
+        elif name == b"acTL" and not begun and int.from_bytes(data[start : start + 4], "big") != 1:
             raise ValueError("is an animation, not one image")
-    raise ValueError("is truncated")
+        elif name == b"eXIf":
+            exif = exif or data[start:end]
+        elif name == b"IEND":
+            break
+    if header is None or not begun:
+        raise ValueError("is truncated")
+    return replace(header, orientation=read_orientation(exif))
 
 
 def _read_jpeg(data: bytes) -> Header:
-    at, size, plain, frame, frame_at = 2, len(data), True, 0, 0
+    at, size, plain, frame, frame_at, exif = 2, len(data), True, 0, 0, b""
     while True:
         if data[at : at + 1] != b"\xff":
             # like libjpeg, skip to the next marker
@@ -219,6 +231,8 @@ def _read_jpeg(data: bytes) -> Header:
             frame, frame_at = marker, frame_at or at
         if length < 2 or marker == 0xD9 or (marker == 0xDA and not frame_at):
             raise ValueError("does not decode: the header of the JPEG is damaged")
+        if marker == 0xE1 and data.startswith(b"Exif\0\0", at + 2):
+            exif = exif or data[at + 2 : at + length]
         at += length
         if marker == 0xDA:
             break
@@ -226,7 +240,8 @@ def _read_jpeg(data: bytes) -> Header:
         raise ValueError("is truncated")
     # if a progressive JPEG lacks its last scans, libjpeg guesses them, from more of the image than the crop
     baseline = frame in (0xC0, 0xC1)
-    return _read_frame(data[frame_at : frame_at + 32], plain and baseline, at if baseline else 0)
+    header = _read_frame(data[frame_at : frame_at + 32], plain and baseline, at if baseline else 0)
+    return replace(header, orientation=read_orientation(exif))
 
 
 def _read_frame(segment: bytes, plain: bool, scan: int) -> Header:
@@ -237,7 +252,7 @@ def _read_frame(segment: bytes, plain: bool, scan: int) -> Header:
 
 
 def _read_webp(data: bytes) -> Header:
-    name, head = data[12:16], data[20:30]
+    name, head, exif = data[12:16], data[20:30], b""
     if len(head) < 10:
         raise ValueError("is truncated")
     if name == b"VP8 " and head[3:6] == b"\x9d\x01\x2a":
@@ -250,9 +265,21 @@ def _read_webp(data: bytes) -> Header:
         if head[0] & 2:
             raise ValueError("is an animation, not one image")
         width, height = (int.from_bytes(head[i : i + 3], "little") + 1 for i in (4, 7))
+        exif = _webp_exif(data)
     else:
         raise ValueError("does not decode: the header of the WebP is damaged")
-    return Header("WebP", width, height, plain=True)
+    return Header("WebP", width, height, plain=True, orientation=read_orientation(exif))
+
+
+def _webp_exif(data: bytes) -> bytes:
+    at = 12
+    while at + 8 <= len(data):
+        end = at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"EXIF":
+            return data[at + 8 : end]
+        # chunks begin at even offsets
+        at = end + end % 2
+    return b""
 
 
 def _not_an_image(data: bytes) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import CenterCrop
@@ -44,11 +44,11 @@ def with_alpha(image: Image.Image) -> Image.Image:
     return image
 
 
-def turned(image: Image.Image, kind: str = "JPEG") -> bytes:
-    """A file whose EXIF orientation turns it on its side."""
+def turned(image: Image.Image, kind: str = "JPEG", orientation: int = 6, **options: object) -> bytes:
+    """A file with an EXIF orientation, which by default turns it on its side."""
     exif = Image.Exif()
-    exif[0x0112] = 6
-    return encoded(image, kind, exif=exif)
+    exif[0x0112] = orientation
+    return encoded(image, kind, exif=exif, **options)
 
 
 def with_thumbnail(image: Image.Image) -> bytes:
@@ -203,12 +203,19 @@ def write_celeba(root: Path, contents: Iterable[tuple[str, bytes]], valid: int =
 
 
 def oracle(data: bytes, size: int, *, resize: bool) -> Tensor:
-    """uint8 (3, size, size) by torchvision's own functions, one after the other."""
+    """uint8 (3, size, size) by torchvision's own functions and Pillow's for EXIF, one after the other."""
     image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
-    image = F.to_dtype(image, torch.uint8, scale=True)
+    image = upright(F.to_dtype(image, torch.uint8, scale=True), data)
     if resize:
         image = F.resize(image, [size], antialias=True)
     return CenterCrop(size)(image)
+
+
+def upright(image: Tensor, data: bytes) -> Tensor:
+    """(3, H, W), the pixels of a file, turned by Pillow as the file's EXIF orientation asks."""
+    pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
+    pixels.getexif()[0x0112] = Image.open(io.BytesIO(data)).getexif().get(0x0112, 1)
+    return torch.from_numpy(np.array(ImageOps.exif_transpose(pixels))).permute(2, 0, 1)
 
 
 class Memory:

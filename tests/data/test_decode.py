@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import CenterCrop
 from torchvision.transforms.functional import pil_to_tensor
@@ -63,10 +63,38 @@ def test_every_kind_of_file_decodes_as_in_pillow(channels: int) -> None:
         if channels == 1:
             # the grey of a JPEG is the luma it holds
             image.draft("L", image.size)
-        reference = pil_to_tensor(image.convert("RGB" if channels == 3 else "L"))
+        reference = pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L"))
         (ours,) = TorchvisionDecoder(40, channels, resize=False)([Memory(kind, data)])
         # the two round the weights of luma differently, and bring their own codecs
         assert ours.shape == reference.shape and (ours.int() - reference.int()).abs().max() <= 2, kind
+
+
+def exif_behind_pixels(image: Image.Image, orientation: int) -> bytes:
+    data = pictures.turned(image, "PNG", orientation)
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    return data[:start] + data[end:-12] + data[start:end] + data[-12:]
+
+
+TURNED: dict[str, Callable[[Image.Image, int], bytes]] = {
+    "jpeg": lambda image, orientation: pictures.turned(image, "JPEG", orientation),
+    "png": lambda image, orientation: pictures.turned(image, "PNG", orientation),
+    "png-behind": exif_behind_pixels,
+    "webp": lambda image, orientation: pictures.turned(image, "WEBP", orientation, lossless=True),
+}
+
+
+@crop_and_resize
+@each_decoder
+def test_exif_orientation_is_applied_as_in_pillow(name: str, resize: bool) -> None:
+    """Bit for bit, as if the file held the image upright; the margins are odd, and the sides differ."""
+    cases = [(kind, orientation) for kind in TURNED for orientation in range(1, 9)]
+    image = picture(4, 53, 40)
+    contents = [TURNED[kind](image, orientation) for kind, orientation in cases]
+    batch = decoder_of(name, 32, resize=resize)([Memory("", content) for content in contents])
+    for case, content, ours in zip(cases, contents, batch, strict=True):
+        upright = encoded(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"), "PNG")
+        assert torch.equal(ours, oracle(upright, 32, resize=resize)), case
 
 
 @pytest.mark.parametrize("channels", [3, 1], ids=["rgb", "grey"])
@@ -94,8 +122,9 @@ def test_no_decoder_enlarges_or_pads(name: str, resize: bool) -> None:
         good = Memory("good.png", encoded(picture(0, size, size), "PNG"))
         with pytest.raises(BadFiles) as error:
             decoder_of(name, size, resize=resize)([good, *(Memory("small", content) for content in data), good])
-        fault = f"small is {width}x{height}, smaller than the {size}x{size} asked for"
-        assert error.value.faults == dict.fromkeys(range(1, len(data) + 1), fault)
+        sizes = [f"{height}x{width}" if "turned" in kind else f"{width}x{height}" for kind in GOOD]
+        faults = [f"small is {shown}, smaller than the {size}x{size} asked for" for shown in sizes]
+        assert error.value.faults == dict(enumerate(faults, 1))
 
 
 @each_decoder

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastle.data.header import MAX_PIXELS, Header, check_png, looks_complete, read_header, scan_is_clean
+from fastle.data.orientation import read_orientation
 from tests.data import pictures
 from tests.data.pictures import GOOD, NOT_AN_IMAGE, SIGNATURE, bomb, chunk, encoded, picture
 
@@ -40,7 +41,8 @@ def test_format_and_size_of_every_kind(width: int, height: int) -> None:
     for kind, encode in GOOD.items():
         data = encode(picture(3, width, height))
         header = read_header(data)
-        assert (header.kind, header.width, header.height) == (FORMATS[kind.partition("-")[0]], width, height), kind
+        size = (height, width) if "turned" in kind else (width, height)
+        assert (header.kind, header.width, header.height) == (FORMATS[kind.partition("-")[0]], *size), kind
         assert header.plain == (kind not in NOT_PLAIN), kind
         assert looks_complete(data[:12], data[-64:], len(data)) or kind == "png-trailing", kind
         assert scan_is_clean(data, header), kind
@@ -56,7 +58,10 @@ def test_a_file_cut_anywhere_is_truncated_or_has_its_header(kind: str) -> None:
     headers = [header_or_fault(data[:size]) for size in range(12, len(data), 1 + len(data) // 400)]
     first = next(i for i, header in enumerate(headers) if isinstance(header, Header))
     assert set(headers[:first]) <= {"is truncated"}
-    assert {(h.width, h.height) for h in headers[first:] if isinstance(h, Header)} == {(40, 50)}
+    sizes = {(h.width, h.height) for h in headers[first:] if isinstance(h, Header)}
+    # a WebP says behind its pixels that it is turned
+    turned = {"jpeg-turned": {(50, 40)}, "webp-turned": {(40, 50), (50, 40)}}
+    assert sizes <= turned.get(kind, {(40, 50)})
     assert all(isinstance(header, Header) for header in headers[first:])
     # the last byte that is missed is one before the trailing bytes
     for size in (12, 64, len(data) // 2, len(data) - 41, len(data) - 40 * ("trailing" in kind) - 1):
@@ -72,6 +77,26 @@ def test_long_segments_may_precede_the_frame() -> None:
     header = read_header(data)
     assert len(data) > 250_000 and header == Header("JPEG", 61, 47, True, header.scan)
     assert scan_is_clean(data, header)
+
+
+def exif_block(order: str, *, kind: int = 3, value: int = 6, first: int = 8, before: int = 0) -> bytes:
+    """An EXIF block with `before` other entries in front of the orientation."""
+    mark, code = ("II", "<") if order == "little" else ("MM", ">")
+    head = mark.encode() + struct.pack(f"{code}HI", 42, first)
+    others = struct.pack(f"{code}HHII", 0x010E, 2, 1, 0) * before
+    number = struct.pack(f"{code}{'H' if kind == 3 else 'I'}", value).ljust(4, b"\0")
+    return head + struct.pack(f"{code}H", before + 1) + others + struct.pack(f"{code}HHI", 0x0112, kind, 1) + number
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_an_orientation_is_found_or_is_upright(order: str) -> None:
+    good = [exif_block(order), exif_block(order, kind=4), exif_block(order, before=3), b"Exif\0\0" + exif_block(order)]
+    assert [read_orientation(exif) for exif in good] == [6] * 4
+    damaged = [
+        b"", b"II", b"no EXIF", exif_block(order)[:-1], exif_block(order, first=2**31), exif_block(order, kind=2),
+        exif_block(order, value=0), exif_block(order, value=9), exif_block(order, before=3)[:40],
+    ]  # fmt: skip
+    assert [read_orientation(exif) for exif in damaged] == [1] * len(damaged)
 
 
 @pytest.mark.parametrize(
