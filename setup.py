@@ -17,8 +17,10 @@ if not (ROOT / "fastle" / "kernels").is_dir():
 # triton and DALI publish wheels for these machines alone; elsewhere the torch paths do the work
 LINUX = 'sys_platform == "linux" and (platform_machine == "x86_64" or platform_machine == "aarch64")'
 PARQUET = ["pyarrow"]
+HEIC = ["pillow-heif"]
 DEV = [
     *PARQUET,
+    *HEIC,
     "build",
     "hypothesis",
     "mypy",
@@ -55,7 +57,7 @@ setup(
         "safetensors",
         "torchmetrics",
     ],
-    extras_require={"parquet": PARQUET, "dev": DEV, "test": DEV},
+    extras_require={"parquet": PARQUET, "heic": HEIC, "dev": DEV, "test": DEV},
     entry_points={
         "console_scripts": [
             "fastle = fastle.commands.start:fastle",

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from .decode import ImageFile, TorchvisionDecoder, check_size, decode, default_threads, read_file, resize_and_crop
+from .decode import (
+    ImageFile,
+    Tally,
+    TorchvisionDecoder,
+    check_size,
+    decode,
+    default_threads,
+    read_file,
+    resize_and_crop,
+)
 from .header import Header, looks_complete, read_header, scan_is_clean
 from .orientation import UPRIGHT, turn
 
@@ -34,8 +43,8 @@ def why_no_dali() -> str | None:
 class DaliDecoder:
     """Decodes RGB images with DALI. On the CPU the pixels equal those of `TorchvisionDecoder`, bit for bit.
 
-    Torchvision decodes what DALI might decode differently or fail on: images that are not `plain`, files that do not
-    end properly, and every batch that DALI rejects, because DALI does not say which of its files is bad.
+    `TorchvisionDecoder` decodes what DALI might decode differently or fail on: images that are not `plain`, files that
+    do not end properly, and every batch that DALI rejects, because DALI does not say which of its files is bad.
 
     Args:
         size: Height and width of the decoded images, in pixels.
@@ -43,14 +52,24 @@ class DaliDecoder:
         threads: The number of DALI's threads and of torchvision's; see `TorchvisionDecoder`.
         gpu: The CUDA device that decodes and holds the batches, whose pixels differ slightly from the CPU's. None for
             the CPU.
+        tally: Counts the files.
     """
 
-    def __init__(self, size: int, *, resize: bool, threads: int | None = None, gpu: int | None = None) -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        resize: bool,
+        threads: int | None = None,
+        gpu: int | None = None,
+        tally: Tally | None = None,
+    ) -> None:
         self._size = size
         self._resize = resize
         self._threads = threads or default_threads()
         self._gpu = gpu
-        self._torchvision = TorchvisionDecoder(size, 3, resize, threads)
+        self._tally = tally or Tally()
+        self._torchvision = TorchvisionDecoder(size, 3, resize, threads, tally=self._tally)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
         # a pipeline decodes one batch at a time, but training and evaluation may share a decoder
         self._lock = threading.Lock()
@@ -64,7 +83,7 @@ class DaliDecoder:
             for_dali = [i for i, image in enumerate(images) if self._takes(image)]
             others = [i for i, image in enumerate(images) if not self._takes(image)]
             rest = self._pool.map(
-                lambda i: resize_and_crop(decode(images[i].data, 3), self._size, self._resize), others
+                lambda i: resize_and_crop(decode(images[i].data, images[i].header, 3), self._size, self._resize), others
             )
             batch = self._decode([images[i] for i in for_dali]) if for_dali else None
             if batch is not None and not others:
@@ -79,6 +98,7 @@ class DaliDecoder:
                 together[for_dali] = batch
             for i, image in zip(others, rest, strict=True):
                 together[i].copy_(image)
+                self._tally.add(files[i].name, images[i].header)
             return together
         except (ValueError, _DaliFailed):
             # torchvision decodes file by file and names the bad ones; if there is none, DALI was too strict

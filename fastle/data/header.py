@@ -10,7 +10,10 @@ from typing import Literal
 
 import numpy as np
 
+from . import pillow
 from .orientation import UPRIGHT, on_its_side, read_orientation
+
+Kind = Literal["JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF", "AVIF", "HEIC"]
 
 MAX_PIXELS = 100_000_000
 
@@ -19,19 +22,21 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 # the seven passes of an interlaced PNG: first column, first row, column step, row step
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-# formats that fastle does not decode, by their first bytes
+# formats that Pillow decodes, by their first bytes
+BY_PILLOW: dict[bytes, Kind] = {
+    b"GIF8": "GIF", b"BM": "BMP",
+    b"II*\x00": "TIFF", b"MM\x00*": "TIFF", b"II+\x00": "TIFF", b"MM\x00+": "TIFF",
+}  # fmt: skip
+# the same by the brand of their first box, which an MP4 has as well
+BRANDS: dict[bytes, Kind] = {b"avi": "AVIF", b"hei": "HEIC", b"hev": "HEIC", b"mif": "HEIC", b"msf": "HEIC"}
+# formats that fastle does not decode
 UNSUPPORTED = {
-    b"GIF8": "a GIF",
-    b"BM": "a BMP",
-    b"II*\x00": "a TIFF",
-    b"MM\x00*": "a TIFF",
-    b"II+\x00": "a TIFF",
-    b"MM\x00+": "a TIFF",
-    b"\xff\x0a": "a JPEG XL",
-    b"\x00\x00\x00\x0cJXL ": "a JPEG XL",
-    b"\x00\x00\x00\x0cjP  ": "a JPEG 2000",
-    b"8BPS": "a Photoshop file",
-    b"FUJIFILMCCD-RAW": "a raw photograph",
+    b"\xff\x0a": "JPEG XL",
+    b"\x00\x00\x00\x0cJXL ": "JPEG XL",
+    b"\x00\x00\x00\x0cjP  ": "JPEG 2000",
+    b"8BPS": "Photoshop file",
+    b"FUJIFILMCCD-RAW": "raw photograph",
+    b"II*\x00\x10\x00\x00\x00CR": "raw photograph",
 }
 
 # the sampling factors of a JPEG: grey, 4:4:4, 4:2:2 and 4:2:0
@@ -53,15 +58,19 @@ class Header:
             progressive JPEG, CMYK or 16 bits.
         scan: The offset in bytes of the compressed pixels of a baseline JPEG; 0 for all others.
         orientation: How the pixels of the file must be turned, 1 to 8; 1 is upright. WebP and some PNGs say so behind
-            their pixels, and count as upright where that part is missing.
+            their pixels, and count as upright where that part is missing. Images that Pillow decodes it turns as well.
+        by_pillow: Whether Pillow decodes it, because torchvision cannot.
+        deep: Whether its samples have more than 8 bits, of which the upper 8 are kept.
     """
 
-    kind: Literal["JPEG", "PNG", "WebP"]
+    kind: Kind
     width: int
     height: int
     plain: bool
     scan: int = 0
     orientation: int = UPRIGHT
+    by_pillow: bool = False
+    deep: bool = False
 
 
 def read_header(data: bytes) -> Header:
@@ -69,6 +78,7 @@ def read_header(data: bytes) -> Header:
 
     Raises:
         ValueError: fastle cannot decode such a file. The message is the fault alone, in one line.
+        NotInstalled: It could, with another package.
     """
     if fault := download_fault(data):
         raise ValueError(fault)
@@ -78,8 +88,12 @@ def read_header(data: bytes) -> Header:
         header = _read_png(data)
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         header = _read_webp(data)
+    elif kind := _kind_by_pillow(data):
+        width, height, deep = pillow.read_size(data, kind)
+        header = Header(kind, width, height, plain=False, by_pillow=True, deep=deep)
     else:
-        raise ValueError(_not_an_image(data))
+        known = next((f"a {words}" for magic, words in UNSUPPORTED.items() if data.startswith(magic)), "not an image")
+        raise ValueError(f"is {known}, which fastle cannot decode")
     if not header.width or not header.height:
         raise ValueError(f"is {header.width}x{header.height}, without a pixel")
     if header.width * header.height > MAX_PIXELS:
@@ -88,6 +102,16 @@ def read_header(data: bytes) -> Header:
             "refused as a decompression bomb"
         )
     return replace(header, width=header.height, height=header.width) if on_its_side(header.orientation) else header
+
+
+def _kind_by_pillow(data: bytes) -> Kind | None:
+    if data[4:8] == b"ftyp":
+        # the brands of an image that is both, or of a collection, follow
+        return "AVIF" if b"avif" in data[8 : min(64, data[3])] else BRANDS.get(data[8:11])
+    if data[8:10] == b"CR":
+        # a raw photograph that begins like a TIFF
+        return None
+    return next((kind for magic, kind in BY_PILLOW.items() if data.startswith(magic)), None)
 
 
 def looks_complete(head: bytes, tail: bytes, size: int) -> bool:
@@ -192,7 +216,8 @@ def _read_png(data: bytes) -> Header:
             if end > len(data):
                 break
             width, height = (int.from_bytes(data[i : i + 4], "big") for i in (start, start + 4))
-            header = Header("PNG", width, height, plain=data[start + 8] <= 8)
+            deep = data[start + 8] > 8
+            header = Header("PNG", width, height, plain=not deep, deep=deep)
         elif name == b"IDAT":
             begun = True
         elif name == b"acTL" and not begun and int.from_bytes(data[start : start + 4], "big") != 1:
@@ -252,7 +277,7 @@ def _read_frame(segment: bytes, plain: bool, scan: int) -> Header:
 
 
 def _read_webp(data: bytes) -> Header:
-    name, head, exif = data[12:16], data[20:30], b""
+    name, head, exif, animated = data[12:16], data[20:30], b"", False
     if len(head) < 10:
         raise ValueError("is truncated")
     if name == b"VP8 " and head[3:6] == b"\x9d\x01\x2a":
@@ -262,13 +287,12 @@ def _read_webp(data: bytes) -> Header:
         packed = int.from_bytes(head[1:5], "little")
         width, height = (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1
     elif name == b"VP8X":
-        if head[0] & 2:
-            raise ValueError("is an animation, not one image")
+        animated = bool(head[0] & 2)
         width, height = (int.from_bytes(head[i : i + 3], "little") + 1 for i in (4, 7))
         exif = _webp_exif(data)
     else:
         raise ValueError("does not decode: the header of the WebP is damaged")
-    return Header("WebP", width, height, plain=True, orientation=read_orientation(exif))
+    return Header("WebP", width, height, plain=not animated, orientation=read_orientation(exif), by_pillow=animated)
 
 
 def _webp_exif(data: bytes) -> bytes:
@@ -280,11 +304,3 @@ def _webp_exif(data: bytes) -> bytes:
         # chunks begin at even offsets
         at = end + end % 2
     return b""
-
-
-def _not_an_image(data: bytes) -> str:
-    known = next((words for magic, words in UNSUPPORTED.items() if data.startswith(magic)), None)
-    if data[4:8] == b"ftyp":
-        # an MP4 has this box as well
-        known = {b"avi": "an AVIF", b"hei": "a HEIC", b"hev": "a HEIC", b"mif": "a HEIC"}.get(data[8:11])
-    return f"is {known}, not a JPEG, PNG or WebP image" if known else "is not a JPEG, PNG or WebP image"

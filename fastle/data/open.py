@@ -46,6 +46,7 @@ def open_images(config: DataConfig, split: Split, loading: Loading | None = None
     loading = loading or Loading(cache="host" if config.dataset in IN_MEMORY else "none")
     images, faults, _ = _open(config, split, loading, _decoder(config, loading))
     _report_faults({split: faults}, config, loading)
+    _say_remarks(loading)
     return _not_empty(images, split)
 
 
@@ -64,6 +65,7 @@ def open_training(config: DataConfig, loading: Loading) -> tuple[Images, Images,
     uncached = replace(loading, cache="host" if config.dataset in IN_MEMORY else "none")
     valid, valid_faults, _ = _open(config, "valid", uncached, decoder)
     _report_faults({"train": faults, "valid": valid_faults}, config, loading)
+    _say_remarks(loading)
     identity = Identity(len(train), config.dataset) if files is None else identify(_usable(files, faults))
     return _not_empty(train, "train"), _not_empty(valid, "valid"), identity
 
@@ -79,6 +81,7 @@ def open_tree(config: DataConfig, root: Path, loading: Loading | None = None) ->
     decoder = make_decoder(loading, size=config.size, channels=config.channels, resize=_resizes(config))
     images, faults = _checked(folder.open_folder(root, None, decoder), config, loading)
     _report_faults({str(root): faults}, config, loading)
+    _say_remarks(loading)
     return _not_empty(images, str(root))
 
 
@@ -187,6 +190,11 @@ def _report_faults(faults_by_split: dict[str, list[str]], config: DataConfig, lo
     listed = "".join(f"\n  {fault}" for fault in faults[:MAX_LISTED])
     rest = f"\n  and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""
     loading.say(f"skipped {len(faults)} images that cannot be used ({counts}):{listed}{rest}")
+
+
+def _say_remarks(loading: Loading) -> None:
+    for remark in loading.tally.remarks():
+        loading.say(remark)
 
 
 def _resizes(config: DataConfig) -> bool:

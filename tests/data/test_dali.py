@@ -15,6 +15,7 @@ from torch import Tensor
 from fastle.data import dali
 from fastle.data.dali import DaliDecoder, why_no_dali
 from fastle.data.decode import BadFiles, DiskFile, TorchvisionDecoder
+from fastle.data.header import Header
 from tests.data.pictures import GOOD, Memory, encoded, half, picture
 from tests.data.test_decode import ODD
 
@@ -72,7 +73,7 @@ def test_dali_decodes_what_is_plain(resize: bool, files: list[Memory], monkeypat
     """The comparisons of pixels would pass if torchvision decoded everything."""
     left: list[bytes] = []
 
-    def decode(data: bytes, channels: int) -> Tensor:
+    def decode(data: bytes, header: Header, channels: int) -> Tensor:
         left.append(data)
         return torch.zeros(channels, 218, 178, dtype=torch.uint8)
 
