@@ -46,7 +46,7 @@ class CacheKey:
     Attributes:
         name: The beginning of the file's name, for people: dataset, split and size.
         root: The folder of the images.
-        size, channels, resize: See `TorchvisionDecoder`.
+        size, channels, resize, upscale: See `TorchvisionDecoder`.
         pixels: "cpu" (all CPU decoders give the same pixels) or "gpu".
     """
 
@@ -55,12 +55,15 @@ class CacheKey:
     size: int
     channels: int
     resize: bool
+    upscale: bool = False
     pixels: Literal["cpu", "gpu"]
 
     def path(self) -> Path:
         """The path of the cache file."""
-        fields = json.dumps([self.root, self.size, self.channels, self.resize, self.pixels])
-        digest = hashlib.blake2b(fields.encode(), digest_size=6).hexdigest()
+        fields: list[object] = [self.root, self.size, self.channels, self.resize, self.pixels]
+        # without it, the name stays that of before, so that the older file makes room for its successor
+        fields += ["upscale"] if self.upscale else []
+        digest = hashlib.blake2b(json.dumps(fields).encode(), digest_size=6).hexdigest()
         return cache_folder() / f"{self.name}-{digest}.safetensors"
 
     def bytes(self, count: int) -> int:

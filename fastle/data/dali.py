@@ -48,7 +48,7 @@ class DaliDecoder:
 
     Args:
         size: Height and width of the decoded images, in pixels.
-        resize: See `TorchvisionDecoder`.
+        resize, upscale: See `TorchvisionDecoder`.
         threads: The number of DALI's threads and of torchvision's; see `TorchvisionDecoder`.
         gpu: The CUDA device that decodes and holds the batches, whose pixels differ slightly from the CPU's. None for
             the CPU.
@@ -62,14 +62,16 @@ class DaliDecoder:
         resize: bool,
         threads: int | None = None,
         gpu: int | None = None,
+        upscale: bool = False,
         tally: Tally | None = None,
     ) -> None:
         self._size = size
         self._resize = resize
+        self._upscale = upscale
         self._threads = threads or default_threads()
         self._gpu = gpu
         self._tally = tally or Tally()
-        self._torchvision = TorchvisionDecoder(size, 3, resize, threads, tally=self._tally)
+        self._torchvision = TorchvisionDecoder(size, 3, resize, threads, upscale=upscale, tally=self._tally)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
         # a pipeline decodes one batch at a time, but training and evaluation may share a decoder
         self._lock = threading.Lock()
@@ -121,7 +123,7 @@ class DaliDecoder:
         for file in files:
             data = read_file(file)
             header = read_header(data)
-            check_size(header, self._size)
+            check_size(header, self._size, resize=self._resize, upscale=self._upscale)
             images.append(_EncodedImage(data, header))
         return images
 

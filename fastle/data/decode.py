@@ -123,16 +123,25 @@ class TorchvisionDecoder:
         channels: 3 for RGB or 1 for grey, whatever a file holds.
         resize: Whether the shorter side is first resized to `size` (bilinear, antialiased). In either case the centre
             is then cropped as by torchvision's `CenterCrop`, and a smaller image is a bad file.
+        upscale: Whether smaller images are resized, too.
         threads: The number of threads; by default, that of the processors, but at most 16.
         tally: Counts the files.
     """
 
     def __init__(
-        self, size: int, channels: int, resize: bool, threads: int | None = None, *, tally: Tally | None = None
+        self,
+        size: int,
+        channels: int,
+        resize: bool,
+        threads: int | None = None,
+        *,
+        upscale: bool = False,
+        tally: Tally | None = None,
     ) -> None:
         self._size = size
         self._channels = channels
         self._resize = resize
+        self._upscale = upscale
         self._tally = tally or Tally()
         self._pool = ThreadPoolExecutor(threads or default_threads(), thread_name_prefix="decode")
 
@@ -155,7 +164,7 @@ class TorchvisionDecoder:
         try:
             data = read_file(file)
             header = read_header(data)
-            check_size(header, self._size)
+            check_size(header, self._size, resize=self._resize, upscale=self._upscale)
             image = resize_and_crop(decode(data, header, self._channels), self._size, self._resize)
             self._tally.add(file.name, header)
             return image
@@ -185,11 +194,17 @@ def read_file(file: ImageFile) -> bytes:
         raise ValueError(f"cannot be read: {error.strerror or error}") from None
 
 
-def check_size(header: Header, size: int) -> None:
-    """Raises ValueError, with the fault alone, if an image is too small to crop `size` pixels from it."""
-    if min(header.width, header.height) < size:
+def check_size(header: Header, size: int, *, resize: bool, upscale: bool) -> None:
+    """Raises ValueError, with the fault alone, if an image is too small to crop `size` pixels from it.
+
+    Args:
+        header: The image's.
+        size, resize, upscale: See `TorchvisionDecoder`.
+    """
+    if min(header.width, header.height) < size and not upscale:
         # no image is enlarged silently
-        raise ValueError(f"is {header.width}x{header.height}, smaller than the {size}x{size} asked for")
+        hint = "; --upscale enlarges such images" if resize else ""
+        raise ValueError(f"is {header.width}x{header.height}, smaller than the {size}x{size} asked for{hint}")
 
 
 def resize_and_crop(image: Tensor, size: int, resize: bool) -> Tensor:

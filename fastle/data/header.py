@@ -92,8 +92,10 @@ def read_header(data: bytes) -> Header:
         width, height, deep = pillow.read_size(data, kind)
         header = Header(kind, width, height, plain=False, by_pillow=True, deep=deep)
     else:
-        known = next((f"a {words}" for magic, words in UNSUPPORTED.items() if data.startswith(magic)), "not an image")
-        raise ValueError(f"is {known}, which fastle cannot decode")
+        known = next((words for magic, words in UNSUPPORTED.items() if data.startswith(magic)), None)
+        raise ValueError(
+            f"is a {known}, which fastle cannot decode" if known else "is not an image that fastle decodes"
+        )
     if not header.width or not header.height:
         raise ValueError(f"is {header.width}x{header.height}, without a pixel")
     if header.width * header.height > MAX_PIXELS:

@@ -50,12 +50,12 @@ class Loading:
     tally: Tally = field(default_factory=Tally, compare=False)
 
 
-def make_decoder(loading: Loading, *, size: int, channels: int, resize: bool) -> Decoder:
+def make_decoder(loading: Loading, *, size: int, channels: int, resize: bool, upscale: bool = False) -> Decoder:
     """Makes the decoder that `loading` asks for, with a message if "auto" cannot take the fastest.
 
     Args:
         loading: How images are loaded.
-        size, channels, resize: See `TorchvisionDecoder`.
+        size, channels, resize, upscale: See `TorchvisionDecoder`.
 
     Raises:
         DataError: The decoder is unavailable. The message says why.
@@ -66,7 +66,7 @@ def make_decoder(loading: Loading, *, size: int, channels: int, resize: bool) ->
             raise DataError(f"--decoder {choice} decodes colour images only; use --decoder torchvision")
         if choice == "auto":
             loading.say("decoder: torchvision, because DALI decodes colour images only")
-        return TorchvisionDecoder(size, channels, resize, tally=loading.tally)
+        return TorchvisionDecoder(size, channels, resize, upscale=upscale, tally=loading.tally)
     if choice in ("dali", "dali-gpu") and missing:
         raise DataError(f"--decoder {choice} is unavailable: {missing}; use --decoder torchvision")
     if choice == "dali-gpu" and loading.device.type != "cuda":
@@ -76,6 +76,6 @@ def make_decoder(loading: Loading, *, size: int, channels: int, resize: bool) ->
     if choice == "auto" and missing:
         loading.say(f"decoder: torchvision, about half as fast as DALI, which is unavailable: {missing}")
     if choice == "torchvision" or missing:
-        return TorchvisionDecoder(size, channels, resize, tally=loading.tally)
+        return TorchvisionDecoder(size, channels, resize, upscale=upscale, tally=loading.tally)
     gpu = (loading.device.index or 0) if choice == "dali-gpu" else None
-    return dali.DaliDecoder(size, resize=resize, gpu=gpu, tally=loading.tally)
+    return dali.DaliDecoder(size, resize=resize, gpu=gpu, upscale=upscale, tally=loading.tally)

@@ -78,7 +78,9 @@ def open_tree(config: DataConfig, root: Path, loading: Loading | None = None) ->
         BadFiles: See `open_images`.
     """
     loading = loading or Loading()
-    decoder = make_decoder(loading, size=config.size, channels=config.channels, resize=_resizes(config))
+    decoder = make_decoder(
+        loading, size=config.size, channels=config.channels, resize=_resizes(config), upscale=config.upscale
+    )
     images, faults = _checked(folder.open_folder(root, None, decoder), config, loading)
     _report_faults({str(root): faults}, config, loading)
     _say_remarks(loading)
@@ -92,7 +94,7 @@ def decode_files(config: DataConfig, paths: Sequence[Path]) -> Tensor:
         DataError: A file cannot be used. The message names it.
     """
     # for a few files, DALI would take longer to start
-    decoder = TorchvisionDecoder(config.size, config.channels, _resizes(config))
+    decoder = TorchvisionDecoder(config.size, config.channels, _resizes(config), upscale=config.upscale)
     return decoder([DiskFile(str(path)) for path in paths])
 
 
@@ -116,6 +118,7 @@ def cache_key(config: DataConfig, split: Split, *, gpu: bool) -> CacheKey:
         size=config.size,
         channels=config.channels,
         resize=_resizes(config),
+        upscale=config.upscale,
         pixels="gpu" if gpu else "cpu",
     )
 
@@ -167,7 +170,9 @@ def _place(images: ArrayImages, config: DataConfig, loading: Loading) -> ArrayIm
 
 def _checked(images: EncodedImages, config: DataConfig, loading: Loading) -> tuple[EncodedImages, list[str]]:
     """The images without the files that the check finds unusable, and the faults of those."""
-    faults = find_faults(images.files, images.decoder, loading, size=config.size)
+    faults = find_faults(
+        images.files, images.decoder, loading, size=config.size, resize=_resizes(config), upscale=config.upscale
+    )
     return (images.without(faults) if faults else images), list(faults.values())
 
 
@@ -212,7 +217,9 @@ def _decoder(config: DataConfig, loading: Loading) -> Decoder | None:
     """The decoder of a dataset; None if its images are not encoded."""
     if config.dataset in IN_MEMORY:
         return None
-    return make_decoder(loading, size=config.size, channels=config.channels, resize=_resizes(config))
+    return make_decoder(
+        loading, size=config.size, channels=config.channels, resize=_resizes(config), upscale=config.upscale
+    )
 
 
 def _root(config: DataConfig) -> Path:

@@ -143,7 +143,9 @@ def test_no_decoder_enlarges_or_pads(name: str, resize: bool) -> None:
         with pytest.raises(BadFiles) as error:
             decoder_of(name, size, resize=resize)([good, *(Memory("small", content) for content in data), good])
         sizes = [f"{height}x{width}" if "turned" in kind else f"{width}x{height}" for kind in GOOD]
-        faults = [f"small is {shown}, smaller than the {size}x{size} asked for" for shown in sizes]
+        # images that are only cropped cannot be enlarged either
+        hint = "; --upscale enlarges such images" if resize else ""
+        faults = [f"small is {shown}, smaller than the {size}x{size} asked for{hint}" for shown in sizes]
         assert error.value.faults == dict(enumerate(faults, 1))
 
 
@@ -185,7 +187,7 @@ NOT_AN_IMAGE = pictures.NOT_AN_IMAGE
 BAD: dict[str, tuple[Encode, str]] = {
     "empty": (lambda image: b"", "is empty"),
     "html": (lambda image: b"\n<!DOCTYPE html><html>Quota exceeded</html>", "is an HTML page: "),
-    "text": (lambda image: b"no image at all", f"is not an image, {NOT_AN_IMAGE}"),
+    "text": (lambda image: b"no image at all", "is not an image that fastle decodes"),
     "jpeg-cut": (lambda image: half(encoded(image, "JPEG")), "does not decode: Image is incomplete or truncated"),
     # below the crop, which a decoder of the crop alone need not read
     "jpeg-cut-below": (lambda image: encoded(image, "JPEG")[:-300], "does not decode: Image is incomplete"),
