@@ -120,8 +120,16 @@ def test_exif_orientation_is_applied_as_in_pillow(name: str, resize: bool) -> No
 @pytest.mark.parametrize("channels", [3, 1], ids=["rgb", "grey"])
 def test_of_16_bits_the_upper_8_are_kept(channels: int) -> None:
     values = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
-    (image,) = TorchvisionDecoder(32, channels, resize=False)([Memory("", encoded(Image.fromarray(values), "PNG"))])
-    assert torch.equal(image, torch.from_numpy((values >> 8).astype(np.uint8)).expand(channels, -1, -1))
+    white_is_zero = encoded(Image.fromarray(65535 - values), "TIFF", tiffinfo={262: 0})
+    contents = {
+        "png": encoded(Image.fromarray(values), "PNG"),
+        "tiff": encoded(Image.fromarray(values), "TIFF"),
+        "tiff-big-endian": encoded(Image.frombytes("I;16B", (32, 32), values.astype(">u2").tobytes()), "TIFF"),
+        "tiff-white-is-zero": white_is_zero,
+    }
+    images = TorchvisionDecoder(32, channels, resize=False)([Memory(kind, data) for kind, data in contents.items()])
+    expected = torch.from_numpy((values >> 8).astype(np.uint8)).expand(channels, -1, -1)
+    assert [kind for kind, image in zip(contents, images, strict=True) if not torch.equal(image, expected)] == []
 
 
 @pytest.mark.parametrize(("width", "height"), [(97, 64), (40, 33), (200, 300), (45, 32)])
