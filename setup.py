@@ -18,6 +18,7 @@ if not (ROOT / "fastle" / "kernels").is_dir():
 # triton itself; the commands want it on a CPU too, where torch's wheels have none
 LINUX = 'sys_platform == "linux" and (platform_machine == "x86_64" or platform_machine == "aarch64")'
 PARQUET = ["pyarrow"]
+HEIC = ["pillow-heif"]
 # the first release whose HTTP library is httpx
 HUB = ["huggingface_hub>=1.0"]
 TRAIN = [
@@ -34,6 +35,7 @@ DEV = [
     *TRAIN,
     *HUB,
     *PARQUET,
+    *HEIC,
     "build",
     "hypothesis",
     "mypy",
@@ -60,7 +62,7 @@ setup(
     package_dir=PACKAGE_DIR,
     package_data={"fastle": ["py.typed", "weights/*/*"], "fastle.kernels": ["*.cpp"]},
     install_requires=["torch>=2.11", "numpy", "safetensors"],
-    extras_require={"train": TRAIN, "hub": HUB, "parquet": PARQUET, "dev": DEV, "test": DEV},
+    extras_require={"train": TRAIN, "hub": HUB, "parquet": PARQUET, "heic": HEIC, "dev": DEV, "test": DEV},
     entry_points={
         "console_scripts": [
             "fastle = fastle.commands.start:fastle",

@@ -28,6 +28,7 @@ class DataConfig(Checked):
         root: absolute path of the data; None for shapes, which are made.
         size, channels: of the images that the loader hands out.
         bad_images: whether an image file that cannot be used is an error, or is left out.
+        upscale: whether images of a folder that are smaller than `size` are enlarged; otherwise they cannot be used.
     """
 
     dataset: DatasetName = option("shapes are made on the fly; folder is any tree of images", group="data", default="")
@@ -41,6 +42,12 @@ class DataConfig(Checked):
         initial="error",
         group="data",
     )
+    upscale: bool = option(
+        "enlarge a folder's images that are smaller than --size, which otherwise cannot be used",
+        initial=False,
+        group="data",
+        default="",
+    )
 
     def __post_init__(self) -> None:
         # slots=True makes the class anew, and super() without arguments would mean the old one
@@ -49,3 +56,5 @@ class DataConfig(Checked):
             raise ConfigError(f"--data must be a path, not {shown(self.root)}")
         if self.bad_images == "skip" and self.dataset in ("shapes", "cifar10"):
             raise ConfigError(f"--bad-images skip has no effect with {self.dataset}, which has no image files")
+        if self.upscale and self.dataset != "folder":
+            raise ConfigError(f"--upscale has no effect with {self.dataset}, whose images are not resized")

@@ -33,7 +33,8 @@ from .images import ArrayImages, EncodedImages, Images
 from .loading import Loading
 
 HEADER = 4096  # bytes, padded, because the header is written after the images that follow it
-VERSION = "1"
+# of the rules by which files become pixels: 1 did not turn images as their EXIF orientation asks
+VERSION = "2"
 
 Place = Literal["device", "host", "disk"]
 
@@ -45,7 +46,7 @@ class CacheKey:
     Attributes:
         name: The beginning of the file's name, for people: dataset, split and size.
         root: The folder of the images.
-        size, channels, resize: See `TorchvisionDecoder`.
+        size, channels, resize, upscale: See `TorchvisionDecoder`.
         pixels: "cpu" (all CPU decoders give the same pixels) or "gpu".
     """
 
@@ -54,12 +55,15 @@ class CacheKey:
     size: int
     channels: int
     resize: bool
+    upscale: bool = False
     pixels: Literal["cpu", "gpu"]
 
     def path(self) -> Path:
         """The path of the cache file."""
-        fields = json.dumps([self.root, self.size, self.channels, self.resize, self.pixels])
-        digest = hashlib.blake2b(fields.encode(), digest_size=6).hexdigest()
+        fields: list[object] = [self.root, self.size, self.channels, self.resize, self.pixels]
+        # without it, the name stays that of before, so that the older file makes room for its successor
+        fields += ["upscale"] if self.upscale else []
+        digest = hashlib.blake2b(json.dumps(fields).encode(), digest_size=6).hexdigest()
         return cache_folder() / f"{self.name}-{digest}.safetensors"
 
     def bytes(self, count: int) -> int:

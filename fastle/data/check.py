@@ -4,35 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from fastle.files import open_regular
 
 from .decode import MAX_BYTES, BadFiles, Decoder, DiskFile, ImageFile, check_size, default_threads
 from .header import looks_complete, read_header
 from .loading import Loading
+from .pillow import NotInstalled
 
 HEAD, TAIL = 65_536, 64  # bytes that are read of each file
 CHUNK = 256  # files
 
 
-def find_faults(files: Sequence[ImageFile], decoder: Decoder, loading: Loading, *, size: int) -> dict[int, str]:
+def find_faults(
+    files: Sequence[ImageFile], decoder: Decoder, loading: Loading, *, size: int, resize: bool, upscale: bool
+) -> dict[int, str]:
     """Finds the bad files that can be found without decoding every file.
 
     Args:
         files: The files of a split.
         decoder: Decodes the files that the first and last bytes leave in doubt.
-        loading: Shows the progress.
-        size: Height and width of the crops, in pixels.
+        loading: Shows the progress, and counts the files.
+        size, resize, upscale: See `TorchvisionDecoder`.
 
     Returns:
         Messages "NAME fault", by the position of the file.
     """
     faults: dict[int, str] = {}
     doubtful: list[int] = []
+    check = partial(_check_file, loading=loading, size=size, resize=resize, upscale=upscale)
     with ThreadPoolExecutor(default_threads(), thread_name_prefix="check") as pool:
         starts = range(0, len(files), CHUNK)
         for start in loading.track(starts, "checking the images", len(starts)):
-            results = pool.map(lambda file: _check_file(file, size), files[start : start + CHUNK])
+            results = pool.map(check, files[start : start + CHUNK])
             for position, fault in enumerate(results, start):
                 if fault is None:
                     doubtful.append(position)
@@ -47,19 +52,22 @@ def find_faults(files: Sequence[ImageFile], decoder: Decoder, loading: Loading, 
     return faults
 
 
-def _check_file(file: ImageFile, size: int) -> str | None:
+def _check_file(file: ImageFile, *, loading: Loading, size: int, resize: bool, upscale: bool) -> str | None:
     """The fault of a file, "" if it has none, or None if only decoding can tell."""
     try:
         head, tail, length = _read_ends(file)
         header = read_header(head)
-        check_size(header, size)
-    except OSError:
+        check_size(header, size, resize=resize, upscale=upscale)
+    except (OSError, NotInstalled):
         # the decoder words the message
         return None
     except ValueError as error:
         # in a longer file, the header may end beyond the bytes that were read
         return str(error) if length <= HEAD else None
-    return "" if looks_complete(head[:12], tail, length) else None
+    if not looks_complete(head[:12], tail, length):
+        return None
+    loading.tally.add(file.name, header)
+    return ""
 
 
 def _read_ends(file: ImageFile) -> tuple[bytes, bytes, int]:

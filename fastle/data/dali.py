@@ -15,8 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from .decode import ImageFile, TorchvisionDecoder, check_size, decode, default_threads, read_file, resize_and_crop
+from .decode import (
+    ImageFile,
+    Tally,
+    TorchvisionDecoder,
+    check_size,
+    decode,
+    default_threads,
+    read_file,
+    resize_and_crop,
+)
 from .header import Header, looks_complete, read_header, scan_is_clean
+from .orientation import UPRIGHT, turn
 
 
 def why_no_dali() -> str | None:
@@ -33,23 +43,35 @@ def why_no_dali() -> str | None:
 class DaliDecoder:
     """Decodes RGB images with DALI. On the CPU the pixels equal those of `TorchvisionDecoder`, bit for bit.
 
-    Torchvision decodes what DALI might decode differently or fail on: images that are not `plain`, files that do not
-    end properly, and every batch that DALI rejects, because DALI does not say which of its files is bad.
+    `TorchvisionDecoder` decodes what DALI might decode differently or fail on: images that are not `plain`, files that
+    do not end properly, and every batch that DALI rejects, because DALI does not say which of its files is bad.
 
     Args:
         size: Height and width of the decoded images, in pixels.
-        resize: See `TorchvisionDecoder`.
+        resize, upscale: See `TorchvisionDecoder`.
         threads: The number of DALI's threads and of torchvision's; see `TorchvisionDecoder`.
         gpu: The CUDA device that decodes and holds the batches, whose pixels differ slightly from the CPU's. None for
             the CPU.
+        tally: Counts the files.
     """
 
-    def __init__(self, size: int, *, resize: bool, threads: int | None = None, gpu: int | None = None) -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        resize: bool,
+        threads: int | None = None,
+        gpu: int | None = None,
+        upscale: bool = False,
+        tally: Tally | None = None,
+    ) -> None:
         self._size = size
         self._resize = resize
+        self._upscale = upscale
         self._threads = threads or default_threads()
         self._gpu = gpu
-        self._torchvision = TorchvisionDecoder(size, 3, resize, threads)
+        self._tally = tally or Tally()
+        self._torchvision = TorchvisionDecoder(size, 3, resize, threads, upscale=upscale, tally=self._tally)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
         # a pipeline decodes one batch at a time, but training and evaluation may share a decoder
         self._lock = threading.Lock()
@@ -60,10 +82,10 @@ class DaliDecoder:
         """Decodes files to uint8 (B, 3, size, size), see `Decoder`. Later calls do not overwrite the memory."""
         try:
             images = self._read(files)
-            for_dali = [i for i, image in enumerate(images) if image.for_dali]
-            others = [i for i, image in enumerate(images) if not image.for_dali]
+            for_dali = [i for i, image in enumerate(images) if self._takes(image)]
+            others = [i for i, image in enumerate(images) if not self._takes(image)]
             rest = self._pool.map(
-                lambda i: resize_and_crop(decode(images[i].data, 3), self._size, self._resize), others
+                lambda i: resize_and_crop(decode(images[i].data, images[i].header, 3), self._size, self._resize), others
             )
             batch = self._decode([images[i] for i in for_dali]) if for_dali else None
             if batch is not None and not others:
@@ -78,6 +100,7 @@ class DaliDecoder:
                 together[for_dali] = batch
             for i, image in zip(others, rest, strict=True):
                 together[i].copy_(image)
+                self._tally.add(files[i].name, images[i].header)
             return together
         except (ValueError, _DaliFailed):
             # torchvision decodes file by file and names the bad ones; if there is none, DALI was too strict
@@ -100,9 +123,13 @@ class DaliDecoder:
         for file in files:
             data = read_file(file)
             header = read_header(data)
-            check_size(header, self._size)
+            check_size(header, self._size, resize=self._resize, upscale=self._upscale)
             images.append(_EncodedImage(data, header))
         return images
+
+    def _takes(self, image: _EncodedImage) -> bool:
+        # where DALI decodes the crop alone, that of a turned image would lie elsewhere
+        return image.for_dali and (self._resize or image.header.orientation == UPRIGHT)
 
     def _decode(self, images: Sequence[_EncodedImage]) -> Tensor:
         encoded = [np.frombuffer(image.data, np.uint8) for image in images]
@@ -119,7 +146,8 @@ class DaliDecoder:
                 self._pipeline = None
                 raise _DaliFailed from error
         if self._resize:
-            return self._resized([from_dlpack(output[i]) for i in range(len(images))])
+            decoded = [from_dlpack(output[i]) for i in range(len(images))]
+            return self._resized(decoded, [image.header.orientation for image in images])
         batch = from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
         if self._gpu is None:
             return batch
@@ -133,19 +161,19 @@ class DaliDecoder:
         margins = [(header.height - self._size, header.width - self._size) for header in headers]
         return np.array([(round(y / 2), round(x / 2)) for y, x in margins], np.int32)
 
-    def _resized(self, images: Sequence[Tensor]) -> Tensor:
-        """Resizes and crops whole images, (H, W, 3) each, to uint8 (B, 3, size, size)."""
+    def _resized(self, images: Sequence[Tensor], orientations: Sequence[int]) -> Tensor:
+        """Turns, resizes and crops whole images, (H, W, 3) each, to uint8 (B, 3, size, size)."""
         shape = (len(images), 3, self._size, self._size)
         batch = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last, device=self._device)
 
-        def resize(row: Tensor, image: Tensor) -> None:
-            row.copy_(resize_and_crop(image.permute(2, 0, 1), self._size, resize=True))
+        def resize(row: Tensor, image: Tensor, orientation: int) -> None:
+            row.copy_(resize_and_crop(turn(image.permute(2, 0, 1), orientation), self._size, resize=True))
 
         if self._gpu is None:
-            list(self._pool.map(resize, batch, images))
+            list(self._pool.map(resize, batch, images, orientations))
         else:
-            for row, image in zip(batch, images, strict=True):
-                resize(row, image)
+            for row, image, orientation in zip(batch, images, orientations, strict=True):
+                resize(row, image, orientation)
             torch.cuda.current_stream(self._gpu).synchronize()
         return batch
 

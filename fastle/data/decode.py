@@ -1,9 +1,10 @@
-"""Decoding: the interfaces of encoded files and of decoders, and the decoder that uses torchvision."""
+"""Decoding: the interfaces of encoded files and of decoders, and the decoder that uses torchvision and Pillow."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from torch import Tensor
 from fastle.errors import DataError
 from fastle.files import open_regular
 
+from . import pillow
 from .header import MAX_PIXELS, Header, check_png, read_header
+from .orientation import turn
 
 # of a file: as many as the largest image has uncompressed, at four samples of 16 bits to a pixel
 MAX_BYTES = 8 * MAX_PIXELS
@@ -59,9 +62,9 @@ class BadFiles(DataError):
 class Decoder(Protocol):
     """Decodes encoded images to one size.
 
-    All decoders follow the same rules. They decode JPEG, PNG and WebP, whatever the file's extension. Animations, other
-    formats and whatever `read_header` rejects are bad files. Grey becomes RGB; CMYK, palettes and 16 bits become 8-bit
-    RGB as in torchvision; alpha is dropped; EXIF orientation is not applied.
+    All decoders follow the same rules, whatever the file's extension. What `read_header` rejects is a bad file. Grey
+    becomes RGB; CMYK, palettes and 16 bits become 8-bit RGB as in torchvision; alpha is dropped; images are turned as
+    their EXIF orientation asks. Of several frames or pages, the first is decoded.
     """
 
     def __call__(self, files: Sequence[ImageFile]) -> Tensor:
@@ -86,21 +89,60 @@ class DiskFile:
         return file_stamp(self.name)
 
 
+class Tally:
+    """Counts the files of which something is to be said, each once: Pillow decodes them, or they have 16 bits."""
+
+    def __init__(self) -> None:
+        self._by_pillow: dict[str, str] = {}
+        self._deep: set[str] = set()
+
+    def add(self, name: str, header: Header) -> None:
+        """Counts a file, if there is something to be said of it."""
+        if header.by_pillow:
+            self._by_pillow[name] = header.kind
+        if header.deep:
+            self._deep.add(name)
+
+    def remarks(self) -> list[str]:
+        """What is to be said of the files so far, a line each."""
+        lines = []
+        if self._by_pillow:
+            kinds = Counter(self._by_pillow.values()).most_common()
+            listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
+            lines.append(f"decoder: Pillow for {listed}, which DALI and torchvision cannot decode; it is slower")
+        if self._deep:
+            lines.append(f"decoder: of {len(self._deep):,} images with more than 8 bits, the upper 8 are kept")
+        return lines
+
+
 class TorchvisionDecoder:
-    """Decodes with torchvision, in threads. It runs everywhere, and decodes to RGB or grey.
+    """Decodes with torchvision, or Pillow what that cannot, in threads. It runs everywhere, and decodes to RGB or grey.
 
     Args:
         size: Height and width of the decoded images, in pixels.
         channels: 3 for RGB or 1 for grey, whatever a file holds.
         resize: Whether the shorter side is first resized to `size` (bilinear, antialiased). In either case the centre
             is then cropped as by torchvision's `CenterCrop`, and a smaller image is a bad file.
+        upscale: Whether smaller images are resized, too.
         threads: The number of threads; by default, that of the processors, but at most 16.
+        tally: Counts the files.
     """
 
-    def __init__(self, size: int, channels: int, resize: bool, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        size: int,
+        channels: int,
+        resize: bool,
+        threads: int | None = None,
+        *,
+        upscale: bool = False,
+        tally: Tally | None = None,
+    ) -> None:
         self._size = size
         self._channels = channels
         self._resize = resize
+        self._upscale = upscale
+        self._tally = tally or Tally()
         self._pool = ThreadPoolExecutor(threads or default_threads(), thread_name_prefix="decode")
 
     def __call__(self, files: Sequence[ImageFile]) -> Tensor:
@@ -122,8 +164,13 @@ class TorchvisionDecoder:
         try:
             data = read_file(file)
             header = read_header(data)
-            check_size(header, self._size)
-            return resize_and_crop(decode(data, self._channels), self._size, self._resize)
+            check_size(header, self._size, resize=self._resize, upscale=self._upscale)
+            image = resize_and_crop(decode(data, header, self._channels), self._size, self._resize)
+            self._tally.add(file.name, header)
+            return image
+        except pillow.NotInstalled as error:
+            # the file is in order, so that nobody should skip it
+            raise DataError(f"{file.name} {error}") from None
         except ValueError as error:
             return str(error)
 
@@ -147,11 +194,17 @@ def read_file(file: ImageFile) -> bytes:
         raise ValueError(f"cannot be read: {error.strerror or error}") from None
 
 
-def check_size(header: Header, size: int) -> None:
-    """Raises ValueError, with the fault alone, if an image is too small to crop `size` pixels from it."""
-    if min(header.width, header.height) < size:
+def check_size(header: Header, size: int, *, resize: bool, upscale: bool) -> None:
+    """Raises ValueError, with the fault alone, if an image is too small to crop `size` pixels from it.
+
+    Args:
+        header: The image's.
+        size, resize, upscale: See `TorchvisionDecoder`.
+    """
+    if min(header.width, header.height) < size and not upscale:
         # no image is enlarged silently
-        raise ValueError(f"is {header.width}x{header.height}, smaller than the {size}x{size} asked for")
+        hint = "; --upscale enlarges such images" if resize else ""
+        raise ValueError(f"is {header.width}x{header.height}, smaller than the {size}x{size} asked for{hint}")
 
 
 def resize_and_crop(image: Tensor, size: int, resize: bool) -> Tensor:
@@ -164,17 +217,26 @@ def resize_and_crop(image: Tensor, size: int, resize: bool) -> Tensor:
     return F.center_crop(image, [size, size])
 
 
-def decode(data: bytes, channels: int) -> Tensor:
-    """Decodes an image to uint8 (channels, H, W).
+def decode(data: bytes, header: Header, channels: int) -> Tensor:
+    """Decodes an image, whose header has been read, to uint8 (channels, H, W), upright.
 
     Raises:
         ValueError: The image does not decode. The message is the fault alone, in one line.
     """
+    if header.by_pillow:
+        image = pillow.decode(data, header.kind, channels)
+    else:
+        image = turn(_by_torchvision(data, header, channels), header.orientation)
+    if image.shape[1:] != (header.height, header.width):
+        raise ValueError(f"does not decode: its header says {header.width}x{header.height}")
+    return image
+
+
+def _by_torchvision(data: bytes, header: Header, channels: int) -> Tensor:
     # importing them takes seconds
     import torchvision.transforms.v2.functional as F
     from torchvision.io import ImageReadMode, decode_image
 
-    header = read_header(data)
     if header.kind == "PNG":
         check_png(data)
     mode = ImageReadMode.RGB if channels == 3 else ImageReadMode.GRAY
@@ -186,8 +248,6 @@ def decode(data: bytes, channels: int) -> Tensor:
         # line number; what follows it is advice for callers of torchvision
         fault = re.sub(r"^.*\.cpp:\d+, ", "", str(error).splitlines()[0]).split(". ")[0]
         raise ValueError(f"does not decode: {fault}") from None
-    if image.shape[1:] != (header.height, header.width):
-        raise ValueError(f"does not decode: its header says {header.width}x{header.height}")
     image = F.to_dtype(image, torch.uint8, scale=True)
     # the WebP decoder cannot decode to grey: it leaves RGB, with or without alpha
     return image if len(image) == channels else F.rgb_to_grayscale(image[:3])

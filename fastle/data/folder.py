@@ -11,12 +11,14 @@ from fastle.errors import DataError
 from .decode import Decoder, DiskFile
 from .images import EncodedImages, Split
 
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".webp")
-KINDS = ".jpg .jpeg .png .webp"  # in messages, the usual ones
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".webp",
+    ".tif", ".tiff", ".bmp", ".dib", ".gif", ".avif", ".heic", ".heif", ".hif",
+)  # fmt: skip
+KINDS = ".jpg .png .webp .tif .bmp .gif .avif .heic"  # in messages, the usual ones
 # image formats that fastle does not decode: they are reported as bad files rather than silently left out
 UNSUPPORTED = (
-    ".gif", ".bmp", ".dib", ".tif", ".tiff", ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".tga",
-    ".psd", ".exr", ".hdr", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi", ".ico",
+    ".jxl", ".jp2", ".j2k", ".jpx", ".tga", ".psd", ".exr", ".hdr", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi", ".ico",
     # of cameras
     ".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw",
 )  # fmt: skip

@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+
+from . import pillow
+from .orientation import UPRIGHT, on_its_side, read_orientation
+
+Kind = Literal["JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF", "AVIF", "HEIC"]
 
 MAX_PIXELS = 100_000_000
 
@@ -17,19 +22,21 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 # the seven passes of an interlaced PNG: first column, first row, column step, row step
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-# formats that fastle does not decode, by their first bytes
+# formats that Pillow decodes, by their first bytes
+BY_PILLOW: dict[bytes, Kind] = {
+    b"GIF8": "GIF", b"BM": "BMP",
+    b"II*\x00": "TIFF", b"MM\x00*": "TIFF", b"II+\x00": "TIFF", b"MM\x00+": "TIFF",
+}  # fmt: skip
+# the same by the brand of their first box, which an MP4 has as well
+BRANDS: dict[bytes, Kind] = {b"avi": "AVIF", b"hei": "HEIC", b"hev": "HEIC", b"mif": "HEIC", b"msf": "HEIC"}
+# formats that fastle does not decode
 UNSUPPORTED = {
-    b"GIF8": "a GIF",
-    b"BM": "a BMP",
-    b"II*\x00": "a TIFF",
-    b"MM\x00*": "a TIFF",
-    b"II+\x00": "a TIFF",
-    b"MM\x00+": "a TIFF",
-    b"\xff\x0a": "a JPEG XL",
-    b"\x00\x00\x00\x0cJXL ": "a JPEG XL",
-    b"\x00\x00\x00\x0cjP  ": "a JPEG 2000",
-    b"8BPS": "a Photoshop file",
-    b"FUJIFILMCCD-RAW": "a raw photograph",
+    b"\xff\x0a": "JPEG XL",
+    b"\x00\x00\x00\x0cJXL ": "JPEG XL",
+    b"\x00\x00\x00\x0cjP  ": "JPEG 2000",
+    b"8BPS": "Photoshop file",
+    b"FUJIFILMCCD-RAW": "raw photograph",
+    b"II*\x00\x10\x00\x00\x00CR": "raw photograph",
 }
 
 # the sampling factors of a JPEG: grey, 4:4:4, 4:2:2 and 4:2:0
@@ -44,18 +51,26 @@ class Header:
 
     Attributes:
         kind: The file format.
-        width, height: In pixels, at least 1 each; their product is at most `MAX_PIXELS`.
+        width, height: Of the image, turned as its orientation asks, in pixels, at least 1 each; their product is at
+            most `MAX_PIXELS`.
         plain: Whether all CPU decoders give the same pixels. They do for an 8-bit baseline JPEG with one or three
             components and 4:4:4, 4:2:2 or 4:2:0 sampling, for a PNG of at most 8 bits and for any WebP; not for a
             progressive JPEG, CMYK or 16 bits.
         scan: The offset in bytes of the compressed pixels of a baseline JPEG; 0 for all others.
+        orientation: How the pixels of the file must be turned, 1 to 8; 1 is upright. WebP and some PNGs say so behind
+            their pixels, and count as upright where that part is missing. Images that Pillow decodes it turns as well.
+        by_pillow: Whether Pillow decodes it, because torchvision cannot.
+        deep: Whether its samples have more than 8 bits, of which the upper 8 are kept.
     """
 
-    kind: Literal["JPEG", "PNG", "WebP"]
+    kind: Kind
     width: int
     height: int
     plain: bool
     scan: int = 0
+    orientation: int = UPRIGHT
+    by_pillow: bool = False
+    deep: bool = False
 
 
 def read_header(data: bytes) -> Header:
@@ -63,6 +78,7 @@ def read_header(data: bytes) -> Header:
 
     Raises:
         ValueError: fastle cannot decode such a file. The message is the fault alone, in one line.
+        NotInstalled: It could, with another package.
     """
     if fault := download_fault(data):
         raise ValueError(fault)
@@ -72,8 +88,14 @@ def read_header(data: bytes) -> Header:
         header = _read_png(data)
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         header = _read_webp(data)
+    elif kind := _kind_by_pillow(data):
+        width, height, deep = pillow.read_size(data, kind)
+        header = Header(kind, width, height, plain=False, by_pillow=True, deep=deep)
     else:
-        raise ValueError(_not_an_image(data))
+        known = next((words for magic, words in UNSUPPORTED.items() if data.startswith(magic)), None)
+        raise ValueError(
+            f"is a {known}, which fastle cannot decode" if known else "is not an image that fastle decodes"
+        )
     if not header.width or not header.height:
         raise ValueError(f"is {header.width}x{header.height}, without a pixel")
     if header.width * header.height > MAX_PIXELS:
@@ -81,7 +103,17 @@ def read_header(data: bytes) -> Header:
             f"is {header.width}x{header.height}, more than {MAX_PIXELS // 1_000_000} megapixels: "
             "refused as a decompression bomb"
         )
-    return header
+    return replace(header, width=header.height, height=header.width) if on_its_side(header.orientation) else header
+
+
+def _kind_by_pillow(data: bytes) -> Kind | None:
+    if data[4:8] == b"ftyp":
+        # the brands of an image that is both, or of a collection, follow
+        return "AVIF" if b"avif" in data[8 : min(64, data[3])] else BRANDS.get(data[8:11])
+    if data[8:10] == b"CR":
+        # a raw photograph that begins like a TIFF
+        return None
+    return next((kind for magic, kind in BY_PILLOW.items() if data.startswith(magic)), None)
 
 
 def looks_complete(head: bytes, tail: bytes, size: int) -> bool:
@@ -178,7 +210,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _read_png(data: bytes) -> Header:
-    header = None
+    header, exif, begun = None, b"", False
     for name, start, end in _png_chunks(data):
         if header is None:
             if name != b"IHDR" or end - start != 13:
@@ -186,16 +218,23 @@ def _read_png(data: bytes) -> Header:
             if end > len(data):
                 break
             width, height = (int.from_bytes(data[i : i + 4], "big") for i in (start, start + 4))
-            header = Header("PNG", width, height, plain=data[start + 8] <= 8)
+            deep = data[start + 8] > 8
+            header = Header("PNG", width, height, plain=not deep, deep=deep)
         elif name == b"IDAT":
-            return header
-        elif name == b"acTL" and int.from_bytes(data[start : start + 4], "big") != 1:
+            begun = True
+        elif name == b"acTL" and not begun and int.from_bytes(data[start : start + 4], "big") != 1:
             raise ValueError("is an animation, not one image")
-    raise ValueError("is truncated")
+        elif name == b"eXIf":
+            exif = exif or data[start:end]
+        elif name == b"IEND":
+            break
+    if header is None or not begun:
+        raise ValueError("is truncated")
+    return replace(header, orientation=read_orientation(exif))
 
 
 def _read_jpeg(data: bytes) -> Header:
-    at, size, plain, frame, frame_at = 2, len(data), True, 0, 0
+    at, size, plain, frame, frame_at, exif = 2, len(data), True, 0, 0, b""
     while True:
         if data[at : at + 1] != b"\xff":
             # like libjpeg, skip to the next marker
@@ -219,6 +258,8 @@ def _read_jpeg(data: bytes) -> Header:
             frame, frame_at = marker, frame_at or at
         if length < 2 or marker == 0xD9 or (marker == 0xDA and not frame_at):
             raise ValueError("does not decode: the header of the JPEG is damaged")
+        if marker == 0xE1 and data.startswith(b"Exif\0\0", at + 2):
+            exif = exif or data[at + 2 : at + length]
         at += length
         if marker == 0xDA:
             break
@@ -226,7 +267,8 @@ def _read_jpeg(data: bytes) -> Header:
         raise ValueError("is truncated")
     # if a progressive JPEG lacks its last scans, libjpeg guesses them, from more of the image than the crop
     baseline = frame in (0xC0, 0xC1)
-    return _read_frame(data[frame_at : frame_at + 32], plain and baseline, at if baseline else 0)
+    header = _read_frame(data[frame_at : frame_at + 32], plain and baseline, at if baseline else 0)
+    return replace(header, orientation=read_orientation(exif))
 
 
 def _read_frame(segment: bytes, plain: bool, scan: int) -> Header:
@@ -237,7 +279,7 @@ def _read_frame(segment: bytes, plain: bool, scan: int) -> Header:
 
 
 def _read_webp(data: bytes) -> Header:
-    name, head = data[12:16], data[20:30]
+    name, head, exif, animated = data[12:16], data[20:30], b"", False
     if len(head) < 10:
         raise ValueError("is truncated")
     if name == b"VP8 " and head[3:6] == b"\x9d\x01\x2a":
@@ -247,17 +289,20 @@ def _read_webp(data: bytes) -> Header:
         packed = int.from_bytes(head[1:5], "little")
         width, height = (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1
     elif name == b"VP8X":
-        if head[0] & 2:
-            raise ValueError("is an animation, not one image")
+        animated = bool(head[0] & 2)
         width, height = (int.from_bytes(head[i : i + 3], "little") + 1 for i in (4, 7))
+        exif = _webp_exif(data)
     else:
         raise ValueError("does not decode: the header of the WebP is damaged")
-    return Header("WebP", width, height, plain=True)
+    return Header("WebP", width, height, plain=not animated, orientation=read_orientation(exif), by_pillow=animated)
 
 
-def _not_an_image(data: bytes) -> str:
-    known = next((words for magic, words in UNSUPPORTED.items() if data.startswith(magic)), None)
-    if data[4:8] == b"ftyp":
-        # an MP4 has this box as well
-        known = {b"avi": "an AVIF", b"hei": "a HEIC", b"hev": "a HEIC", b"mif": "a HEIC"}.get(data[8:11])
-    return f"is {known}, not a JPEG, PNG or WebP image" if known else "is not a JPEG, PNG or WebP image"
+def _webp_exif(data: bytes) -> bytes:
+    at = 12
+    while at + 8 <= len(data):
+        end = at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"EXIF":
+            return data[at + 8 : end]
+        # chunks begin at even offsets
+        at = end + end % 2
+    return b""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from fastle.choices import CacheChoice, DecoderChoice
 from fastle.errors import DataError
 
 from . import dali
-from .decode import Decoder, TorchvisionDecoder
+from .decode import Decoder, Tally, TorchvisionDecoder
 
 CPU = torch.device("cpu")
 
@@ -38,6 +38,7 @@ class Loading:
         processes: The number of processes on this machine that keep images in memory.
         say: Shows a message to the user.
         track: (items, description, total) → the same items, with a progress bar.
+        tally: Counts the files that are not decoded as somebody may think.
     """
 
     decoder: DecoderChoice = "auto"
@@ -46,14 +47,15 @@ class Loading:
     processes: int = 1
     say: Callable[[str], object] = _silent
     track: Callable[[Iterable[Any], str, int], Iterable[Any]] = _untracked
+    tally: Tally = field(default_factory=Tally, compare=False)
 
 
-def make_decoder(loading: Loading, *, size: int, channels: int, resize: bool) -> Decoder:
+def make_decoder(loading: Loading, *, size: int, channels: int, resize: bool, upscale: bool = False) -> Decoder:
     """Makes the decoder that `loading` asks for, with a message if "auto" cannot take the fastest.
 
     Args:
         loading: How images are loaded.
-        size, channels, resize: See `TorchvisionDecoder`.
+        size, channels, resize, upscale: See `TorchvisionDecoder`.
 
     Raises:
         DataError: The decoder is unavailable. The message says why.
@@ -64,7 +66,7 @@ def make_decoder(loading: Loading, *, size: int, channels: int, resize: bool) ->
             raise DataError(f"--decoder {choice} decodes colour images only; use --decoder torchvision")
         if choice == "auto":
             loading.say("decoder: torchvision, because DALI decodes colour images only")
-        return TorchvisionDecoder(size, channels, resize)
+        return TorchvisionDecoder(size, channels, resize, upscale=upscale, tally=loading.tally)
     if choice in ("dali", "dali-gpu") and missing:
         raise DataError(f"--decoder {choice} is unavailable: {missing}; use --decoder torchvision")
     if choice == "dali-gpu" and loading.device.type != "cuda":
@@ -74,6 +76,6 @@ def make_decoder(loading: Loading, *, size: int, channels: int, resize: bool) ->
     if choice == "auto" and missing:
         loading.say(f"decoder: torchvision, about half as fast as DALI, which is unavailable: {missing}")
     if choice == "torchvision" or missing:
-        return TorchvisionDecoder(size, channels, resize)
+        return TorchvisionDecoder(size, channels, resize, upscale=upscale, tally=loading.tally)
     gpu = (loading.device.index or 0) if choice == "dali-gpu" else None
-    return dali.DaliDecoder(size, resize=resize, gpu=gpu)
+    return dali.DaliDecoder(size, resize=resize, gpu=gpu, upscale=upscale, tally=loading.tally)

@@ -46,6 +46,7 @@ def open_images(config: DataConfig, split: Split, loading: Loading | None = None
     loading = loading or Loading(cache="host" if config.dataset in IN_MEMORY else "none")
     images, faults, _ = _open(config, split, loading, _decoder(config, loading))
     _report_faults({split: faults}, config, loading)
+    _say_remarks(loading)
     return _not_empty(images, split)
 
 
@@ -64,6 +65,7 @@ def open_training(config: DataConfig, loading: Loading) -> tuple[Images, Images,
     uncached = replace(loading, cache="host" if config.dataset in IN_MEMORY else "none")
     valid, valid_faults, _ = _open(config, "valid", uncached, decoder)
     _report_faults({"train": faults, "valid": valid_faults}, config, loading)
+    _say_remarks(loading)
     identity = Identity(len(train), config.dataset) if files is None else identify(_usable(files, faults))
     return _not_empty(train, "train"), _not_empty(valid, "valid"), identity
 
@@ -76,9 +78,12 @@ def open_tree(config: DataConfig, root: Path, loading: Loading | None = None) ->
         BadFiles: See `open_images`.
     """
     loading = loading or Loading()
-    decoder = make_decoder(loading, size=config.size, channels=config.channels, resize=_resizes(config))
+    decoder = make_decoder(
+        loading, size=config.size, channels=config.channels, resize=_resizes(config), upscale=config.upscale
+    )
     images, faults = _checked(folder.open_folder(root, None, decoder), config, loading)
     _report_faults({str(root): faults}, config, loading)
+    _say_remarks(loading)
     return _not_empty(images, str(root))
 
 
@@ -89,7 +94,7 @@ def decode_files(config: DataConfig, paths: Sequence[Path]) -> Tensor:
         DataError: A file cannot be used. The message names it.
     """
     # for a few files, DALI would take longer to start
-    decoder = TorchvisionDecoder(config.size, config.channels, _resizes(config))
+    decoder = TorchvisionDecoder(config.size, config.channels, _resizes(config), upscale=config.upscale)
     return decoder([DiskFile(str(path)) for path in paths])
 
 
@@ -113,6 +118,7 @@ def cache_key(config: DataConfig, split: Split, *, gpu: bool) -> CacheKey:
         size=config.size,
         channels=config.channels,
         resize=_resizes(config),
+        upscale=config.upscale,
         pixels="gpu" if gpu else "cpu",
     )
 
@@ -164,7 +170,9 @@ def _place(images: ArrayImages, config: DataConfig, loading: Loading) -> ArrayIm
 
 def _checked(images: EncodedImages, config: DataConfig, loading: Loading) -> tuple[EncodedImages, list[str]]:
     """The images without the files that the check finds unusable, and the faults of those."""
-    faults = find_faults(images.files, images.decoder, loading, size=config.size)
+    faults = find_faults(
+        images.files, images.decoder, loading, size=config.size, resize=_resizes(config), upscale=config.upscale
+    )
     return (images.without(faults) if faults else images), list(faults.values())
 
 
@@ -189,6 +197,11 @@ def _report_faults(faults_by_split: dict[str, list[str]], config: DataConfig, lo
     loading.say(f"skipped {len(faults)} images that cannot be used ({counts}):{listed}{rest}")
 
 
+def _say_remarks(loading: Loading) -> None:
+    for remark in loading.tally.remarks():
+        loading.say(remark)
+
+
 def _resizes(config: DataConfig) -> bool:
     # the images of CelebA all have one size and are only cropped; a folder may hold images of any size
     return config.dataset != "celeba"
@@ -204,7 +217,9 @@ def _decoder(config: DataConfig, loading: Loading) -> Decoder | None:
     """The decoder of a dataset; None if its images are not encoded."""
     if config.dataset in IN_MEMORY:
         return None
-    return make_decoder(loading, size=config.size, channels=config.channels, resize=_resizes(config))
+    return make_decoder(
+        loading, size=config.size, channels=config.channels, resize=_resizes(config), upscale=config.upscale
+    )
 
 
 def _root(config: DataConfig) -> Path:

@@ -332,8 +332,11 @@ def test_bad_images_are_all_listed_below_the_error(command: Command, tmp_path: P
         Image.new("RGB", (20, 24)).save(small / name)
     (tmp_path / "small" / "list_eval_partition.txt").write_text("".join(f"{n} {i // 4}\n" for i, n in enumerate(names)))
     for arguments, fault in (
-        (("folder", "--data", "bad", "--size", "32"), "text.jpg is not a JPEG, PNG or WebP image"),
-        (("folder", "--data", "small", "--size", "32"), "20x24, smaller than the 32x32 asked for"),
+        (("folder", "--data", "bad", "--size", "32"), "text.jpg is not an image that fastle decodes"),
+        (
+            ("folder", "--data", "small", "--size", "32"),
+            "20x24, smaller than the 32x32 asked for; --upscale enlarges such images",
+        ),
         (("celeba", "--data", "small"), "20x24, smaller than the 128x128 asked for"),
     ):
         status, _, err = command("train", *arguments, "--batch-size", "2", "--device", "cpu", "--run", "run")

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import fastle.commands.main
 import fastle.commands.train
 import fastle.training.loop
 from fastle.checkpoint import latest_checkpoint, load_checkpoint
@@ -150,3 +151,17 @@ def test_unavailable_choices_say_why(command: Command, tmp_path: Path, monkeypat
     status, out, _ = command(*run, "--decoder", "auto", "--cache", "none")
     # once, with the reason, though two splits are opened
     assert status == 0 and out.count(reason) == 1 and "torchvision" in out
+
+
+def test_grey_images_are_trained_on_measured_and_shown(command: Command, tmp_path: Path) -> None:
+    root, run = write_photographs(tmp_path, 6), tmp_path / "run"
+    deep = root / "test" / "deep.tif"
+    deep.write_bytes(pictures.encoded(Image.fromarray(pictures.sixteen(pictures.picture(0, 30, 30))[..., 0]), "TIFF"))
+    assert command("folder", "--data", root, "--channels", "1", "--steps", "2", "--run", run)[0] == 0
+    fastle.commands.main.main(["eval", str(run), "--device", "cpu"])
+    figures = json.loads((run / "eval-test.json").read_text())
+    # luma and chroma are of colour images
+    assert figures["images"] == 7 and "psnr" in figures["clean"] and "psnr_luma" not in figures["clean"]
+    picture = tmp_path / "picture.png"
+    fastle.commands.main.main(["reconstruct", str(run), str(deep), "-o", str(picture), "--device", "cpu"])
+    assert Image.open(picture).width > 96

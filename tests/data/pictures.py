@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import CenterCrop
+from torchvision.transforms.functional import pil_to_tensor
 from torchvision.transforms.v2 import functional as F
 
 from fastle.data.dali import DaliDecoder, why_no_dali
@@ -44,11 +45,11 @@ def with_alpha(image: Image.Image) -> Image.Image:
     return image
 
 
-def turned(image: Image.Image, kind: str = "JPEG") -> bytes:
-    """A file whose EXIF orientation turns it on its side."""
+def turned(image: Image.Image, kind: str = "JPEG", orientation: int = 6, **options: object) -> bytes:
+    """A file with an EXIF orientation, which by default turns it on its side."""
     exif = Image.Exif()
-    exif[0x0112] = 6
-    return encoded(image, kind, exif=exif)
+    exif[0x0112] = orientation
+    return encoded(image, kind, exif=exif, **options)
 
 
 def with_thumbnail(image: Image.Image) -> bytes:
@@ -131,15 +132,38 @@ GOOD: dict[str, Encode] = {
     "webp-lossless-alpha": lambda image: encoded(with_alpha(image), "WEBP", lossless=True),
 }
 
-UNSUPPORTED: dict[str, Encode] = {
-    "gif": lambda image: encoded(image, "GIF"),
+# what torchvision cannot decode, and Pillow does
+BY_PILLOW: dict[str, Encode] = {
+    "tiff": lambda image: encoded(image, "TIFF"),
+    "tiff-lzw": lambda image: encoded(image, "TIFF", compression="tiff_lzw"),
+    "tiff-alpha": lambda image: encoded(with_alpha(image), "TIFF"),
+    "tiff-cmyk": lambda image: encoded(image.convert("CMYK"), "TIFF"),
+    "tiff-pages": lambda image: encoded(image, "TIFF", save_all=True, append_images=[image.rotate(90)]),
+    "tiff-turned": lambda image: turned(image, "TIFF"),
     "bmp": lambda image: encoded(image, "BMP"),
-    "tif": lambda image: encoded(image, "TIFF"),
-    # the first box identifies the format
-    "heic": lambda image: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 200,
-    "avif": lambda image: b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + b"\0" * 200,
+    "bmp-grey": lambda image: encoded(image.convert("L"), "BMP"),
+    "gif": lambda image: encoded(image, "GIF"),
+    "gif-transparent": lambda image: encoded(image.quantize(16), "GIF", transparency=0),
+    "gif-animated": lambda image: animated(image, "GIF"),
+    "webp-animated": lambda image: animated(image, "WEBP", lossless=True),
+    "webp-animated-turned": lambda image: turned(image, "WEBP", save_all=True, append_images=[image.rotate(90)]),
+    "avif": lambda image: encoded(image, "AVIF", speed=10),
+    "avif-turned": lambda image: turned(image, "AVIF", speed=10),
 }
-NOT_AN_IMAGE = r"not a JPEG, PNG or WebP image"
+
+UNSUPPORTED: dict[str, Encode] = {
+    # the first bytes identify the format
+    "psd": lambda image: b"8BPS\0\1" + b"\0" * 200,
+    "jxl": lambda image: b"\xff\x0a" + b"\0" * 200,
+    "jp2": lambda image: b"\0\0\0\x0cjP  \r\n\x87\n" + b"\0" * 200,
+    "dng": lambda image: encoded(image, "TIFF", tiffinfo={254: 1}),
+}
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 200  # without an image
+NOT_AN_IMAGE = "which fastle cannot decode"
+
+
+def animated(image: Image.Image, kind: str, **options: object) -> bytes:
+    return encoded(image, kind, save_all=True, append_images=[image.rotate(90)], duration=100, **options)
 
 
 def half(data: bytes) -> bytes:
@@ -153,9 +177,9 @@ def damaged_png(image: Image.Image) -> bytes:
     return bytes(data)
 
 
-def bomb(width: int = 12_000, height: int = 12_000) -> bytes:
-    """A PNG of some kilobytes that decodes to hundreds of megabytes."""
-    return encoded(Image.new("1", (width, height)), "PNG")
+def bomb(kind: str = "PNG", **options: object) -> bytes:
+    """A file of some kilobytes that decodes to hundreds of megabytes."""
+    return encoded(Image.new("1", (12_000, 12_000)), kind, **options)
 
 
 def write_bad(folder: Path, size: int) -> dict[str, str]:
@@ -164,8 +188,8 @@ def write_bad(folder: Path, size: int) -> dict[str, str]:
     (folder / "bad-truncated.jpg").write_bytes(half(encoded(image, "JPEG")))
     (folder / "bad-empty.jpg").touch()
     (folder / "bad-page.jpg").write_bytes(b"\n<!DOCTYPE html><html>Quota exceeded</html>")
-    (folder / "bad-gif.jpg").write_bytes(encoded(image, "GIF"))
-    (folder / "bad-gif.gif").write_bytes(encoded(image, "GIF"))
+    (folder / "bad-psd.jpg").write_bytes(UNSUPPORTED["psd"](image))
+    (folder / "bad-gif.gif").write_bytes(half(encoded(image, "GIF")))
     (folder / "bad-bomb.png").write_bytes(bomb())
     (folder / "bad-small.jpg").write_bytes(encoded(picture(98, 20, 20), "JPEG"))
     (folder / "bad-link.jpg").symlink_to(folder / "gone.jpg")
@@ -173,8 +197,8 @@ def write_bad(folder: Path, size: int) -> dict[str, str]:
         "bad-truncated.jpg": "truncated",
         "bad-empty.jpg": "is empty",
         "bad-page.jpg": "is an HTML page",
-        "bad-gif.jpg": f"is a GIF, {NOT_AN_IMAGE}",
-        "bad-gif.gif": f"is a GIF, {NOT_AN_IMAGE}",
+        "bad-psd.jpg": f"is a Photoshop file, {NOT_AN_IMAGE}",
+        "bad-gif.gif": "does not decode: image file is truncated",
         "bad-bomb.png": "is 12000x12000, more than 100 megapixels: refused as a decompression bomb",
         "bad-small.jpg": f"is 20x20, smaller than the {size}x{size} asked for",
         "bad-link.jpg": "cannot be read: No such file or directory",
@@ -203,12 +227,22 @@ def write_celeba(root: Path, contents: Iterable[tuple[str, bytes]], valid: int =
 
 
 def oracle(data: bytes, size: int, *, resize: bool) -> Tensor:
-    """uint8 (3, size, size) by torchvision's own functions, one after the other."""
-    image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
-    image = F.to_dtype(image, torch.uint8, scale=True)
+    """uint8 (3, size, size) by torchvision's own functions and Pillow's, one after the other."""
+    if data.startswith((b"\xff\xd8", SIGNATURE)) or (data.startswith(b"RIFF") and b"ANMF" not in data):
+        image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+        image = upright(F.to_dtype(image, torch.uint8, scale=True), data)
+    else:
+        image = pil_to_tensor(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     if resize:
         image = F.resize(image, [size], antialias=True)
     return CenterCrop(size)(image)
+
+
+def upright(image: Tensor, data: bytes) -> Tensor:
+    """(3, H, W), the pixels of a file, turned by Pillow as the file's EXIF orientation asks."""
+    pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
+    pixels.getexif()[0x0112] = Image.open(io.BytesIO(data)).getexif().get(0x0112, 1)
+    return torch.from_numpy(np.array(ImageOps.exif_transpose(pixels))).permute(2, 0, 1)
 
 
 class Memory:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,17 @@ from fastle.errors import DataError
 from fastle.presets import make_config
 from tests.data import pictures
 from tests.data.caches import CACHES, config, everything, loading
-from tests.data.pictures import NOT_AN_IMAGE, UNSUPPORTED, encoded, picture, write_bad, write_pictures
+from tests.data.pictures import (
+    BY_PILLOW,
+    GOOD,
+    HEIC,
+    NOT_AN_IMAGE,
+    UNSUPPORTED,
+    encoded,
+    picture,
+    write_bad,
+    write_pictures,
+)
 
 pytestmark = pytest.mark.usefixtures("cache_home")
 # of crops; images of 20x20 are too small
@@ -102,14 +113,13 @@ def test_unsupported_formats_are_bad_files(tmp_path: Path) -> None:
     for extension, encode in UNSUPPORTED.items():
         (tmp_path / "train" / f"photo.{extension}").write_bytes(encode(picture(0, 30, 30)))
         (tmp_path / "train" / f"other.{extension.upper()}").write_bytes(encode(picture(0, 30, 30)))
-    (tmp_path / "train" / "photo.tiff").write_bytes(UNSUPPORTED["tif"](picture(0, 30, 30)))
     (tmp_path / "train" / "notes.txt").write_text("no image, and not called one")
     # a wrong extension does no harm
     (tmp_path / "train" / "webp.gif").write_bytes(encoded(picture(0, 30, 30), "WEBP"))
     data = config(tmp_path, size=SIZE)
     with pytest.raises(BadFiles) as error:
         open_images(data, "train", loading("auto", "none"))
-    assert len(re.findall(NOT_AN_IMAGE, str(error.value))) == len(error.value.faults) == 2 * len(UNSUPPORTED) + 1
+    assert len(re.findall(NOT_AN_IMAGE, str(error.value))) == len(error.value.faults) == 2 * len(UNSUPPORTED)
     assert len(open_images(replace(data, bad_images="skip"), "train", loading("auto", "none"))) == 6
 
 
@@ -170,3 +180,34 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path, cache: str, d
     assert re.search(r"zeros.png cannot be read: it is not a regular file", message)
     assert re.search(r"huge.jpg cannot be read: it has [0-9,]+ bytes, where 800,000,000 are the most", message)
     assert "nowhere.png cannot be read: No such file" in message and len(error.value.faults) == 4
+
+
+@pytest.mark.parametrize("cache", ["none", "disk"])
+def test_a_heic_without_its_package_is_never_skipped(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for split in ("train", "valid", "test"):
+        write_pictures(tmp_path / split, 3)
+    (tmp_path / "train" / "a.heic").write_bytes(HEIC)
+    with pytest.raises(DataError) as error:
+        open_training(config(tmp_path, bad_images="skip"), loading("auto", cache))
+    line = f'{tmp_path / "train" / "a.heic"} is a HEIC, which needs pillow-heif: pip install "fastle[heic]"'
+    assert str(error.value) == line and list(cache_folder().rglob("*.safetensors")) == []
+
+
+@pytest.mark.parametrize("decoder", ["torchvision", "dali"])
+@pytest.mark.parametrize("cache", ["none", "disk"])
+def test_it_is_said_once_how_many_images_pillow_decodes(cache: str, decoder: str, tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        write_pictures(tmp_path / split, 3)
+    for name, kind in (("train/a.tif", "tiff"), ("train/b.tiff", "tiff"), ("valid/c.webp", "webp-animated")):
+        (tmp_path / name).write_bytes(BY_PILLOW[kind](picture(0, 30, 30)))
+    (tmp_path / "train" / "deep.png").write_bytes(GOOD["png-16"](picture(0, 30, 30)))
+    messages: list[str] = []
+    train, valid, _ = open_training(config(tmp_path), loading(decoder, cache, messages))
+    assert (len(train), len(valid)) == (6, 4)
+    assert [message for message in messages if "Pillow" in message or "8 bits" in message] == [
+        "decoder: Pillow for 2 TIFF, 1 WebP, which DALI and torchvision cannot decode; it is slower",
+        "decoder: of 1 images with more than 8 bits, the upper 8 are kept",
+    ]

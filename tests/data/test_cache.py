@@ -168,6 +168,15 @@ def test_a_stale_cache_is_built_again(change: str, few: Path) -> None:
     the_file()
 
 
+def test_a_cache_made_by_other_rules_is_built_again(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 1 did not turn images as their EXIF orientation asks."""
+    with monkeypatch.context() as before:
+        before.setattr("fastle.data.cache.VERSION", "1")
+        opened(few)
+    assert "is of another version of fastle: building it again" in opened(few)[1]
+    assert "reused" in opened(few)[1]
+
+
 def flip(path: Path, at: int, bit: int = 1) -> None:
     with path.open("r+b") as file:
         file.seek(at)

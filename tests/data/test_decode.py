@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import CenterCrop
 from torchvision.transforms.functional import pil_to_tensor
@@ -19,7 +20,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from fastle.data.decode import BadFiles, Decoder, DiskFile, TorchvisionDecoder
 from fastle.errors import DataError
 from tests.data import pictures
-from tests.data.pictures import GOOD, Memory, decoder_of, encoded, half, oracle, picture
+from tests.data.pictures import BY_PILLOW, GOOD, Memory, animated, decoder_of, encoded, half, oracle, picture
 
 Write = Callable[[bytes, str], DiskFile]
 Encode = Callable[[Image.Image], bytes]
@@ -54,26 +55,81 @@ def test_every_decoder_has_the_pixels_of_the_oracle(width: int, height: int, siz
         assert wrong == [], name
 
 
+@crop_and_resize
+@each_decoder
+def test_pillow_decodes_what_torchvision_cannot(name: str, resize: bool) -> None:
+    contents = [encode(picture(seed, 53, 40)) for seed, encode in enumerate(BY_PILLOW.values())]
+    # among others, within one batch
+    contents.append(encoded(picture(0, 53, 40), "JPEG"))
+    batch = decoder_of(name, 32, resize=resize)([Memory("photo.jpg", content) for content in contents])
+    for kind, content, ours in zip([*BY_PILLOW, "jpeg"], contents, batch, strict=True):
+        assert torch.equal(ours, oracle(content, 32, resize=resize)), kind
+
+
 @pytest.mark.filterwarnings("ignore:Webp does not support grayscale")
 @pytest.mark.parametrize("channels", [3, 1], ids=["rgb", "grey"])
 def test_every_kind_of_file_decodes_as_in_pillow(channels: int) -> None:
-    for kind in set(GOOD) - {"png-grey-16", "png-16", "png-gamma"}:
-        data = GOOD[kind](picture(1, 40, 40))
+    kinds = GOOD | BY_PILLOW
+    for kind in set(kinds) - {"png-grey-16", "png-16", "png-gamma"}:
+        data = kinds[kind](picture(1, 40, 40))
         image = Image.open(io.BytesIO(data))
         if channels == 1:
             # the grey of a JPEG is the luma it holds
             image.draft("L", image.size)
-        reference = pil_to_tensor(image.convert("RGB" if channels == 3 else "L"))
+        reference = pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L"))
         (ours,) = TorchvisionDecoder(40, channels, resize=False)([Memory(kind, data)])
+        if kind in ("tiff-lzw", "tiff-pages", "bmp", "webp-animated") and channels == 3:
+            assert torch.equal(ours, pil_to_tensor(picture(1, 40, 40))), kind
         # the two round the weights of luma differently, and bring their own codecs
         assert ours.shape == reference.shape and (ours.int() - reference.int()).abs().max() <= 2, kind
+
+
+def exif_behind_pixels(image: Image.Image, orientation: int) -> bytes:
+    data = pictures.turned(image, "PNG", orientation)
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    return data[:start] + data[end:-12] + data[start:end] + data[-12:]
+
+
+TURNED: dict[str, Callable[[Image.Image, int], bytes]] = {
+    "jpeg": lambda image, orientation: pictures.turned(image, "JPEG", orientation),
+    "png": lambda image, orientation: pictures.turned(image, "PNG", orientation),
+    "png-behind": exif_behind_pixels,
+    "webp": lambda image, orientation: pictures.turned(image, "WEBP", orientation, lossless=True),
+    "webp-animated": lambda image, orientation: pictures.turned(
+        image, "WEBP", orientation, lossless=True, save_all=True, append_images=[image.rotate(90)]
+    ),
+    "tiff": lambda image, orientation: pictures.turned(image, "TIFF", orientation),
+    "avif": lambda image, orientation: pictures.turned(image, "AVIF", orientation, speed=10),
+}
+
+
+@crop_and_resize
+@each_decoder
+def test_exif_orientation_is_applied_as_in_pillow(name: str, resize: bool) -> None:
+    """Bit for bit, as if the file held the image upright; the margins are odd, and the sides differ."""
+    cases = [(kind, orientation) for kind in TURNED for orientation in range(1, 9)]
+    image = picture(4, 53, 40)
+    contents = [TURNED[kind](image, orientation) for kind, orientation in cases]
+    batch = decoder_of(name, 32, resize=resize)([Memory("", content) for content in contents])
+    for case, content, ours in zip(cases, contents, batch, strict=True):
+        upright = encoded(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"), "PNG")
+        assert torch.equal(ours, oracle(upright, 32, resize=resize)), case
 
 
 @pytest.mark.parametrize("channels", [3, 1], ids=["rgb", "grey"])
 def test_of_16_bits_the_upper_8_are_kept(channels: int) -> None:
     values = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
-    (image,) = TorchvisionDecoder(32, channels, resize=False)([Memory("", encoded(Image.fromarray(values), "PNG"))])
-    assert torch.equal(image, torch.from_numpy((values >> 8).astype(np.uint8)).expand(channels, -1, -1))
+    white_is_zero = encoded(Image.fromarray(65535 - values), "TIFF", tiffinfo={262: 0})
+    contents = {
+        "png": encoded(Image.fromarray(values), "PNG"),
+        "tiff": encoded(Image.fromarray(values), "TIFF"),
+        "tiff-big-endian": encoded(Image.frombytes("I;16B", (32, 32), values.astype(">u2").tobytes()), "TIFF"),
+        "tiff-white-is-zero": white_is_zero,
+    }
+    images = TorchvisionDecoder(32, channels, resize=False)([Memory(kind, data) for kind, data in contents.items()])
+    expected = torch.from_numpy((values >> 8).astype(np.uint8)).expand(channels, -1, -1)
+    assert [kind for kind, image in zip(contents, images, strict=True) if not torch.equal(image, expected)] == []
 
 
 @pytest.mark.parametrize(("width", "height"), [(97, 64), (40, 33), (200, 300), (45, 32)])
@@ -94,8 +150,11 @@ def test_no_decoder_enlarges_or_pads(name: str, resize: bool) -> None:
         good = Memory("good.png", encoded(picture(0, size, size), "PNG"))
         with pytest.raises(BadFiles) as error:
             decoder_of(name, size, resize=resize)([good, *(Memory("small", content) for content in data), good])
-        fault = f"small is {width}x{height}, smaller than the {size}x{size} asked for"
-        assert error.value.faults == dict.fromkeys(range(1, len(data) + 1), fault)
+        sizes = [f"{height}x{width}" if "turned" in kind else f"{width}x{height}" for kind in GOOD]
+        # images that are only cropped cannot be enlarged either
+        hint = "; --upscale enlarges such images" if resize else ""
+        faults = [f"small is {shown}, smaller than the {size}x{size} asked for{hint}" for shown in sizes]
+        assert error.value.faults == dict(enumerate(faults, 1))
 
 
 @each_decoder
@@ -127,10 +186,6 @@ def test_a_batch_is_never_overwritten(name: str, resize: bool) -> None:
     assert torch.equal(torch.cat(batches), expected)
 
 
-def animated(image: Image.Image, kind: str) -> bytes:
-    return encoded(image, kind, save_all=True, append_images=[image.rotate(90)], duration=100)
-
-
 def flipped(data: bytes, at: int = 0) -> bytes:
     at = at or len(data) // 2
     return data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :]
@@ -140,7 +195,7 @@ NOT_AN_IMAGE = pictures.NOT_AN_IMAGE
 BAD: dict[str, tuple[Encode, str]] = {
     "empty": (lambda image: b"", "is empty"),
     "html": (lambda image: b"\n<!DOCTYPE html><html>Quota exceeded</html>", "is an HTML page: "),
-    "text": (lambda image: b"no image at all", f"is {NOT_AN_IMAGE}"),
+    "text": (lambda image: b"no image at all", "is not an image that fastle decodes"),
     "jpeg-cut": (lambda image: half(encoded(image, "JPEG")), "does not decode: Image is incomplete or truncated"),
     # below the crop, which a decoder of the crop alone need not read
     "jpeg-cut-below": (lambda image: encoded(image, "JPEG")[:-300], "does not decode: Image is incomplete"),
@@ -151,10 +206,28 @@ BAD: dict[str, tuple[Encode, str]] = {
     "png-damaged": (lambda image: flipped(encoded(image, "PNG")), "does not decode: "),
     "webp-cut": (lambda image: half(encoded(image, "WEBP")), "does not decode: "),
     "webp-damaged": (lambda image: flipped(encoded(image, "WEBP"), 25), "does not decode: "),
-    "gif": (lambda image: encoded(image, "GIF"), f"is a GIF, {NOT_AN_IMAGE}"),
     "animated-png": (lambda image: animated(image, "PNG"), "is an animation, not one image"),
-    "animated-webp": (lambda image: animated(image, "WEBP"), "is an animation, not one image"),
-    "bmp": (lambda image: encoded(image, "BMP"), f"is a BMP, {NOT_AN_IMAGE}"),
+    "psd": (pictures.UNSUPPORTED["psd"], f"is a Photoshop file, {NOT_AN_IMAGE}"),
+    "raw": (pictures.UNSUPPORTED["dng"], f"is a raw photograph, {NOT_AN_IMAGE}"),
+    "tiff-floats": (
+        lambda image: encoded(image.convert("F"), "TIFF"),
+        "has samples of 32 bits, or with a sign: save it",
+    ),
+    "tiff-header": (lambda image: encoded(image, "TIFF")[:6], "does not decode: the header of the TIFF is damaged"),
+    "gif-header": (
+        lambda image: encoded(image.convert("L"), "GIF")[:9],
+        "does not decode: the header of the GIF is damaged",
+    ),
+    "bmp-header": (lambda image: encoded(image, "BMP")[:20], "does not decode: "),
+    "tiff-cut": (lambda image: half(encoded(image, "TIFF")), "does not decode: image file is truncated"),
+    "bmp-cut": (lambda image: half(encoded(image, "BMP")), "does not decode: image file is truncated"),
+    "gif-cut": (lambda image: half(encoded(image.convert("L"), "GIF")), "does not decode: image file is truncated"),
+    "avif-cut": (lambda image: half(BY_PILLOW["avif"](image)), "does not decode: "),
+    "webp-animated-cut": (lambda image: half(BY_PILLOW["webp-animated"](image)), "does not decode: "),
+    "bomb-tiff": (
+        lambda image: pictures.bomb(kind="TIFF", compression="group4"),
+        "is 12000x12000, more than 100 megapixels",
+    ),
     "small": (lambda image: encoded(image.resize((20, 20)), "JPEG"), "is 20x20, smaller than the 128x128 asked for"),
     "bomb": (lambda image: pictures.bomb(), "is 12000x12000, more than 100 megapixels"),
 }
@@ -176,7 +249,7 @@ def test_every_bad_file_of_a_call_is_named_in_order(name: str, resize: bool, tmp
     for fault, (file, begin) in zip(faults.values(), bad.items(), strict=True):
         assert fault.startswith(f"{file.name} {begin}") and "\n" not in fault
     assert message == "\n  ".join([f"{len(bad)} images cannot be used:", *faults.values()])
-    assert not re.search(r"\.cpp|Traceback", message)
+    assert not re.search(r"\.cpp|Traceback|BytesIO", message)
     # each alone, because one bad file is enough to leave a whole batch to torchvision
     for position, fault in faults.items():
         with pytest.raises(BadFiles) as alone:
@@ -188,6 +261,34 @@ def test_every_bad_file_of_a_call_is_named_in_order(name: str, resize: bool, tmp
             decoder_of("torchvision", 128, resize=resize)(files)
         assert same.value.faults == faults
     assert torch.equal(decode([good])[0], oracle(good.read(), 128, resize=resize))
+
+
+@each_decoder
+def test_a_heic_without_its_package_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a bad file, which --bad-images skip would leave out: nothing is wrong with it."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    good = Memory("good.png", encoded(picture(0, 20, 20), "PNG"))
+    with pytest.raises(DataError) as error:
+        decoder_of(name, 16, resize=True)([good, Memory("a.heic", pictures.HEIC), Memory("b.heic", pictures.HEIC)])
+    assert not isinstance(error.value, BadFiles)
+    assert str(error.value) == 'a.heic is a HEIC, which needs pillow-heif: pip install "fastle[heic]"'
+
+
+@each_decoder
+def test_heic_decodes_as_in_pillow(name: str) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    image, exif = picture(1, 53, 40), Image.Exif()
+    exif[0x0112] = 6
+    # as telephones do, which write the orientation of their sensor twice
+    image.info["exif"] = exif.tobytes()
+    kinds = [encoded(image, "HEIF", quality=-1, chroma=444), encoded(picture(2, 53, 40).convert("L"), "HEIF")]
+    batch = decoder_of(name, 32, resize=True)([Memory("", data) for data in kinds])
+    assert torch.equal(batch, torch.stack([oracle(data, 32, resize=True) for data in kinds]))
+    turned = oracle(encoded(image.transpose(Image.Transpose.ROTATE_270), "PNG"), 32, resize=True)
+    assert (batch[0].int() - turned.int()).abs().float().mean() < 2
+    with pytest.raises(BadFiles, match=r"^a.heic does not decode: [^\n]+$"):
+        decoder_of(name, 32, resize=True)([Memory("a.heic", half(kinds[0]))])
 
 
 def test_one_bad_file_is_one_line() -> None:

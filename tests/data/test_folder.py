@@ -40,7 +40,6 @@ def test_images_are_found_by_name_in_the_order_of_their_paths(tmp_path: Path) ->
     elsewhere = touch(tmp_path.with_name("elsewhere"), "g.jpg")
     (root / "linked").symlink_to(elsewhere, target_is_directory=True)
     (root / "h.jpg").symlink_to(elsewhere / "g.jpg")
-    # a GIF is found, so that it is reported rather than silently left out
     assert find_images(root) == ["a-b.webp", "a/b/c.JpEg", "a/z.PNG", "b.jpg", "c.gif", "h.jpg"]
     assert names(root, None) == find_images(root)
 
@@ -69,7 +68,7 @@ def test_no_kind_of_photograph_is_left_out_without_a_word(tmp_path: Path) -> Non
     kinds = "jfif jpe heif jxl dng cr2 nef arw tga jp2 psd"
     root = touch(tmp_path, *(f"a.{kind}" for kind in kinds.split()), "B.HEIF", "notes.txt")
     assert find_images(root) == sorted(["B.HEIF", *(f"a.{kind}" for kind in kinds.split())])
-    assert {".jfif", ".jpe"} <= set(EXTENSIONS)
+    assert {".jfif", ".jpe", ".heif"} <= set(EXTENSIONS)
 
 
 def test_a_hold_out_depends_on_the_paths_below_the_root_alone(tmp_path: Path) -> None:
@@ -101,7 +100,9 @@ def test_faults_are_one_line_each(tmp_path: Path) -> None:
     assert refusal(tmp_path / "gone").startswith(f"{tmp_path / 'gone'}: no such folder: ")
     file = touch(tmp_path / "kinds", "a.txt", "b.svg") / "a.txt"
     assert refusal(file).startswith(f"{file} is not a folder: ")
-    nothing = f"{file.parent} holds no images (.jpg .jpeg .png .webp), but 2 other files: add images"
+    nothing = (
+        f"{file.parent} holds no images (.jpg .png .webp .tif .bmp .gif .avif .heic), but 2 other files: add images"
+    )
     assert refusal(file.parent) == nothing
     few = touch(tmp_path / "few", "a.jpg", "b.jpg")
     assert refusal(few) == f"{few}: 2 images are too few for 3 splits: add images"

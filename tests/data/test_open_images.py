@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torchvision.transforms.functional import pil_to_tensor
 
-from fastle.config import DataConfig
-from fastle.data import open_images, train_size
+from fastle.config import ConfigError, DataConfig, RunConfig
+from fastle.data import decode_files, open_images, open_training, train_size
+from fastle.data.decode import BadFiles
+from fastle.data.open import cache_key
 from fastle.errors import DataError
-from tests.data.pictures import picture, write_pictures
+from fastle.presets import make_config
+from tests.data.caches import config, everything, loading
+from tests.data.pictures import oracle, picture, write_pictures
 
 
 def test_a_folder_is_resized_and_split(tmp_path: Path) -> None:
@@ -55,3 +60,37 @@ def test_faults_are_one_line_each(tmp_path: Path) -> None:
         open_images(DataConfig(dataset="celeba", root=None, size=128, channels=3), "train")
     with pytest.raises(DataError, match=r"^--size 64 cannot be"):
         open_images(DataConfig(dataset="cifar10", root=str(tmp_path), size=64, channels=3), "train")
+
+
+@pytest.mark.parametrize("decoder", ["torchvision", "dali"])
+def test_small_images_are_enlarged_where_asked(decoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for split in ("train", "valid", "test"):
+        write_pictures(tmp_path / split, 3, width=20, height=26)
+    # a larger one is as without the flag
+    write_pictures(tmp_path / "train", 1, first=9, width=40, height=50)
+    small = config(tmp_path, size=32)
+    with pytest.raises(BadFiles, match="is 20x26, smaller than the 32x32 asked for; --upscale enlarges such images"):
+        open_images(small, "train", loading(decoder, "none"))
+    large = replace(small, upscale=True)
+    paths = sorted((tmp_path / "train").iterdir())
+    expected = torch.stack([oracle(path.read_bytes(), 32, resize=True) for path in paths])
+    for cache in ("none", "disk"):
+        train, valid, _ = open_training(large, loading(decoder, cache))
+        assert torch.equal(everything(train), expected) and len(valid) == 3
+    assert torch.equal(decode_files(large, [tmp_path / "train" / "0000.png"])[0], expected[0])
+    # the cache of one is not taken for that of the other
+    assert cache_key(large, "train", gpu=False).path() != cache_key(small, "train", gpu=False).path()
+
+
+def test_upscale_is_a_part_of_the_configuration_of_folders() -> None:
+    plain, upscale = make_config("folder"), make_config("folder", upscale=True)
+    assert (plain.data.upscale, upscale.data.upscale) == (False, True)
+    assert RunConfig.from_dict(upscale.to_dict()) == upscale
+    # a run from before there was a choice
+    values = plain.to_dict()
+    del values["data"]["upscale"]
+    assert RunConfig.from_dict(values) == plain
+    for dataset in ("shapes", "cifar10", "celeba"):
+        with pytest.raises(ConfigError, match=f"--upscale has no effect with {dataset}, whose images are not resized"):
+            make_config(dataset, upscale=True)

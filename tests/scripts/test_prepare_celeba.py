@@ -157,7 +157,7 @@ def test_all_bad_images_are_in_one_message(
         2: (encoded(2)[:2000], "does not decode: "),
         3: (b"", "is empty"),
         4: (b"<html>quota exceeded</html>", "is an HTML page: "),
-        6: (encoded(6, "GIF"), "is a GIF, "),
+        6: (b"8BPS", "is a Photoshop file, "),
         7: (encoded(7, size=(100, 120)), "is 100x120, smaller than the 128x128 asked for"),
     }
     for number, (data, _) in bad.items():

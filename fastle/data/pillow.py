@@ -1,0 +1,135 @@
+"""What torchvision has no decoder for: TIFF, BMP, GIF, AVIF, HEIC and animated WebP, decoded by Pillow.
+
+Of several pages or frames, the first is the image. Importing Pillow's codecs takes a while, so functions do it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .orientation import TAG, UPRIGHT, on_its_side
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# the modules and classes that read each format. Pillow's own `open` would warn of images beyond a limit of its own
+READERS = {
+    "TIFF": ("PIL.TiffImagePlugin", "TiffImageFile"),
+    "BMP": ("PIL.BmpImagePlugin", "BmpImageFile"),
+    "GIF": ("PIL.GifImagePlugin", "GifImageFile"),
+    "AVIF": ("PIL.AvifImagePlugin", "AvifImageFile"),
+    "WebP": ("PIL.WebPImagePlugin", "WebPImageFile"),
+    "HEIC": ("pillow_heif", "HeifImageFile"),
+}
+# what may be missing
+MISSING = {
+    "AVIF": "is an AVIF, which this Pillow cannot decode: pip install --upgrade pillow",
+    "HEIC": 'is a HEIC, which needs pillow-heif: pip install "fastle[heic]"',
+}
+# tags of a TIFF
+SUBFILE_TYPE, BITS, PHOTOMETRIC, DNG_VERSION = 254, 258, 262, 50706
+# modes of one sample that holds more than 8 bits
+DEEP = ("I;16", "I;16B", "I;16L", "I;16N")
+
+
+class Refused(ValueError):
+    """An image that cannot be used although it may be in order. The message is the fault alone."""
+
+
+class NotInstalled(Refused):
+    """A format needs a package that is not installed. The message ends with the command that helps."""
+
+
+def read_size(data: bytes, kind: str) -> tuple[int, int, bool]:
+    """Width and height of an upright image, in pixels, and whether its grey has more than 8 bits.
+
+    Args:
+        data: An encoded image, whole.
+        kind: Its format, of `READERS`.
+
+    Raises:
+        ValueError: It is damaged or truncated. The message is the fault alone, in one line.
+        Refused: It is a raw photograph, or has samples of another kind than 8 or 16 bits.
+        NotInstalled: Its decoder is not installed.
+    """
+    with _opened(data, kind) as image:
+        width, height = image.size
+        # Pillow gives the upright size of a TIFF, and libheif that of a HEIC
+        if kind == "AVIF" and on_its_side(image.getexif().get(TAG, UPRIGHT)):
+            width, height = height, width
+        return width, height, image.mode in DEEP
+
+
+def decode(data: bytes, kind: str, channels: int) -> Tensor:
+    """Decodes an image to uint8 (channels, H, W), upright. Of grey samples with more bits, it keeps the upper 8.
+
+    Args:
+        data, kind: See `read_size`.
+        channels: 3 for RGB or 1 for grey.
+
+    Raises:
+        ValueError: See `read_size`.
+    """
+    from PIL import ImageOps
+
+    with _opened(data, kind) as image:
+        upright = ImageOps.exif_transpose(image)
+        pixels = (_upper_bits(upright, getattr(image, "tag_v2", {})) if image.mode in DEEP else upright).convert("RGB")
+        if channels == 1:
+            pixels = pixels.convert("L")
+        return torch.from_numpy(np.array(pixels)).view(pixels.height, pixels.width, channels).permute(2, 0, 1)
+
+
+@contextmanager
+def _opened(data: bytes, kind: str) -> Iterator[Image.Image]:
+    """An image whose pixels have not been decoded yet. All errors inside become faults."""
+    reader = _reader(kind)
+    try:
+        with reader(io.BytesIO(data)) as image:
+            _check_kind(image)
+            yield image
+    except Refused:
+        raise
+    except Exception as error:  # noqa: BLE001 (Pillow raises errors of a dozen types)
+        # of a header, Pillow raises a SyntaxError in the words of whatever failed inside
+        words = "" if isinstance(error, SyntaxError) else " ".join(str(error).split())
+        fault = words or f"the header of the {kind} is damaged"
+        raise ValueError(f"does not decode: {fault}") from None
+
+
+def _reader(kind: str) -> Callable[[io.BytesIO], Image.Image]:
+    module, name = READERS[kind]
+    try:
+        reader: Callable[[io.BytesIO], Image.Image] = getattr(import_module(module), name)
+    except ImportError:
+        raise NotInstalled(MISSING[kind]) from None
+    if kind == "AVIF" and not import_module(module).SUPPORTED:
+        raise NotInstalled(MISSING[kind])
+    return reader
+
+
+def _check_kind(image: Image.Image) -> None:
+    tags = getattr(image, "tag_v2", {})
+    # of a raw photograph that is built like a TIFF, Pillow would take the thumbnail
+    if tags.get(SUBFILE_TYPE, 0) & 1 or DNG_VERSION in tags:
+        raise Refused("is a raw photograph, which fastle cannot decode")
+    if image.mode in ("I", "F"):
+        raise Refused("has samples of 32 bits, or with a sign: save it with 8 or 16 bits")
+
+
+def _upper_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """The upper 8 bits of grey samples."""
+    from PIL import Image
+
+    (bits,) = tags.get(BITS, (16,))
+    grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+    # Pillow inverts an image whose 0 is white only if it has 8 bits
+    return Image.fromarray(255 - grey if tags.get(PHOTOMETRIC) == 0 else grey)
