@@ -111,8 +111,8 @@ def main(argv: list[str] | None = None) -> None:
             raise ConfigError("the runs have images of several sizes or channels: measure them apart")
         data = replace(configs[0], dataset="folder", root=str(flags.data.absolute()))
         classes = class_names(data)
-        classifier = load_classifier(flags.classifier, data, classes)
-        rows = measure(classifier, flags.runs, labelled(data, "test", classes))
+        tested = labelled(data, "test", classes)
+        rows = measure(load_classifier(flags.classifier, data, classes), flags.runs, tested)
         print(f"{'run':<32}{'agreement':>10}{'accuracy':>10}{'fréchet':>10}")
         for row in rows:
             print(f"{row['run']:<32}{row['agreement']:>10.4f}{row['accuracy']:>10.4f}{row['frechet']:>10.4f}")
@@ -183,7 +183,7 @@ def train_classifier(model: Classifier, data: Labelled, say: Callable[[str], Non
         optimizer.step()
         schedule.step()
         if (step + 1) % count == 0:
-            say(f"classifier: epoch {(step + 1) // count} of {EPOCHS}, loss {float(loss):.3f}")
+            say(f"classifier: epoch {(step + 1) // count} of {EPOCHS}, loss {loss.item():.3f}")
 
 
 def augmented(images: Tensor, generator: Generator) -> Tensor:
