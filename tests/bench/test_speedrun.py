@@ -46,6 +46,15 @@ def test_a_side_ends_at_the_last_target(photographs: Path, tmp_path: Path, monke
     assert len(row["sides"]["post"]["curve"]) == 1
 
 
+def test_a_side_that_diverges_ends(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speedrun, "EVERY", 2)
+    monkeypatch.setattr(speedrun, "validation_psnr", lambda model, images, **flags: float("nan"))
+    monkeypatch.setitem(speedrun.SIZES, True, {"hidden": 8, "batch_size": 8})
+    flags = ("--data", str(photographs), "--seeds", "1", "--limit", "9", "--sides", "post")
+    side = run_tiny(main, tmp_path, *flags)["rows"][0]["sides"]["post"]
+    assert [at[0] for at in side["curve"]] == [2] and side["best"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [("", "--data is missing"), ("--data x --seeds 0", "--seeds must be at least 1, not 0")],

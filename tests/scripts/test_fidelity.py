@@ -41,7 +41,7 @@ def test_a_run_has_its_figures(
 ) -> None:
     monkeypatch.setattr(fidelity, "BATCH", 8)
     go(tmp_path / "run", tiny(photographs))
-    flags = [str(tmp_path / "run"), "--data", str(photographs), "--classifier", str(tmp_path / "classifier.pt")]
+    flags = [str(tmp_path / "run"), "--data", str(photographs), "--classifier", str(tmp_path / "classifier")]
     fidelity.main([*flags, "--json", str(tmp_path / "report.json")])
     images, run = json.loads((tmp_path / "report.json").read_bytes())["rows"]
     assert images["agreement"] == 1 and images["accuracy"] > 0.8 and images["frechet"] < 1e-6
@@ -51,6 +51,13 @@ def test_a_run_has_its_figures(
     fidelity.main(flags)
     lines = capsys.readouterr().out.splitlines()
     assert not any("epoch" in line for line in lines) and float(lines[2].split()[-3]) == run["agreement"]
+
+
+def test_a_file_that_holds_no_classifier(photographs: Path, tmp_path: Path) -> None:
+    go(tmp_path / "run", tiny(photographs))
+    (tmp_path / "c").write_bytes(b"nothing")
+    with pytest.raises(SystemExit, match="holds no such classifier: give another file"):
+        fidelity.main([str(tmp_path / "run"), "--data", str(photographs), "--classifier", str(tmp_path / "c")])
 
 
 def normal(scale: float, shift: float) -> Tensor:
@@ -70,9 +77,9 @@ def test_a_class_without_training_photographs(photographs: Path, tmp_path: Path)
     go(tmp_path / "run", tiny(photographs))
     (photographs / "test" / "above").rename(photographs / "test" / "beside")
     with pytest.raises(SystemExit, match="no training photograph is in a folder 'beside'"):
-        fidelity.main([str(tmp_path / "run"), "--data", str(photographs), "--classifier", str(tmp_path / "c.pt")])
+        fidelity.main([str(tmp_path / "run"), "--data", str(photographs), "--classifier", str(tmp_path / "c")])
     # it was noticed before a classifier was trained
-    assert not (tmp_path / "c.pt").exists()
+    assert not (tmp_path / "c").exists()
 
 
 def test_mirrored_and_shifted_images_keep_their_pixels() -> None:
