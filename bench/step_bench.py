@@ -74,8 +74,8 @@ SETTINGS: dict[str, Callable[..., RunConfig]] = {
     "cifar10": partial(make_config, "cifar10", recipe="post"),
 }
 NAMES = (
-    "plain", "plain bf16", "plain compiled", "plain compiled bf16", "fastle eager", "fastle eager bf16", "fastle compiled",
-    "fastle compiled bf16", "fastle captured", "fastle captured bf16",
+    "plain", "plain bf16", "plain compiled", "plain compiled bf16", "fastle eager", "fastle eager bf16",
+    "fastle compiled", "fastle compiled bf16", "fastle captured", "fastle captured bf16",
 )  # fmt: skip
 GATES = {
     "fp32": {"value": 1e-5, "gradient": 1e-3, "update": 3e-3},

@@ -26,7 +26,9 @@ def test_sides_take_turns_until_the_last_target(
         "fastle": [2, 3], "pixel": [2, 3], "post": [2, 4],
     }  # fmt: skip
     for side in row["sides"].values():
-        (_, early, _), (_, late, psnr) = side["curve"]
+        (_, early, before), (_, late, psnr) = side["curve"]
+        # what has been trained is what is validated
+        assert before != psnr
         assert side["reached"] == {"1": [2, early], "90": None} and 0 < early < late and psnr <= side["best"]
         # the first step has its own time
         assert side["ms"]["repeats"] == side["curve"][-1][0] - 1
