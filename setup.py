@@ -19,6 +19,8 @@ if not (ROOT / "fastle" / "kernels").is_dir():
 LINUX = 'sys_platform == "linux" and (platform_machine == "x86_64" or platform_machine == "aarch64")'
 PARQUET = ["pyarrow"]
 HEIC = ["pillow-heif"]
+# InceptionV3 as FID has it
+PERCEPTUAL = ["torch-fidelity"]
 # the first release whose HTTP library is httpx
 HUB = ["huggingface_hub>=1.0"]
 TRAIN = [
@@ -62,7 +64,15 @@ setup(
     package_dir=PACKAGE_DIR,
     package_data={"fastle": ["py.typed", "weights/*/*"], "fastle.kernels": ["*.cpp"]},
     install_requires=["torch>=2.11", "numpy", "safetensors"],
-    extras_require={"train": TRAIN, "hub": HUB, "parquet": PARQUET, "heic": HEIC, "dev": DEV, "test": DEV},
+    extras_require={
+        "train": TRAIN,
+        "hub": HUB,
+        "parquet": PARQUET,
+        "heic": HEIC,
+        "perceptual": PERCEPTUAL,
+        "dev": DEV,
+        "test": DEV,
+    },
     entry_points={
         "console_scripts": [
             "fastle = fastle.commands.start:fastle",

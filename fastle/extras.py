@@ -12,6 +12,7 @@ EXTRAS = {
     "matplotlib": "train",
     "pyarrow": "parquet",
     "rich": "train",
+    "torch_fidelity": "perceptual",
     "torchmetrics": "train",
     "torchvision": "train",
 }

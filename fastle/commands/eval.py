@@ -26,10 +26,12 @@ from fastle.training.loop import make_loading
 def run(flags: argparse.Namespace, console: Console) -> None:
     """Measures the run that the flags name, and writes the figures into it."""
     device = pick_device(flags.device or "auto", console)
-    _eval(Path(flags.run), flags.data, flags.weights or "model", device, console)
+    _eval(Path(flags.run), flags.data, flags.weights or "model", device, console, perceptual=flags.perceptual)
 
 
-def _eval(run: Path, data: str | None, weights: str, device: torch.device, console: Console) -> None:
+def _eval(
+    run: Path, data: str | None, weights: str, device: torch.device, console: Console, *, perceptual: bool
+) -> None:
     config = read_run_config(run)
     model, checkpoint, remark = _pretrained(run, device, weights)
     if remark:
@@ -48,6 +50,7 @@ def _eval(run: Path, data: str | None, weights: str, device: torch.device, conso
             images,
             hole_ratio=config.objective.hole_ratio,
             device=device,
+            perceptual=perceptual,
             progress=lambda seen: progress.update(task, completed=seen),
         )
     source = "test split" if data is None else str(Path(data).absolute())

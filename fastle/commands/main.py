@@ -34,6 +34,7 @@ def _parser() -> Parser:
     command = commands.add_parser("eval", help="PSNR and SSIM over the whole test split", allow_abbrev=False)
     command.add_argument("run", metavar="RUN", help="a run directory")
     command.add_argument("--data", metavar="DIR", help="measure every image below this folder instead")
+    command.add_argument("--perceptual", action="store_true", help="LPIPS and FID too; fetches two networks at first")
     add_option(command, WEIGHTS)
     add_option(command, DEVICE)
 

@@ -25,6 +25,8 @@ from fastle.data import Images
 from fastle.method.model import Autoencoder, unit_range
 from fastle.method.transforms import Boxes, cut_hole, draw_boxes, hole_mask, hole_side, sobel_magnitude, to_grey
 
+from .perceptual import Perceptual
+
 HOLE_SEED = 0
 BATCH = 250
 # keeps the PSNR of an exact reconstruction finite; the 100 dB it gives are far above the 59 dB of 8-bit rounding
@@ -41,6 +43,7 @@ def evaluate(
     *,
     hole_ratio: float | None,
     device: torch.device,
+    perceptual: bool = False,
     progress: Callable[[int], None] = lambda seen: None,
 ) -> dict[str, Metrics]:
     """Measures the quality of a model's reconstructions of a split.
@@ -51,29 +54,40 @@ def evaluate(
         hole_ratio: The hole's share of the image in the masked setting, or None. The hole of image i is the same for
             every model.
         device: The device of the model.
+        perceptual: Whether LPIPS and FID are measured too.
         progress: Called after each batch with the number of images seen so far.
 
     Returns:
         "clean" holds psnr, psnr_of_mean_mse, ssim, contrast and sharpness of the reconstructed images; for colour
         images, also psnr_luma and psnr_chroma. With a hole, "masked" holds the same of images reconstructed from
-        input with a hole, compared with the whole image, and psnr and ssim inside and outside of the hole.
+        input with a hole, compared with the whole image, and psnr and ssim inside and outside of the hole. Where they
+        were asked for, each also holds lpips and, of several images, fid.
+
+    Raises:
+        TooSmall, NoWeights, MissingExtra: `perceptual` asks for what cannot be had, see `Perceptual`.
     """
     model.eval()
     holes = None if hole_ratio is None else fixed_holes(len(images), model.config.size, hole_ratio)
     settings = ("clean",) if hole_ratio is None else ("clean", "masked")
     per_image: dict[str, list[dict[str, Tensor]]] = {setting: [] for setting in settings}
+    judges = {setting: Perceptual(model.config.size, device) for setting in settings} if perceptual else {}
     seen = 0
     for batch in _batches(images, range(len(images)), device):
         x = unit_range(batch)
-        per_image["clean"].append(_quality(model(x), x))
+        outputs = {"clean": model(x)}
+        per_image["clean"].append(_quality(outputs["clean"], x))
         if holes is not None and hole_ratio is not None:
             span = slice(seen, seen + len(x))
             boxes = Boxes(holes.top[span].to(device), holes.left[span].to(device))
             inside = hole_mask(x.shape, boxes, hole_ratio)
-            per_image["masked"].append(_quality(model(cut_hole(x, boxes, hole_ratio)), x, inside))
+            outputs["masked"] = model(cut_hole(x, boxes, hole_ratio))
+            per_image["masked"].append(_quality(outputs["masked"], x, inside))
+        for setting, judge in judges.items():
+            judge.update(outputs[setting], x)
         seen += len(x)
         progress(seen)
-    return {setting: _means(batches) for setting, batches in per_image.items()}
+    further = {setting: judge.figures() for setting, judge in judges.items()}
+    return {setting: _means(batches) | further.get(setting, {}) for setting, batches in per_image.items()}
 
 
 def fixed_holes(count: int, size: int, hole_ratio: float) -> Boxes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -124,6 +125,9 @@ def test_train_eval_and_reconstruct_one_s_own_photographs(
     # in a terminal of 80 columns nothing is cut off
     assert f"{figures['masked']['ssim_outside']:.4f}" in out and "…" not in out
 
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    status, _, err = command("main", "eval", "mine", "--perceptual", "--device", "cpu")
+    assert status == 1 and err.endswith('not installed: pip install "fastle[perceptual]"\n')
     assert command("main", "eval", "mine", "--data", photographs / "red", "--device", "cpu")[0] == 0
     (of_red,) = (tmp_path / "mine").glob("eval-data-red-*.json")
     assert json.loads(of_red.read_text())["images"] == 10
