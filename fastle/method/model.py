@@ -26,6 +26,7 @@ from fastle.config import JudgeDepth, ModelConfig
 from .conv import Conv2d, HalvingConv2d
 from .upsample import UpsampledConv2d, nearest_x2
 
+STRIDE = 8  # pixels of an image for one of the encoder's map, in each direction
 Features = tuple[Tensor, ...]  # of one batch, from shallow to deep
 
 
@@ -80,10 +81,11 @@ class Encoder(nn.Module):
         uses the running ones.
 
         Args:
-            images: (B, C, size, size), uint8 or floats in [0, 1].
+            images: (B, C, size, size), uint8 or floats in [0, 1]. With a spatial latent any (B, C, H, W) will do whose
+                sides are divisible by 8, since every layer is a convolution.
 
         Returns:
-            (B, latent), or (B, c, size/8, size/8) for a spatial latent, in the dtype of the weights.
+            (B, latent), or (B, c, H/8, W/8) for a spatial latent, in the dtype of the weights.
 
         Raises:
             ValueError: the images have another shape.
@@ -156,10 +158,19 @@ class Encoder(nn.Module):
         scale = norm.weight * torch.rsqrt(variance + norm.eps)
         return (code - mean.view(channels)) * scale.view(channels) + norm.bias.view(channels)
 
+    def _check(self, images: Tensor) -> None:
+        channels, size = self.config.channels, self.config.size
+        fits = images.ndim == 4 and images.shape[1] == channels
+        if self.pool is not None:
+            if not fits or images.shape[2:] != (size, size):
+                raise ValueError(f"images must be (B, {channels}, {size}, {size}), not {tuple(images.shape)}")
+        elif not fits or any(side % STRIDE or not side for side in images.shape[2:]):
+            raise ValueError(
+                f"images must be (B, {channels}, H, W), H and W divisible by {STRIDE}, not {tuple(images.shape)}"
+            )
+
     def _trunk(self, images: Tensor, depth: JudgeDepth) -> list[Tensor]:
-        expected = (self.config.channels, self.config.size, self.config.size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            raise ValueError(f"images must be (B, {', '.join(map(str, expected))}), not {tuple(images.shape)}")
+        self._check(images)
         stem = F.silu(self.stem(unit_range(images)))
         middle = self.down[0](stem)
         code = last = self.down[1](middle)
@@ -186,18 +197,19 @@ class Decoder(nn.Module):
         """x̂ = D(z).
 
         Args:
-            z: latents, shaped as `Encoder.forward` returns them: (B, latent) or (B, c, size/8, size/8).
+            z: latents, shaped as `Encoder.forward` returns them: (B, latent) or (B, c, h, w).
 
         Returns:
-            (B, C, size, size) in [0, 1], fp32 (float64 for a float64 model).
+            (B, C, size, size), or (B, C, 8 h, 8 w) of a spatial latent, in [0, 1], fp32 (float64 for a float64 model).
 
         Raises:
             ValueError: the latents have another shape.
         """
-        if tuple(z.shape[1:]) != self.config.latent_shape:
-            raise ValueError(
-                f"latents must be (B, {', '.join(map(str, self.config.latent_shape))}), not {tuple(z.shape)}"
-            )
+        expected = self.config.latent_shape
+        spatial = self.unpool is None and z.ndim == 4 and z.shape[1] == expected[0] and min(z.shape[2:]) > 0
+        if not spatial and tuple(z.shape[1:]) != expected:
+            shape = f"{expected[0]}, h, w" if self.unpool is None else expected[0]
+            raise ValueError(f"latents must be (B, {shape}), not {tuple(z.shape)}")
         if self.unpool is not None:
             z = F.silu(self.unpool(z)).unflatten(1, self.config.map_shape)
         # a Linear and a BatchNorm know no layout; every convolution after this one takes its input's
@@ -210,7 +222,7 @@ class Autoencoder(nn.Module):
 
     Example:
         >>> model = Autoencoder.from_pretrained("runs/shapes")
-        >>> z = model.encode(images)  # (B, C, size, size), uint8 or in [0, 1]
+        >>> z = model.encode(images)  # (B, C, H, W), uint8 or in [0, 1]
         >>> reconstructions = model.decode(z)  # in [0, 1]
     """
 
@@ -229,7 +241,7 @@ class Autoencoder(nn.Module):
         return self.decoder(z)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The reconstructions of images, (B, C, size, size) in [0, 1]."""
+        """The reconstructions of images as `encode` takes them, in [0, 1]."""
         return self.decoder(self.encoder(images))
 
     def parameter_count(self) -> int:

@@ -99,7 +99,19 @@ def test_any_number_of_channels(channels: int, latent: int | None) -> None:
     assert float(reconstructions.min()) > 0 and float(reconstructions.max()) < 1
 
 
-WRONG = [(2, 3, 16, 8), (2, 3, 8, 16), (2, 1, 16, 16), (3, 16, 16)]
+def test_a_spatial_model_takes_images_of_other_sizes() -> None:
+    """Far from the border a reconstruction depends on the pixels around it alone, whatever the size of the image."""
+    model = settled(tiny(latent=None)).eval()
+    images = torch.rand(1, 3, 96, 160, generator=Generator().manual_seed(2), dtype=torch.float64)
+    z = model.encode(images)
+    assert z.shape == (1, model.config.map_channels, 12, 20)
+    reconstructions = model.decode(z)
+    assert reconstructions.shape == images.shape
+    part = model(images[:, :, 8:, 16:152])
+    torch.testing.assert_close(part[:, :, 40:48, 64:72], reconstructions[:, :, 48:56, 80:88])
+
+
+WRONG = [(2, 3, 16, 12), (2, 3, 0, 16), (2, 1, 16, 16), (3, 16, 16)]
 
 
 @pytest.mark.parametrize("shape", WRONG, ids=lambda shape: "x".join(map(str, shape)))
@@ -108,12 +120,14 @@ def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     for call in (model.encode, lambda x: model.encoder.features([x])[0][-1], model):
         with pytest.raises(ValueError, match="images must be"):
             call(torch.rand(shape))
+    with pytest.raises(ValueError, match=r"images must be \(B, 3, 16, 16\)"):
+        Autoencoder(tiny(latent=5)).encode(torch.rand(2, 3, 24, 24))
 
 
 @pytest.mark.parametrize("latent", [None, 5], ids=["spatial", "pooled"])
 def test_latents_of_another_shape_are_refused(latent: int | None) -> None:
     model = Autoencoder(tiny(latent=latent))
-    for shape in ((2, 4), (2, 4, 2, 3), (2, 5, 2, 2), (4, 2, 2)):
+    for shape in ((2, 4), (2, 5, 2, 2), (4, 2, 2), (2, 4, 0, 2), *([] if latent is None else [(2, 4, 2, 2)])):
         with pytest.raises(ValueError, match="latents must be"):
             model.decode(torch.rand(shape))
 
