@@ -157,7 +157,12 @@ def _limits(config: RunConfig) -> str:
         if config.objective.name == "pixel"
         else "No reconstruction loss was used: what the judge does not see, such as exact colour, may be off."
     )
-    return f"""- It takes {channels} images of {size}×{size} pixels.
+    sizes = (
+        f"It takes {channels} images of {size}×{size} pixels."
+        if config.model.latent is not None
+        else f"It learnt on {channels} images of {size}×{size} pixels, and takes any whose sides are divisible by 8."
+    )
+    return f"""- {sizes}
 - It knows images like those above. Of others it loses more.
 - {loss}
 - It reconstructs. It was not trained to make new images, and nobody has looked for bias in what it loses."""
