@@ -17,11 +17,15 @@ if not (ROOT / "fastle" / "kernels").is_dir():
 # triton and DALI publish wheels for these machines alone; elsewhere the torch paths do the work
 LINUX = 'sys_platform == "linux" and (platform_machine == "x86_64" or platform_machine == "aarch64")'
 PARQUET = ["pyarrow"]
+DEMO = ["starlette", "uvicorn"]
 DEV = [
     *PARQUET,
+    *DEMO,
     "build",
     "hypothesis",
     "mypy",
+    # drives the browser of the system in a test; none of its own is needed
+    "playwright",
     "pytest>=8",
     "pytest-xdist",
     # a minor release may change rules and layout: a new one is taken on purpose, not by whoever installs next
@@ -41,7 +45,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["fastle", "fastle.*"]), "fastle.kernels"],
     package_dir=PACKAGE_DIR,
-    package_data={"fastle": ["py.typed"], "fastle.kernels": ["*.cpp"]},
+    package_data={"fastle": ["py.typed"], "fastle.kernels": ["*.cpp"], "fastle.web": ["brush/*", "report/*"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
@@ -55,7 +59,7 @@ setup(
         "safetensors",
         "torchmetrics",
     ],
-    extras_require={"parquet": PARQUET, "dev": DEV, "test": DEV},
+    extras_require={"parquet": PARQUET, "demo": DEMO, "dev": DEV, "test": DEV},
     entry_points={
         "console_scripts": [
             "fastle = fastle.commands.start:fastle",
