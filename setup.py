@@ -31,14 +31,18 @@ TRAIN = [
     "rich",
     "torchmetrics",
 ]
+DEMO = ["starlette", "uvicorn"]
 DEV = [
     *TRAIN,
     *HUB,
     *PARQUET,
     *HEIC,
+    *DEMO,
     "build",
     "hypothesis",
     "mypy",
+    # drives the browser of the system in a test; none of its own is needed
+    "playwright",
     "pytest>=8",
     "pytest-xdist",
     # a minor release may change rules and layout: a new one is taken on purpose, not by whoever installs next
@@ -60,9 +64,21 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["fastle", "fastle.*"]), "fastle.kernels"],
     package_dir=PACKAGE_DIR,
-    package_data={"fastle": ["py.typed", "weights/*/*"], "fastle.kernels": ["*.cpp"]},
+    package_data={
+        "fastle": ["py.typed", "weights/*/*"],
+        "fastle.kernels": ["*.cpp"],
+        "fastle.web": ["brush/*", "report/*"],
+    },
     install_requires=["torch>=2.11", "numpy", "safetensors"],
-    extras_require={"train": TRAIN, "hub": HUB, "parquet": PARQUET, "heic": HEIC, "dev": DEV, "test": DEV},
+    extras_require={
+        "train": TRAIN,
+        "hub": HUB,
+        "parquet": PARQUET,
+        "heic": HEIC,
+        "demo": DEMO,
+        "dev": DEV,
+        "test": DEV,
+    },
     entry_points={
         "console_scripts": [
             "fastle = fastle.commands.start:fastle",

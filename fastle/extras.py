@@ -13,8 +13,10 @@ EXTRAS = {
     "pillow_heif": "heic",
     "pyarrow": "parquet",
     "rich": "train",
+    "starlette": "demo",
     "torchmetrics": "train",
     "torchvision": "train",
+    "uvicorn": "demo",
 }
 
 

@@ -1,4 +1,4 @@
-"""The run directory: config.json, metrics.jsonl, grids/, curves.png and checkpoints/, written by one process.
+"""The run directory, written by one process: configuration, metrics, starts, grids, curves and checkpoints.
 
 Running the same command again resumes from the newest checkpoint; `overwrite` starts anew. Nothing else deletes files,
 except that only the two newest checkpoints are kept.
@@ -11,7 +11,9 @@ back: at once, or by the next process that opens the directory.
 from __future__ import annotations
 
 import math
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,15 +35,17 @@ from fastle.checkpoint import (
 )
 from fastle.config import ConfigError, RunConfig
 from fastle.data import Identity, Images
+from fastle.machine import environment
 
 from .evaluate import evenly_spaced, reconstruction_rows
 from .lock import RunLock
-from .report import append_metrics, read_metrics, rewind_metrics, save_curves, save_grid
+from .report import STARTS, append_metrics, append_start, read_metrics, rewind_metrics, save_curves, save_grid
 from .trainer import Trainer
 
 GRID_IMAGES = 8
+PAGE = "report.html"  # that a command writes at the end
 # what a run writes, as patterns
-RUN_FILES = ("config.json", "metrics.jsonl", "curves.png", "grids", "checkpoints", "eval-*.json")
+RUN_FILES = ("config.json", "metrics.jsonl", STARTS, "curves.png", PAGE, "grids", "checkpoints", "eval-*.json")
 # the files of a run that is being overwritten: all of them, or those that have been moved so far
 REPLACED, MOVING = "replaced-run", "replaced-run.moving"
 
@@ -157,7 +161,7 @@ class RunDirectory:
         return resumed if remark is None else f"{resumed}; {remark}"
 
     def begin(self, trainer: Trainer) -> None:
-        """Writes config.json, and cuts metrics.jsonl back to the step that the run resumes from.
+        """Writes config.json, cuts metrics.jsonl back to the step that the run resumes from, and notes the start.
 
         A run that is to be overwritten is moved aside first.
         """
@@ -166,6 +170,9 @@ class RunDirectory:
         self._config = trainer.config
         self._write_config()
         rewind_metrics(self.path / "metrics.jsonl", trainer.done)
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        facts = {"step": trainer.done, "command": command, "mode": trainer.mode, "ranks": trainer.world_size}
+        append_start(self.path, facts | environment(trainer.device))
 
     def log(self, row: dict[str, Any]) -> None:
         """Appends a row to metrics.jsonl."""

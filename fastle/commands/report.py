@@ -1,0 +1,25 @@
+"""fastle report: one HTML page of one or several runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from fastle.config import ConfigError
+from fastle.web.page import write_page
+
+
+def run(flags: argparse.Namespace, console: Console) -> None:
+    """Writes the page that the flags ask for."""
+    _report([Path(run) for run in flags.runs], Path(flags.output), console)
+
+
+def _report(runs: list[Path], output: Path, console: Console) -> None:
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"-o {output}: the page is HTML: give it a name that ends in .html")
+    if output.is_dir():
+        raise ConfigError(f"-o {output} is a folder: give the name of a file")
+    write_page(runs, output)
+    console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
