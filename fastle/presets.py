@@ -71,7 +71,7 @@ PRESETS: dict[str, Preset] = {
     # the post's pooled rate is that of docs/results/small.md
     "cifar10": Preset(
         size=32, channels=3, hidden=64, map_channels=32, pooled_map_channels=64,
-        crop_ratio=0.6, sigreg_weight=0.003, post_crop_ratio=0.3, lr=4e-3, pooled_lr=1e-3, epochs=50,
+        crop_ratio=0.6, sigreg_weight=0.003, post_crop_ratio=0.3, lr=2e-3, pooled_lr=1e-3, epochs=50,
         post_lr=1e-4, post_pooled_lr=3e-4, post_pooled_statistics="target",
     ),
     "celeba": Preset(
@@ -81,7 +81,7 @@ PRESETS: dict[str, Preset] = {
     # folders below SMALL px take the CIFAR-10 model; the post's rate reaches 24 dB in 2,000 steps
     "small folder": Preset(
         size=32, channels=3, hidden=64, map_channels=32, pooled_map_channels=64,
-        crop_ratio=0.6, sigreg_weight=0.003, post_crop_ratio=0.3, lr=4e-3, pooled_lr=1e-3, epochs=50,
+        crop_ratio=0.6, sigreg_weight=0.003, post_crop_ratio=0.3, lr=2e-3, pooled_lr=1e-3, epochs=50,
         post_lr=1e-3, post_pooled_lr=3e-4, post_pooled_statistics="target",
     ),
     "folder": Preset(
@@ -97,7 +97,7 @@ FIRST = ("size", "objective", "transform", "latent", "schedule", "steps", "epoch
 RECIPES: dict[str, dict[str, Any]] = {
     "tuned": {
         "judge_statistics": "target", "judge_depth": "features", "full_view": True,
-        "schedule": "trapezoid", "warmup": 0.05,
+        "schedule": "trapezoid", "warmup": 0.05, "clip": 1.0,
     },
     "post": {},
 }  # fmt: skip

@@ -172,7 +172,7 @@ def train_classifier(model: Classifier, data: Labelled, say: Callable[[str], Non
     count = steps_per_epoch(len(data.images), min(BATCH, len(data.images)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=EPOCHS * count)
-    model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last).train()
     for step in range(EPOCHS * count):
         chosen = batch_indices(
             len(data.images), step=step, batch_size=min(BATCH, len(data.images)), seed=SEED, rank=0, world_size=1

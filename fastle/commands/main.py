@@ -45,7 +45,7 @@ def _parser() -> Parser:
     add_option(command, DEVICE)
 
     command = commands.add_parser("brush", help="a page on this machine to paint in the latent", allow_abbrev=False)
-    command.add_argument("run", metavar="RUN", help="a run directory")
+    command.add_argument("model", metavar="MODEL", help="a run directory, a saved model, or one that ships")
     command.add_argument("--port", metavar="N", type=int, default=0, help="of 127.0.0.1 (default: one that is free)")
     add_option(command, DEVICE)
 

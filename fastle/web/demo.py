@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fastle.checkpoint import read_run_config
 from fastle.config import ConfigError
-from fastle.method.model import Autoencoder, pretrained
+from fastle.method.model import Autoencoder
+from fastle.method.pretrained import find_model, is_saved_model, of_run
 from fastle.method.transforms import hole_side
 from fastle.training.report import grids, read_grid
 
@@ -99,23 +100,26 @@ class Demo:
         return pixels.permute(0, 2, 3, 1).contiguous().cpu()
 
 
-def open_demo(run: Path, device: torch.device) -> tuple[Demo, str | None]:
-    """The demo of a run directory; also a line to show if its newest checkpoint cannot be used.
+def open_demo(name: str, device: torch.device) -> tuple[Demo, str | None]:
+    """The demo of a run directory or of a saved or shipped model; also a line to show if a checkpoint is damaged.
 
-    The pictures are those of the run's newest grid, which are images of its validation split. A run without a grid
+    The pictures are those of the run's newest grid, which are images of its validation split. A model without a grid
     has those of `make_pictures`.
 
     Raises:
-        FastleError: There is no run, it has no checkpoint that can be used, or its images are neither RGB nor grey.
+        FastleError: There is no such model, it cannot be used, or its images are neither RGB nor grey.
     """
-    config = read_run_config(run)
-    size, channels = config.model.size, config.model.channels
+    path, remark, ratio = find_model(name), None, None
+    if is_saved_model(path):
+        model = Autoencoder.from_pretrained(path, device)
+    else:
+        model, _, remark = of_run(path, device)
+        ratio = read_run_config(path).objective.hole_ratio
+    size, channels = model.config.size, model.config.channels
     if channels not in (1, 3):
-        raise ConfigError(f"{run} has images of {channels} channels: a page can show 1 (grey) or 3 (RGB)")
-    model, _, remark = pretrained(run, device)
-    ratio = config.objective.hole_ratio
+        raise ConfigError(f"{name} has images of {channels} channels: a page can show 1 (grey) or 3 (RGB)")
     hole = None if ratio is None else hole_side(ratio, (1, channels, size, size))
-    return Demo(model, str(run), hole, _of_grid(run, size, channels) or _made(size, channels)), remark
+    return Demo(model, name, hole, _of_grid(path, size, channels) or _made(size, channels)), remark
 
 
 def _of_grid(run: Path, size: int, channels: int) -> list[Picture]:

@@ -32,9 +32,7 @@ def test_sides_take_turns_until_the_last_target(
         assert side["ms"]["repeats"] == side["curve"][-1][0] - 1
     settings = row["settings"]
     assert settings["fastle"]["train"]["schedule"] == settings["pixel"]["train"]["schedule"] == "trapezoid"
-    assert (
-        settings["post"]["train"]["schedule"] == "constant" and settings["pixel"]["objective"]["objective"] == "pixel"
-    )
+    assert settings["post"]["train"]["schedule"] == "constant" and settings["pixel"]["objective"]["name"] == "pixel"
     assert str(photographs) not in str(settings)
     check_shown(main, report, tmp_path, capsys)
 

@@ -34,7 +34,7 @@ def untrained_run(run: Path, **flags: int | bool) -> Path:
 @contextmanager
 def served(run: Path) -> Iterator[int]:
     """The port of a server in this process."""
-    demo, _ = open_demo(run, torch.device("cpu"))
+    demo, _ = open_demo(str(run), torch.device("cpu"))
     with listen(0) as listening:
         port = listening.getsockname()[1]
         server = make_server(make_app(demo, port))
