@@ -41,8 +41,6 @@ DEV = [
     "build",
     "hypothesis",
     "mypy",
-    # drives the browser of the system in a test; none of its own is needed
-    "playwright",
     "pytest>=8",
     "pytest-xdist",
     # a minor release may change rules and layout: a new one is taken on purpose, not by whoever installs next

@@ -76,6 +76,7 @@ class RunDirectory:
         self._saved_step, self._saved_at = 0, time.monotonic()
         self._config: RunConfig | None = None
         self._images: Identity | None = None
+        self._start: dict[str, Any] = {}
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -161,7 +162,7 @@ class RunDirectory:
         return resumed if remark is None else f"{resumed}; {remark}"
 
     def begin(self, trainer: Trainer) -> None:
-        """Writes config.json, cuts metrics.jsonl back to the step that the run resumes from, and notes the start.
+        """Writes config.json, and cuts metrics.jsonl back to the step that the run resumes from.
 
         A run that is to be overwritten is moved aside first.
         """
@@ -172,11 +173,14 @@ class RunDirectory:
         rewind_metrics(self.path / "metrics.jsonl", trainer.done)
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         facts = {"step": trainer.done, "command": command, "mode": trainer.mode, "ranks": trainer.world_size}
-        append_start(self.path, facts | environment(trainer.device))
+        self._start = facts | environment(trainer.device)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Appends a row to metrics.jsonl."""
+        """Appends a row to metrics.jsonl; before the first one, a line to starts.jsonl."""
         self._restore_directory()
+        if self._start:
+            append_start(self.path, self._start)
+            self._start = {}
         append_metrics(self.path / "metrics.jsonl", row)
 
     def save_pictures(self, trainer: Trainer, images: Images) -> None:
