@@ -13,13 +13,14 @@ as `scripts/reproduce.py` takes them. Each seed makes a row. The sides:
     post        --recipe post in fastle/training/plain_step.py, eager: the author's structure; at most --limit steps
 
 The sides take turns of 25 steps, after each of which the mean PSNR of 1,000 held-out photographs is measured. A side is
-done when it has reached the highest target, or at the end of its steps. Its clock runs only while it trains, the wait
-for images included. The first step, which compiles, stands apart: no side's clock counts it.
+done when it has reached the highest target, when it has diverged, or at the end of its steps. Its clock runs only while
+it trains, the wait for images included. The first step, which compiles, stands apart: no side's clock counts it.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +37,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common.command import Benchmark, make_parser, run
-from bench.common.measure import Effort, Row
+from bench.common.measure import Row
 from bench.common.plot import Panel
 from bench.common.table import Column, digits, ratio
 from fastle.config import ConfigError, RunConfig
@@ -69,7 +70,7 @@ class Runner:
         seconds: of all steps but the first.
         first: seconds of the first step.
         ms: of each step but the first.
-        curve: steps, seconds and dB after each turn.
+        curve: steps, seconds and dB after each turn; -inf of a model whose weights are not finite.
     """
 
     call: Callable[[Tensor], Any]
@@ -84,7 +85,10 @@ class Runner:
     @property
     def done(self) -> bool:
         """Whether the highest target is reached, or every step is taken."""
-        return bool(self.curve) and (self.curve[-1][2] >= TARGETS[-1] or self.curve[-1][0] >= self.limit)
+        if not self.curve:
+            return False
+        taken, _, psnr = self.curve[-1]
+        return psnr >= TARGETS[-1] or psnr == -math.inf or taken >= self.limit
 
     def turn(self, valid: Images, device: torch.device) -> None:
         """Takes the steps of a turn, and measures the PSNR."""
@@ -101,7 +105,7 @@ class Runner:
             self.seconds += elapsed
             self.ms.append(1e3 * elapsed)
         psnr = validation_psnr(self.model(), valid, limit=VALIDATED, device=device)
-        self.curve.append((taken, round(self.seconds, 3), round(psnr, 3)))
+        self.curve.append((taken, round(self.seconds, 3), round(psnr, 3) if math.isfinite(psnr) else -math.inf))
 
     def figures(self) -> Row:
         """What the report says of the side. `reached` has steps and seconds, or None, for each target."""
@@ -110,9 +114,14 @@ class Runner:
             "ms": percentiles(self.ms),
             "first_step_seconds": round(self.first, 1),
             "reached": reached,
-            "best": max(psnr for _, _, psnr in self.curve),
-            "curve": self.curve,
+            "best": _number(max(psnr for _, _, psnr in self.curve)),
+            "curve": [(taken, seconds, _number(psnr)) for taken, seconds, psnr in self.curve],
         }
+
+
+def _number(psnr: float) -> float | None:
+    # JSON knows no infinity
+    return psnr if math.isfinite(psnr) else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(parser, BENCHMARK, argv)
 
 
-def pick_cases(flags: argparse.Namespace, device: torch.device) -> list[Callable[[torch.device, Effort], Row]]:
+def pick_cases(flags: argparse.Namespace, device: torch.device) -> list[Callable[[torch.device], Row]]:
     """What measures each seed.
 
     Raises:
@@ -154,7 +163,7 @@ def make_side(name: str, seed: int, steps: int, **options: Any) -> RunConfig:
     return make_config("folder", seed=seed, steps=steps, **own, **options)
 
 
-def measure_seed(seed: int, sides: Mapping[str, RunConfig], device: torch.device, _: Effort) -> Row:
+def measure_seed(seed: int, sides: Mapping[str, RunConfig], device: torch.device) -> Row:
     """The row of one seed.
 
     Raises:
@@ -210,7 +219,7 @@ def columns(row: Row) -> list[Column]:
             Column("seconds", partial(_reached, target, lambda reached: f"{reached[1]:.1f}")),
             Column("time ×", partial(_reached, target, partial(_against, ours["reached"][target]))),
         ]
-    return [*result, Column("best\ndB", lambda name, side: f"{side['best']:.2f}")]
+    return [*result, Column("best\ndB", lambda name, side: f"{side['best']:.2f}" if side["best"] else "–")]
 
 
 def _reached(target: str, text: Callable[[Sequence[float]], str], name: str, side: Row) -> str:
@@ -243,7 +252,7 @@ def notes(report: Row) -> list[str]:
 BENCHMARK = Benchmark(
     name="speedrun",
     cases=pick_cases,
-    measure=lambda case, device, effort: case(device, effort),
+    measure=lambda case, device, effort: case(device),
     columns=columns,
     panels=panels,
     notes=notes,

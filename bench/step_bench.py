@@ -11,11 +11,11 @@ presets. A call is one step on a uint8 batch that is on the device already: draw
 
     plain                   fastle/training/plain_step.py: eager, fp32, contiguous
     plain bf16              the same under autocast, channels-last
-    plain compiled          that, its loss as one graph of torch.compile
+    plain compiled          channels-last, its loss as one graph of torch.compile
     fastle eager            Trainer(mode="eager"), fp32
     fastle compiled         mode="compiled"
     fastle captured         mode="captured"; CUDA only
-    fastle … bf16           the same, precision="bf16"
+    … bf16                  the same in bf16
 
 A CPU without AVX-512 emulates bf16, so slowly that those sides run there only if --sides names them.
 fp32 is with PyTorch's defaults: on a GPU convolutions may use TF32, matrix products do not.
@@ -74,8 +74,8 @@ SETTINGS: dict[str, Callable[..., RunConfig]] = {
     "cifar10": partial(make_config, "cifar10", recipe="post"),
 }
 NAMES = (
-    "plain", "plain bf16", "plain compiled", "fastle eager", "fastle eager bf16", "fastle compiled",
-    "fastle compiled bf16", "fastle captured", "fastle captured bf16",
+    "plain", "plain bf16", "plain compiled", "plain compiled bf16", "fastle eager", "fastle eager bf16",
+    "fastle compiled", "fastle compiled bf16", "fastle captured", "fastle captured bf16",
 )  # fmt: skip
 GATES = {
     "fp32": {"value": 1e-5, "gradient": 1e-3, "update": 3e-3},
@@ -205,16 +205,17 @@ def make_batch(config: RunConfig, generator: torch.Generator) -> Tensor:
 
 def make_side(start: StartingPoint, name: str) -> Side:
     """The side of a name."""
-    ours, fast = name.startswith("fastle"), "bf16" in name or name == "plain compiled"
-    precision: Precision = "bf16" if fast else "fp32"
+    ours, kind = name.startswith("fastle"), name.split()[1:]
+    precision: Precision = "bf16" if "bf16" in kind else "fp32"
     make: Callable[[], Step]
     if ours:
         train = dataclasses.replace(start.config.train, precision=precision)
-        config, mode = dataclasses.replace(start.config, train=train), cast(StepMode, name.split()[1])
+        config, mode = dataclasses.replace(start.config, train=train), cast(StepMode, kind[0])
         make = partial(Trainer, config, start.device, mode=mode)
     else:
-        compiled = name == "plain compiled"
-        make = partial(PlainStep, start, precision=precision, channels_last=fast, compiled=compiled)
+        # all but the author's own structure get the layout that suits convolutions
+        channels_last = bool(kind)
+        make = partial(PlainStep, start, precision=precision, channels_last=channels_last, compiled="compiled" in kind)
     product = product_type(precision, start.device)
     return Side(name=name, make=make, ours=ours, gates=GATES[product], labels={"precision": precision})
 

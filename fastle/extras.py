@@ -10,7 +10,6 @@ EXTRAS = {
     "filelock": "train",
     "huggingface_hub": "hub",
     "matplotlib": "train",
-    "pillow_heif": "heic",
     "pyarrow": "parquet",
     "rich": "train",
     "starlette": "demo",

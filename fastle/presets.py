@@ -176,16 +176,22 @@ def command_of(config: RunConfig) -> str | None:
     return " ".join(words)
 
 
+def _settings_of(config: RunConfig) -> dict[str, Any]:
+    """The settings of a configuration, by the names of the options."""
+    settings = {name: value for group in config.settings().values() for name, value in group.items()}
+    # what is None is not among them
+    return {"clip": 0} | settings
+
+
 def _overrides_of(config: RunConfig, given: dict[str, Any]) -> dict[str, Any] | None:
     """Overrides that give a configuration, none of which could be left out; None if there are none with those given."""
-    wanted = {name: value for group in config.settings().values() for name, value in group.items()}
+    wanted = _settings_of(config)
     # first those on which the defaults of others depend
     order = sorted(wanted.keys() & OPTIONS.keys() - {"dataset"}, key=[*FIRST, *OPTIONS].index)
     chosen = dict(given)
     try:
         for name in order:
-            made = make_config(config.data.dataset, **chosen)
-            settings = {key: value for group in made.settings().values() for key, value in group.items()}
+            settings = _settings_of(make_config(config.data.dataset, **chosen))
             if name not in chosen and settings.get(name) != wanted[name]:
                 chosen[name] = wanted[name]
         if make_config(config.data.dataset, **chosen) != config:

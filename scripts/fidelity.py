@@ -1,6 +1,6 @@
 """Whether a classifier of photographs sees the same in reconstructions as in the images.
 
-    python scripts/fidelity.py --data cifar10-jpeg --classifier classifier.pt RUN... [--json PATH]
+    python scripts/fidelity.py --data cifar10-jpeg --classifier FILE RUN... [--json FILE]
 
 --data holds train/ and test/, each with one folder of photographs for each class. The classifier is a small residual
 network. It is trained on the training photographs, which takes a quarter of an hour on a CPU, and kept in the file of
@@ -16,7 +16,6 @@ The first line is that of the images themselves.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -26,18 +25,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 
 # this checkout comes first, so that the results name the commit of what they measure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.common.command import check_output
+from bench.common.figures import make_parser, parse, write_report
 from fastle.checkpoint import read_run_config
-from fastle.commands.cli import Parser, one_line_errors
+from fastle.commands.cli import one_line_errors
 from fastle.config import ConfigError, DataConfig
 from fastle.data import Split, open_images
 from fastle.data.folder import split_paths
 from fastle.data.order import batch_indices, steps_per_epoch
-from fastle.machine import environment
 from fastle.method.model import Autoencoder, unit_range
 
 EPOCHS, BATCH, RATE, WEIGHT_DECAY = 12, 128, 0.01, 0.05
@@ -93,33 +95,23 @@ def _conv(channels_in: int, channels_out: int) -> list[nn.Module]:
 
 def main(argv: list[str] | None = None) -> None:
     with one_line_errors("fidelity.py"):
-        parser = Parser(
-            prog="fidelity.py",
-            description=__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run directories")
+        parser = make_parser("fidelity.py", str(__doc__))
         parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="train/ and test/, with classes")
         parser.add_argument(
             "--classifier", metavar="FILE", type=Path, required=True, help="written, or read if it exists"
         )
-        parser.add_argument("--json", metavar="PATH", type=Path, help="where the figures go")
-        flags = parser.parse_args(argv)
+        flags = parse(parser, argv)
         configs = [read_run_config(run).data for run in flags.runs]
         if len({(config.size, config.channels) for config in configs}) > 1:
             raise ConfigError("the runs have images of several sizes or channels: measure them apart")
         data = replace(configs[0], dataset="folder", root=str(flags.data.absolute()))
         classes = class_names(data)
-        classifier = load_classifier(flags.classifier, data, classes)
-        rows = measure(classifier, flags.runs, labelled(data, "test", classes))
+        tested = labelled(data, "test", classes)
+        rows = measure(load_classifier(flags.classifier, data, classes), flags.runs, tested)
         print(f"{'run':<32}{'agreement':>10}{'accuracy':>10}{'fréchet':>10}")
         for row in rows:
             print(f"{row['run']:<32}{row['agreement']:>10.4f}{row['accuracy']:>10.4f}{row['frechet']:>10.4f}")
-        if flags.json:
-            command = " ".join(["python", "scripts/fidelity.py", *(argv or sys.argv[1:])])
-            report = {"command": command, "rows": rows, "environment": environment(torch.device("cpu"))}
-            flags.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_report(flags, "fidelity.py", argv, rows)
 
 
 def class_names(data: DataConfig) -> list[str]:
@@ -150,16 +142,26 @@ def labelled(data: DataConfig, split: Split, classes: list[str]) -> Labelled:
 
 
 def load_classifier(path: Path, data: DataConfig, classes: list[str]) -> Classifier:
-    """The classifier of a file, which is trained and written if there is none."""
+    """The classifier of a file, which is trained and written if there is none.
+
+    Raises:
+        ConfigError: the file holds something else, or cannot be written.
+    """
     model = Classifier(data.channels, len(classes))
     if path.exists():
-        state = torch.load(path, weights_only=True)
-        if state["classes"] != classes:
+        try:
+            with safe_open(path, framework="pt") as file:
+                known = json.loads((file.metadata() or {})["classes"])
+                model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except (OSError, SafetensorError, ValueError, KeyError, RuntimeError):
+            raise ConfigError(f"--classifier {path} holds no such classifier: give another file") from None
+        if known != classes:
             raise ConfigError(f"--classifier {path} knows other classes than {data.root}: give another file")
-        model.load_state_dict(state["weights"])
     else:
+        check_output("--classifier", path)
         train_classifier(model, labelled(data, "train", classes), print)
-        torch.save({"classes": classes, "weights": model.state_dict()}, path)
+        weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        save_file(weights, path, metadata={"classes": json.dumps(classes)})
     return model.eval()
 
 
@@ -183,7 +185,7 @@ def train_classifier(model: Classifier, data: Labelled, say: Callable[[str], Non
         optimizer.step()
         schedule.step()
         if (step + 1) % count == 0:
-            say(f"classifier: epoch {(step + 1) // count} of {EPOCHS}, loss {float(loss):.3f}")
+            say(f"classifier: epoch {(step + 1) // count} of {EPOCHS}, loss {loss.item():.3f}")
 
 
 def augmented(images: Tensor, generator: Generator) -> Tensor:

@@ -17,8 +17,6 @@ Hutchinson's estimates, from 16 probes for each image.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,10 +27,10 @@ from torch import Generator, Tensor
 # this checkout comes first, so that the results name the commit of what they measure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.common.figures import make_parser, parse, write_report
 from fastle.checkpoint import read_run_config
-from fastle.commands.cli import Parser, one_line_errors
+from fastle.commands.cli import one_line_errors
 from fastle.data import Images, Loading, open_images, open_tree
-from fastle.machine import environment
 from fastle.method.model import Autoencoder, unit_range
 from fastle.method.pretrained import of_run
 from fastle.training.evaluate import evenly_spaced
@@ -42,24 +40,14 @@ IMAGES, PROBES = 64, 16
 
 def main(argv: list[str] | None = None) -> None:
     with one_line_errors("judge_depths.py"):
-        parser = Parser(
-            prog="judge_depths.py",
-            description=__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run directories")
+        parser = make_parser("judge_depths.py", str(__doc__))
         parser.add_argument("--data", metavar="DIR", type=Path, help="images in place of each run's test split")
-        parser.add_argument("--json", metavar="PATH", type=Path, help="where the figures go")
-        flags = parser.parse_args(argv)
+        flags = parse(parser, argv)
         rows = [row for run in flags.runs for row in measure_run(run, flags.data)]
         print(f"{'run':<24}{'step':>7}  {'stage':<8}{'cosine':>8}{'flatness':>10}")
         for row in rows:
             print(f"{row['run']:<24}{row['step']:>7}  {row['stage']:<8}{row['cosine']:>8.3f}{row['flatness']:>10.3f}")
-        if flags.json:
-            command = " ".join(["python", "scripts/judge_depths.py", *(argv or sys.argv[1:])])
-            report = {"command": command, "rows": rows, "environment": environment(torch.device("cpu"))}
-            flags.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_report(flags, "judge_depths.py", argv, rows)
 
 
 def measure_run(run: Path, data: Path | None) -> list[dict[str, Any]]:

@@ -414,3 +414,8 @@ def test_a_configuration_of_another_version_is_an_error(damage: str) -> None:
         del values["data"]
     with pytest.raises(ConfigError, match="not a configuration of this version"):
         RunConfig.from_dict(values)
+
+
+def test_clipping_is_the_recipes_and_can_be_turned_off() -> None:
+    bounds = [make_config("shapes", **flags).train.clip for flags in ({}, {"recipe": "post"}, {"clip": 0}, {"clip": 2})]
+    assert bounds == [1.0, None, None, 2]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -98,8 +100,8 @@ def test_images_of_every_kind_are_the_same_images() -> None:
 @pytest.mark.parametrize(
     ("item", "channels", "expected"),
     [
-        (torch.full((24, 20), 0.5), 3, (3, 128.0)),
-        (torch.full((3, 20, 16), 200, dtype=torch.uint8), 1, (1, 200.0)),
+        (torch.full((24, 20), 0.9987), 3, (3, 255.0)),
+        (torch.full((3, 20, 16), 200, dtype=torch.uint8), 1, (1, 199.5)),
         (Image.new("P", (16, 40), 0), 3, (3, 0.0)),
         (np.full((1, 16, 16), 255, dtype=np.uint8), 1, (1, 255.0)),
     ],
@@ -107,7 +109,25 @@ def test_images_of_every_kind_are_the_same_images() -> None:
 def test_images_are_brought_to_size_and_channels(item: Any, channels: int, expected: tuple[int, float]) -> None:
     (image,) = GivenImages([item], np.arange(1), size=16, channels=channels).batch([0])
     assert image.dtype == torch.uint8 and tuple(image.shape) == (expected[0], 16, 16)
-    assert abs(float(image.float().mean()) - expected[1]) <= 1
+    assert abs(float(image.float().mean()) - expected[1]) <= 0.5
+
+
+class OneReader(Pairs):
+    """Fails if two threads read from it at once."""
+
+    def __init__(self, images: list[Any]) -> None:
+        super().__init__(images)
+        self.reading = Lock()
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        assert self.reading.acquire(blocking=False)
+        time.sleep(0.001)
+        self.reading.release()
+        return super().__getitem__(index)
+
+
+def test_one_thread_at_a_time_reads() -> None:
+    train(OneReader(list(PIXELS)), steps=6)
 
 
 def test_a_run_goes_on_with_its_images_and_with_no_others() -> None:

@@ -128,15 +128,19 @@ def check_flags(parser: Parser, flags: argparse.Namespace) -> None:
     if flags.plot is not None and flags.plot.suffix != ".png":
         raise ConfigError(f"--plot {flags.plot}: the name must end in .png")
     for flag, path in (("--json", flags.json), ("--plot", flags.plot)):
-        if path is None:
-            continue
-        if path.is_dir():
-            raise ConfigError(f"{flag} {path} is a folder: give the name of a file")
-        try:
-            with tempfile.TemporaryFile(dir=path.parent):
-                pass
-        except OSError as error:
-            raise ConfigError(f"{flag} {path} cannot be written: {error.strerror}; give another path") from None
+        if path is not None:
+            check_output(flag, path)
+
+
+def check_output(flag: str, path: Path) -> None:
+    """Raises ConfigError if the file that a flag names cannot be written."""
+    if path.is_dir():
+        raise ConfigError(f"{flag} {path} is a folder: give the name of a file")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{flag} {path} cannot be written: {error.strerror}; give another path") from None
 
 
 def load_report(path: Path, name: str) -> Row:

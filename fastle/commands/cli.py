@@ -123,6 +123,9 @@ def one_line_errors(program: str) -> Iterator[None]:
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"{prefix}: error: {where}{error.strerror or error}")
     except Interrupted as stop:
+        if isinstance(stop.__context__, FastleError) and not isinstance(stop.__context__, SaidByAnother):
+            # torchrun stops the other ranks when one is gone, and must not silence the one that says so
+            sys.exit(f"{prefix}: error: {stop.__context__}")
         print(f"{prefix}: {stop}", file=sys.stderr)
         sys.exit(128 + stop.signum)
     except KeyboardInterrupt:

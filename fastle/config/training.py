@@ -22,7 +22,7 @@ class TrainConfig(Checked):
         lr: peak of the learning rate, above 0.
         schedule, warmup, decay: how it changes over the run; see `fastle.training.schedule`.
         weight_decay: AdamW's, at least 0.
-        clip: bound on the norm of the gradient of all weights, above 0; None for no bound.
+        clip: bound on the norm of the gradient of all weights, above 0; None, or 0 when it is set, for no bound.
         averages: lengths of averages of the weights, σ_rel of EDM2; see `fastle.training.average`.
         seed: of the weights, the order of the images and every draw.
         precision: "bf16" is autocast with fp32 weights, latent and statistics.
@@ -53,7 +53,9 @@ class TrainConfig(Checked):
         "last share of the run, over which --schedule trapezoid falls", initial=0.4, above=0, at_most=1, metavar="R"
     )
     weight_decay: float = option("weight decay of AdamW", initial=0.01, at_least=0, metavar="W")
-    clip: float | None = option("bound on the norm of the gradient", initial=None, above=0, metavar="G", default="none")
+    clip: float | None = option(
+        "bound on the norm of the gradient, 0 for none", initial=None, at_least=0, metavar="G", default="the recipe's"
+    )
     averages: tuple[float, ...] = option(
         "lengths of averages of the weights, as a share of the run (0.05 is EDM2's shortest)",
         initial=(),
@@ -74,6 +76,8 @@ class TrainConfig(Checked):
         # JSON knows no tuples
         object.__setattr__(self, "averages", tuple(self.averages))
         Checked.__post_init__(self)
+        if self.clip == 0:
+            object.__setattr__(self, "clip", None)
         if (self.steps is None) == (self.epochs is None):
             raise ConfigError("give either --steps or --epochs, not both")
         if self.batch_size % self.accumulate or self.batch_size < 2 * self.accumulate:

@@ -18,6 +18,7 @@ def read_orientation(exif: bytes) -> int:
     Args:
         exif: A TIFF structure, as JPEG, PNG and WebP hold it, with or without "Exif" and two zeros in front.
     """
+    # Pillow reads the tag too, but prints a warning with a path for each damaged block
     exif = exif.removeprefix(b"Exif\0\0")
     order = ORDERS.get(exif[:2])
     if order is None:
@@ -34,7 +35,7 @@ def read_orientation(exif: bytes) -> int:
 
 def on_its_side(orientation: int) -> bool:
     """Whether an orientation exchanges width and height."""
-    return orientation >= 5
+    return 5 <= orientation <= 8
 
 
 def turn(image: Tensor, orientation: int) -> Tensor:

@@ -6,6 +6,7 @@ Of several pages or frames, the first is the image. Importing Pillow's codecs ta
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -36,6 +37,12 @@ MISSING = {
 }
 # tags of a TIFF
 SUBFILE_TYPE, BITS, PHOTOMETRIC, DNG_VERSION = 254, 258, 262, 50706
+# what Pillow's readers raise of mutated files, and what its code for their tags may. A header that promises more pixels
+# than memory holds is damaged, too
+DAMAGED = (
+    OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, RuntimeError, MemoryError,
+    struct.error,
+)  # fmt: skip
 # modes of one sample that holds more than 8 bits
 DEEP = ("I;16", "I;16B", "I;16L", "I;16N")
 
@@ -90,7 +97,9 @@ def decode(data: bytes, kind: str, channels: int) -> Tensor:
 
 @contextmanager
 def _opened(data: bytes, kind: str) -> Iterator[Image.Image]:
-    """An image whose pixels have not been decoded yet. All errors inside become faults."""
+    """An image whose pixels have not been decoded yet. What Pillow raises of damaged files becomes a fault."""
+    from PIL.Image import DecompressionBombError
+
     reader = _reader(kind)
     try:
         with reader(io.BytesIO(data)) as image:
@@ -98,7 +107,7 @@ def _opened(data: bytes, kind: str) -> Iterator[Image.Image]:
             yield image
     except Refused:
         raise
-    except Exception as error:  # noqa: BLE001 (Pillow raises errors of a dozen types)
+    except (*DAMAGED, DecompressionBombError) as error:
         # of a header, Pillow raises a SyntaxError in the words of whatever failed inside
         words = "" if isinstance(error, SyntaxError) else " ".join(str(error).split())
         fault = words or f"the header of the {kind} is damaged"

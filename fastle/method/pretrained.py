@@ -220,7 +220,7 @@ def _of_folder(folder: Path, device: str | torch.device) -> Autoencoder:
 
 
 def _read_weights(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file in the types of those wanted. Raises ValueError, with the fault alone, for other ones."""
+    """The tensors of a file, which are those wanted. Raises ValueError, with the fault alone, for other ones."""
     with open_regular(path) as file:
         entries = read_header(file).entries
         if missing := wanted.keys() - entries.keys():
@@ -232,7 +232,7 @@ def _read_weights(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
                 raise ValueError(f"it holds {name} of shape {entry.shape}, not {tuple(wanted[name].shape)}")
             if entry.dtype.is_floating_point != wanted[name].is_floating_point():
                 raise ValueError(f"it holds {name} as {entry.dtype}")
-        tensors = {name: read_tensor(file, entry).to(wanted[name].dtype) for name, entry in entries.items()}
+        tensors = {name: read_tensor(file, entry) for name, entry in entries.items()}
     if fault := not_finite("model", tensors):
         raise ValueError(fault)
     return tensors

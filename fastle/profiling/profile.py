@@ -148,7 +148,6 @@ def check_plain(config: RunConfig) -> None:
         ("--crop-ratio-max", transform.ratio_max, None),
         ("--crops", transform.crops, 1),
         ("--accumulate", config.train.accumulate, 1),
-        ("--clip", config.train.clip, None),
         ("--averages", config.train.averages, ()),
     ):
         if value != known:

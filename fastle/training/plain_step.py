@@ -6,7 +6,8 @@ that receives a copy of the weights after every step. Crops use grid_sample, wit
 torch.where; SIGReg builds every (N, M, K) tensor. State dicts have fastle's keys, and all random numbers come from
 fastle's `Draws`.
 
-It supports the configurations that are measured: the step-frozen judge with crop-resize, with or without a mask.
+It supports the configurations that are measured: the step-frozen judge with crop-resize, with or without a mask, and
+gradients with or without a bound.
 """
 
 from __future__ import annotations
@@ -298,6 +299,7 @@ class PlainStep:
             self.model.to(memory_format=torch.channels_last)
         self.objective = PlainObjective(self.model, config.objective)
         train = config.train
+        self._clip = train.clip
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=train.lr, weight_decay=train.weight_decay)
         if compiled:
             # compile the whole graph or fail: a silent fallback would be timed as if it were compiled
@@ -314,6 +316,8 @@ class PlainStep:
         with phase("backward"):
             loss.backward()
         with phase("optimizer"):
+            if self._clip is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
             for group in self.optimizer.param_groups:
                 group["lr"] = self._start.rate(self.done)
             self.optimizer.step()

@@ -26,7 +26,9 @@ def test_sides_take_turns_until_the_last_target(
         "fastle": [2, 3], "pixel": [2, 3], "post": [2, 4],
     }  # fmt: skip
     for side in row["sides"].values():
-        (_, early, _), (_, late, psnr) = side["curve"]
+        (_, early, before), (_, late, psnr) = side["curve"]
+        # what has been trained is what is validated
+        assert before != psnr
         assert side["reached"] == {"1": [2, early], "90": None} and 0 < early < late and psnr <= side["best"]
         # the first step has its own time
         assert side["ms"]["repeats"] == side["curve"][-1][0] - 1
@@ -44,6 +46,15 @@ def test_a_side_ends_at_the_last_target(photographs: Path, tmp_path: Path, monke
     flags = ("--data", str(photographs), "--seeds", "1", "--limit", "9", "--sides", "post")
     (row,) = run_tiny(main, tmp_path, *flags)["rows"]
     assert len(row["sides"]["post"]["curve"]) == 1
+
+
+def test_a_side_that_diverges_ends(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speedrun, "EVERY", 2)
+    monkeypatch.setattr(speedrun, "validation_psnr", lambda model, images, **flags: float("nan"))
+    monkeypatch.setitem(speedrun.SIZES, True, {"hidden": 8, "batch_size": 8})
+    flags = ("--data", str(photographs), "--seeds", "1", "--limit", "9", "--sides", "post")
+    side = run_tiny(main, tmp_path, *flags)["rows"][0]["sides"]["post"]
+    assert [at[0] for at in side["curve"]] == [2] and side["best"] is None
 
 
 @pytest.mark.parametrize(

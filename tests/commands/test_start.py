@@ -15,6 +15,7 @@ import fastle
 import fastle.training.loop
 from fastle.checkpoint import latest_checkpoint
 from fastle.commands import cli
+from fastle.errors import FastleError
 from fastle.training.loop import train
 from fastle.training.run import RunDirectory
 from fastle.training.signals import Interrupted, raising_signals
@@ -124,6 +125,19 @@ def test_a_command_whose_output_is_closed_ends(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit) as left, cli.one_line_errors("fastle"):
         raise BrokenPipeError
     assert left.value.code == 128 + signal.SIGPIPE
+
+
+def test_a_signal_does_not_hide_the_error_that_it_meets() -> None:
+    def fail() -> None:
+        with cli.one_line_errors("fastle-train"):
+            try:
+                raise FastleError("another rank is gone")
+            finally:
+                # while the ranks part
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit, match="fastle-train: error: another rank is gone"):
+        fail()
 
 
 def test_a_terminal_without_utf8_shows_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:

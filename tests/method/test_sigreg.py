@@ -123,7 +123,9 @@ def between(x: Tensor, y: Tensor, slices: Tensor, x_weights: Tensor, y_weights: 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 def test_two_samples_have_their_formula(weighted: bool) -> None:
     x, y, slices = made(2, 6, 4).requires_grad_(), (made(2, 9, 4, seed=3) + 0.3).requires_grad_(), slices_of(4, 5)
-    omegas = (weights_of(2, 6), weights_of(2, 9)) if weighted else (torch.ones(2, 6), torch.ones(2, 9))
+    omegas = (
+        (weights_of(2, 6), weights_of(2, 9)) if weighted else (torch.ones(2, 6).double(), torch.ones(2, 9).double())
+    )
     x_weights, y_weights = omegas if weighted else (None, None)
     value = two_sample_sigreg(x, y, slices, x_weights=x_weights, y_weights=y_weights)
     expected = torch.stack([between(x[i], y[i], slices, omegas[0][i], omegas[1][i]) for i in range(2)])

@@ -110,8 +110,9 @@ def test_the_commands_make_and_use_a_saved_model(
     [
         ("shapes", {}, "fastle-train shapes"),
         ("shapes", {"recipe": "post", "steps": 9}, "fastle-train shapes --recipe post --steps 9"),
-        ("folder", {"data": "/a b", "size": 32, "steps": 2000, "lr": 2e-3},
-         "fastle-train folder --data DIR --size 32 --steps 2000 --lr 0.002"),
+        ("folder", {"data": "/a b", "size": 32, "steps": 2000, "lr": 3e-3},
+         "fastle-train folder --data DIR --size 32 --steps 2000 --lr 0.003"),
+        ("shapes", {"clip": 0}, "fastle-train shapes --clip 0"),
         ("celeba", {"data": "/x", "latent": 512, "masked": True},
          "fastle-train celeba --data DIR --latent 512 --masked"),
         ("cifar10", {"data": "/x", "objective": "pixel", "averages": (0.05, 0.1)}, None),

@@ -125,7 +125,7 @@ def test_a_killed_rank_is_said_once(tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=600)
     assert process.returncode != 0
     lines = [line for line in output.splitlines() if "fastle-train" in line and "error:" in line]
-    assert len(lines) == 1
+    assert len(lines) == 1, output
     assert "another rank is gone; there is no earlier checkpoint: run the same command again" in lines[0]
     # torchrun has a traceback of its own
     assert output.count("Traceback") == 1 and "gloo" not in output

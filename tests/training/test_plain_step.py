@@ -37,6 +37,7 @@ CONFIGS = {
     "tuned": tiny(recipe="tuned", judge_statistics="target", warmup=0.9),
     "tuned-spatial": tiny(False, None, recipe="tuned", judge_statistics="target"),
     "own-all": tiny(judge_depth="all", full_view=True),
+    "clipped": tiny(clip=0.3, lr=0.01),
 }
 
 
@@ -71,7 +72,7 @@ def test_plain_objective_is_fastles(name: str) -> None:
     torch.testing.assert_close(dict(plain.named_buffers()), dict(ours.named_buffers()), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("name", ["celeba-masked", "tuned"])
+@pytest.mark.parametrize("name", ["celeba-masked", "tuned", "clipped"])
 def test_plain_steps_go_the_way_of_fastles(name: str) -> None:
     start, images = a_start(CONFIGS[name])
     plain = PlainStep(start)
