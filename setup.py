@@ -31,7 +31,7 @@ TRAIN = [
     "rich",
     "torchmetrics",
 ]
-DEMO = ["starlette", "uvicorn"]
+DEMO = ["pillow", "rich", "starlette", "uvicorn"]
 DEV = [
     *TRAIN,
     *HUB,
@@ -41,6 +41,7 @@ DEV = [
     "build",
     "hypothesis",
     "mypy",
+    "playwright",
     "pytest>=8",
     "pytest-xdist",
     # a minor release may change rules and layout: a new one is taken on purpose, not by whoever installs next

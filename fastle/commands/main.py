@@ -16,6 +16,8 @@ WEIGHTS = Option(
     metavar="NAME",
 )
 
+BRUSHED = "cifar10-6x"  # the model of the latent brush, where none is named
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """fastle: measures and uses what fastle-train made."""
@@ -45,7 +47,10 @@ def _parser() -> Parser:
     add_option(command, DEVICE)
 
     command = commands.add_parser("brush", help="a page on this machine to paint in the latent", allow_abbrev=False)
-    command.add_argument("model", metavar="MODEL", help="a run directory, a saved model, or one that ships")
+    command.add_argument(
+        "model", metavar="MODEL", nargs="?", default=BRUSHED,
+        help=f"a run directory, a saved model, or one that ships (default: {BRUSHED})",
+    )  # fmt: skip
     command.add_argument("--port", metavar="N", type=int, default=0, help="of 127.0.0.1 (default: one that is free)")
     add_option(command, DEVICE)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import io
 import math
+import os
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -80,8 +81,8 @@ class _Model:
     """Calls a model, one request after the other."""
 
     def __init__(self) -> None:
-        # one thread, since each that calls torch brings as many more as there are cores
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        # one thread, since each that calls torch brings as many more as `_spare_a_core` leaves it
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model", initializer=_spare_a_core)
         self._waiting = 0
 
     async def answer(
@@ -98,6 +99,11 @@ class _Model:
         finally:
             self._waiting -= 1
         return Response(made.numpy().tobytes(), media_type="application/octet-stream")
+
+
+def _spare_a_core() -> None:
+    # torch's threads wait for each other at every layer: one that shares its core with the browser holds all of them up
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) - 1)))
 
 
 async def _read(request: Request, most: int) -> bytearray:

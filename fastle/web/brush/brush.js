@@ -2,7 +2,7 @@
 
 import { decode } from "./model.js";
 import { History, Stroke } from "./latents.js";
-import { followSquares, newestOnly, showImage, showPicture } from "./show.js";
+import { followSquares, liveImage, showImage, showPicture } from "./show.js";
 import { program } from "./python.js";
 
 const TOOLS = {
@@ -17,6 +17,7 @@ export function brushPanel(page) {
   const panel = document.getElementById("brush");
   const find = (selector) => panel.querySelector(selector);
   const [picture, map] = [find("#brush-picture canvas"), find("#brush-map canvas")];
+  const source = find("#brush-source");
   const size = find("#brush-size");
   const factor = find("#brush-factor");
   const shape = page.facts.latent;
@@ -33,25 +34,23 @@ export function brushPanel(page) {
   const tool = () => find("input[name=tool]:checked").value;
   const latent = () => (comparing ? history().first : (stroke ?? history().current)).latent;
 
-  const show = newestOnly(async (values, since) => {
-    const [pixels] = await decode([values]);
-    showImage(picture, pixels, page.facts);
-    if (since !== undefined) page.frames.add(performance.now() - since);
-  }, page.failed);
+  const show = liveImage(page, picture, decode);
 
   function refresh(since) {
     showPicture(map, page.latentPicture(latent()));
+    showImage(source, page.source.reconstruction, page.facts);
     find("#undo").disabled = !history().canUndo;
     find("#redo").disabled = !history().canRedo;
     find("#reset").disabled = history().current.strokes.length === 0;
     const title = `${page.edited.name}, ${comparing ? "as reconstructed" : "as edited"}`;
     picture.setAttribute("aria-label", `${title}. The arrow keys move the brush, the space bar paints.`);
     map.setAttribute("aria-label", `The latent of ${title}, which can be painted too`);
+    source.setAttribute("aria-label", `B: the reconstruction of ${page.source.name}`);
     page.pythonChanged();
     return show(latent(), since);
   }
 
-  function begin(place) {
+  function begin(place, since) {
     comparing = false;
     find("#compare").setAttribute("aria-pressed", "false");
     stroke = new Stroke(tool(), history().current.latent, {
@@ -62,11 +61,12 @@ export function brushPanel(page) {
       seed: ++seed,
     });
     last = place;
-    touch(place);
+    touch(place, since);
   }
 
-  function touch(place) {
-    const since = performance.now();
+  function touch(place, since) {
+    // another image may have been chosen meanwhile
+    if (!stroke) return;
     // the pointer may have jumped over cells
     const steps = Math.max(1, Math.abs(place[0] - last[0]), Math.abs(place[1] - last[1]));
     const side = Number(size.value);
@@ -80,6 +80,7 @@ export function brushPanel(page) {
   }
 
   function end() {
+    if (!stroke) return;
     if (stroke.rows.length) history().push(stroke.latent, [...history().current.strokes, stroke]);
     stroke = null;
     refresh();
@@ -103,14 +104,14 @@ export function brushPanel(page) {
   function pressKey(event, place) {
     if (event.key === " " || event.key === "Enter") {
       event.preventDefault();
-      begin(place);
+      begin(place, event.timeStamp);
       end();
     } else if (event.key === "[" || event.key === "]") {
       size.value = Number(size.value) + (event.key === "]" ? 1 : -1);
       resized();
     } else if (event.key.startsWith("Arrow")) {
       stages.forEach((stage) => stage.show(place));
-      page.say(`Row ${place[0] + 1}, column ${place[1] + 1}`);
+      page.tell(`Row ${place[0] + 1}, column ${place[1] + 1}`);
     }
   }
 
@@ -124,9 +125,11 @@ export function brushPanel(page) {
     find("#factor-row").hidden = tool() !== "scale";
   }
 
-  const change = (edit) => () => {
+  const change = (edit) => (event) => {
+    // a stroke is not finished yet, and goes on from the state that it began with
+    if (stroke) return;
     edit();
-    refresh(performance.now());
+    refresh(event.timeStamp);
   };
   const [undo, redo] = [change(() => history().undo()), change(() => history().redo())];
   size.addEventListener("input", resized);
@@ -145,7 +148,7 @@ export function brushPanel(page) {
     const again = event.key === "y" || (event.key.toLowerCase() === "z" && event.shiftKey);
     if (!again && event.key !== "z") return;
     event.preventDefault();
-    (again ? redo : undo)();
+    (again ? redo : undo)(event);
   });
   resized();
   chosen();

@@ -2,7 +2,7 @@
 
 import { decode } from "./model.js";
 import { principalDirections } from "./latents.js";
-import { newestOnly, showImage } from "./show.js";
+import { liveImage } from "./show.js";
 import { program } from "./python.js";
 
 const MOST = 8;
@@ -14,11 +14,7 @@ export function directionsPanel(page) {
   let directions = [];
   let known = 0;
 
-  const show = newestOnly(async (values, since) => {
-    const [pixels] = await decode([values]);
-    showImage(picture, pixels, page.facts);
-    if (since !== undefined) page.frames.add(performance.now() - since);
-  }, page.failed);
+  const show = liveImage(page, picture, decode);
 
   const shifts = () => [...list.querySelectorAll("input")].map((input) => Number(input.value));
 
@@ -55,10 +51,10 @@ export function directionsPanel(page) {
     return label;
   }
 
-  list.addEventListener("input", () => refresh(performance.now()));
-  panel.querySelector("#centre").addEventListener("click", () => {
+  list.addEventListener("input", (event) => refresh(event.timeStamp));
+  panel.querySelector("#centre").addEventListener("click", (event) => {
     for (const input of list.querySelectorAll("input")) input.value = 0;
-    refresh(performance.now());
+    refresh(event.timeStamp);
   });
 
   return {

@@ -1,7 +1,7 @@
 /* The hole: what a masked model makes of picture A with a square cut out. */
 
 import { reconstruct } from "./model.js";
-import { followSquares, newestOnly, showImage } from "./show.js";
+import { followSquares, liveImage, showImage } from "./show.js";
 import { program } from "./python.js";
 
 export function holePanel(page) {
@@ -10,11 +10,7 @@ export function holePanel(page) {
   const { size, channels, hole: side } = page.facts;
   let corner = [0, 0];
 
-  const show = newestOnly(async (pixels, since) => {
-    const [made] = await reconstruct([pixels]);
-    showImage(picture, made, page.facts);
-    if (since !== undefined) page.frames.add(performance.now() - since);
-  }, page.failed);
+  const show = liveImage(page, picture, reconstruct);
 
   function refresh(since) {
     const pixels = cutHole(page.edited.pixels, corner, side, { size, channels });
@@ -29,10 +25,11 @@ export function holePanel(page) {
   // the hole stays inside, with its centre as near to the pointer as it can be
   const before = Math.floor((side - 1) / 2);
   const inside = (place) => place.map((at) => Math.min(size - side, Math.max(0, at - before)));
-  function move(place) {
+  function move(place, since) {
     corner = inside(place);
     stage.show(corner.map((at) => at + before));
-    refresh(performance.now());
+    page.tell(`Row ${corner[0] + 1}, column ${corner[1] + 1}`);
+    refresh(since);
   }
 
   const stage = followSquares(panel.querySelector("#hole-input"), {
@@ -42,7 +39,7 @@ export function holePanel(page) {
     drag: move,
     release: () => {},
     key: (event, place) => {
-      if (event.key.startsWith("Arrow")) move(place);
+      if (event.key.startsWith("Arrow")) move(place, event.timeStamp);
     },
   });
   // a pointer that only passes leaves the hole where it is

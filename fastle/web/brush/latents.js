@@ -103,6 +103,7 @@ export class History {
  */
 export class Stroke {
   #before;
+  #touched = new Set();
   #random;
   #mean;
 
@@ -122,7 +123,8 @@ export class Stroke {
   touch(row, column) {
     const [channels, height, width] = this.shape;
     if (row < 0 || column < 0 || row >= height || column >= width) return;
-    if (this.rows.some((r, i) => r === row && this.columns[i] === column)) return;
+    if (this.#touched.has(row * width + column)) return;
+    this.#touched.add(row * width + column);
     this.rows.push(row);
     this.columns.push(column);
     for (let c = 0; c < channels; c++) {

@@ -27,6 +27,8 @@ const page = {
   frames: new FrameTime(byId("frame-time")),
   latentPicture: null,
   say,
+  // for those who do not see where the brush is
+  tell: (text) => (byId("place").textContent = text),
   failed: (error) => {
     say(error.message);
     // what is not a message for people is a fault of the page
@@ -41,11 +43,12 @@ const panels = new Map();
 async function start() {
   page.facts = await model.open();
   const { facts } = page;
-  const numbers = (values) => values.reduce((product, extent) => product * extent, 1);
-  const ratio = (facts.size ** 2 * facts.channels) / numbers(facts.latent);
+  const count = (extents) => extents.reduce((product, extent) => product * extent, 1).toLocaleString("en");
+  const image = [facts.channels, facts.size, facts.size];
+  const extents = spatial() ? `${facts.latent.join(" × ")} = ` : "";
   byId("facts").textContent =
-    `${facts.name}: images of ${facts.size} px, a ${spatial() ? "spatial" : "pooled"} latent of ` +
-    `${facts.latent.join(" × ")} numbers, a ${Number(ratio.toPrecision(2))}th of the image’s`;
+    `${facts.name}: an image of ${image.join(" × ")} = ${count(image)} values becomes a ` +
+    `${spatial() ? "spatial" : "pooled"} latent of ${extents}${count(facts.latent)}.`;
   byId("images-note").textContent =
     "Each image, its reconstruction and its latent" +
     (spatial() ? ", coloured by its three principal directions. " : ". ") +
@@ -97,7 +100,7 @@ async function addFiles(files) {
       faults.push(error.message);
     }
   }
-  if (faults.length) say(faults.length === 1 ? faults[0] : `${faults[0]} And ${faults.length - 1} more.`);
+  if (faults.length) say(faults.length === 1 ? faults[0] : `${faults[0]} (${faults.length - 1} more such messages)`);
   if (!added.length) return;
   const latents = await model.encode(added.map(({ pixels }) => pixels));
   const reconstructions = await model.decode(latents);

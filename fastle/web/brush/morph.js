@@ -2,7 +2,7 @@
 
 import { decode } from "./model.js";
 import { between } from "./latents.js";
-import { newestOnly, showImage } from "./show.js";
+import { liveImage, showImage } from "./show.js";
 import { program } from "./python.js";
 
 export function morphPanel(page) {
@@ -11,11 +11,7 @@ export function morphPanel(page) {
   const [picture, fade] = panel.querySelectorAll("canvas");
   const share = () => Number(slider.value) / 100;
 
-  const show = newestOnly(async (values, since) => {
-    const [pixels] = await decode([values]);
-    showImage(picture, pixels, page.facts);
-    if (since !== undefined) page.frames.add(performance.now() - since);
-  }, page.failed);
+  const show = liveImage(page, picture, decode);
 
   function refresh(since) {
     const { edited, source } = page;
@@ -31,7 +27,7 @@ export function morphPanel(page) {
     return show(between(edited.latent, source.latent, share()), since);
   }
 
-  slider.addEventListener("input", () => refresh(performance.now()));
+  slider.addEventListener("input", (event) => refresh(event.timeStamp));
   return {
     refresh: () => refresh(),
     picture: () => picture,

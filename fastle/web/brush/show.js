@@ -1,4 +1,4 @@
-/* What the panels share: canvases, the newest request, the frame time, and squares over a canvas. */
+/* What the panels share: canvases, live images, the frame time, and squares over a canvas. */
 
 /** Puts an image of the model onto a canvas, pixel by pixel. */
 export function showImage(canvas, pixels, { size, channels }) {
@@ -19,37 +19,43 @@ export function showPicture(canvas, picture) {
 }
 
 /**
- * Makes a function of which one call runs at a time. Of the calls that come meanwhile only the newest runs afterwards:
- * a picture that nobody will see is not computed.
+ * Makes a function that shows on a canvas what the model makes of an input. One computation runs at a time. Of the inputs
+ * that come meanwhile only the newest is computed afterwards: nobody will see the pictures of the others.
  *
- * @param {function(...): Promise} run
- * @param {function(Error)} failed is told what goes wrong
+ * @param {object} page
+ * @param {HTMLCanvasElement} canvas
+ * @param {function(Array): Promise<Uint8Array[]>} compute is one of model.js
+ * @returns {function(*, number=): Promise} an input, and the time of the event that asks for it, if a frame is measured
  */
-export function newestOnly(run, failed) {
+export function liveImage(page, canvas, compute) {
   let running = false;
   let waiting = null;
-  return async (...values) => {
-    waiting = values;
+  return async (input, since) => {
+    waiting = { input, since };
     if (running) return;
     running = true;
+    canvas.setAttribute("aria-busy", "true");
     try {
       while (waiting) {
         const next = waiting;
         waiting = null;
-        await run(...next);
+        const [pixels] = await compute([next.input]);
+        showImage(canvas, pixels, page.facts);
+        if (next.since !== undefined) page.frames.add(performance.now() - next.since);
       }
     } catch (error) {
       waiting = null;
-      failed(error);
+      page.failed(error);
     } finally {
       running = false;
+      canvas.removeAttribute("aria-busy");
     }
   };
 }
 
 const FRAMES = 60;
 
-/** Shows how long the last frames took, from the movement to the picture on its canvas. */
+/** Shows how long the last frames took, from the time of the event that asked for them to the picture on its canvas. */
 export class FrameTime {
   #frames = [];
 
@@ -70,8 +76,9 @@ export class FrameTime {
  * Lets pointer and keyboard move over the squares of a canvas.
  *
  * @param {HTMLElement} stage holds a canvas, and an element of the class "square" that shows the place
- * @param {object} on grid() is [rows, columns]; extent() is the side of the square, in cells; press(place), drag(place)
- *   and release() follow the pointer, and key(event, place) the keyboard. A place is [row, column] of the cell below
+ * @param {object} on grid() is [rows, columns]; extent() is the side of the square, in cells; press(place, since),
+ *   drag(place, since) and release() follow the pointer since the time of its event, and key(event, place) the
+ *   keyboard. A place is [row, column] of the cell below
  *   the pointer; places may lie outside the grid.
  * @returns {{place: function(): number[], show: function(number[])}}
  */
@@ -79,7 +86,8 @@ export function followSquares(stage, { grid, extent, press, drag, release, key }
   const canvas = stage.querySelector("canvas");
   const square = stage.querySelector(".square");
   let place = [0, 0];
-  let pressed = false;
+  // the pointer that is pressed: a second finger does nothing
+  let pressed = null;
 
   const show = (next) => {
     place = next;
@@ -100,20 +108,22 @@ export function followSquares(stage, { grid, extent, press, drag, release, key }
   };
 
   canvas.addEventListener("pointerdown", (event) => {
-    if (event.button !== 0) return;
+    if (event.button !== 0 || pressed !== null) return;
     canvas.setPointerCapture(event.pointerId);
-    pressed = true;
+    pressed = event.pointerId;
     show(below(event));
-    press(place);
+    press(place, event.timeStamp);
   });
   canvas.addEventListener("pointermove", (event) => {
+    if (pressed !== null && pressed !== event.pointerId) return;
     show(below(event));
-    if (pressed) drag(place);
+    if (pressed !== null) drag(place, event.timeStamp);
   });
   for (const end of ["pointerup", "pointercancel"]) {
-    canvas.addEventListener(end, () => {
-      if (pressed) release();
-      pressed = false;
+    canvas.addEventListener(end, (event) => {
+      if (pressed !== event.pointerId) return;
+      pressed = null;
+      release();
     });
   }
   canvas.addEventListener("keydown", (event) => {
