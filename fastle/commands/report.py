@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fastle.config import ConfigError
 from fastle.web.page import write_page
+
+from .cli import check_output
 
 
 def run(flags: argparse.Namespace, console: Console) -> None:
@@ -17,9 +18,6 @@ def run(flags: argparse.Namespace, console: Console) -> None:
 
 
 def _report(runs: list[Path], output: Path, console: Console) -> None:
-    if output.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"-o {output}: the page is HTML: give it a name that ends in .html")
-    if output.is_dir():
-        raise ConfigError(f"-o {output} is a folder: give the name of a file")
+    check_output(output, "the page is HTML", ".html")
     write_page(runs, output)
     console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)

@@ -78,7 +78,8 @@ def write_page(paths: Sequence[Path], output: Path) -> None:
         FastleError: A directory holds no run, or its configuration or metrics cannot be read, or `output` cannot be
             written; then it is as it was.
     """
-    write_atomic(output, make_page([read_run(path) for path in paths]).encode())
+    page = make_page([read_run(path) for path in paths])
+    write_atomic(output, page.encode(), "make room, then run the same command again")
 
 
 def read_run(path: Path) -> Run:
@@ -92,9 +93,7 @@ def read_run(path: Path) -> Run:
             continue
         if isinstance(content, dict):
             figures[file.name] = content
-    return Run(
-        path, read_run_config(path), read_metrics(path / "metrics.jsonl"), figures, read_starts(path), notes
-    )  # fmt: skip
+    return Run(path, read_run_config(path), read_metrics(path / "metrics.jsonl"), figures, read_starts(path), notes)
 
 
 def make_page(runs: Sequence[Run]) -> str:
@@ -108,8 +107,10 @@ def make_page(runs: Sequence[Run]) -> str:
         # a script ends at its first "</script", wherever that stands
         "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
         "summary": _summary(runs),
-        "charts": "\n".join(_chart(name) for name in CURVES if any(_has(run, name) for run in runs)),
-        "grids": "\n".join(_grid(i, run) for i, run in enumerate(runs) if pictures[i]["frames"]),
+        "charts": "\n".join(_chart(name) for name in CURVES if any(_has(run, name) for run in runs))
+        or "<p>No values were noted yet.</p>",
+        "grids": "\n".join(_grid(i, run) for i, run in enumerate(runs) if pictures[i]["frames"])
+        or "<p>No pictures were saved yet.</p>",
         "figures": _figures(runs),
         "settings": _settings(runs),
         "starts": _starts(runs),
@@ -234,16 +235,15 @@ def _figure(name: str, value: Any) -> str:
 def _settings(runs: Sequence[Run]) -> str:
     """The settings that differ between runs, and behind a click all of them."""
     flat = [
-        {f"{group}: {name.replace('_', '-')}": str(value) for name, value in values.items()}
+        {
+            f"{group}: {name.replace('_', '-')}": str(value)
+            for group, values in run.config.settings().items()
+            for name, value in values.items()
+        }
         for run in runs
-        for values_of in [run.config.settings()]
-        for group, values in values_of.items()
     ]
-    # a dictionary for each group of each run becomes one for each run
-    groups = len(flat) // len(runs)
-    merged = [{k: v for part in flat[i * groups : (i + 1) * groups] for k, v in part.items()} for i in range(len(runs))]
-    names = list(dict.fromkeys(name for settings in merged for name in settings))
-    rows = [[name, *(settings.get(name, "–") for settings in merged)] for name in names]
+    names = list(dict.fromkeys(name for settings in flat for name in settings))
+    rows = [[name, *(settings.get(name, "–") for settings in flat)] for name in names]
     header = ["Setting", *(run.name for run in runs)]
     everything = f"<details><summary>All settings</summary>{_table(header, rows)}</details>"
     if len(runs) == 1:

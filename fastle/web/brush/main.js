@@ -11,6 +11,7 @@ import { holePanel } from "./hole.js";
 import { morphPanel } from "./morph.js";
 
 const MOST_PICTURES = 64;
+const TIMES = "\u00a0×\u00a0"; // without a line break
 const SECONDS_SHOWN = 6; // of a message
 
 const byId = (id) => document.getElementById(id);
@@ -45,9 +46,9 @@ async function start() {
   const { facts } = page;
   const count = (extents) => extents.reduce((product, extent) => product * extent, 1).toLocaleString("en");
   const image = [facts.channels, facts.size, facts.size];
-  const extents = spatial() ? `${facts.latent.join(" × ")} = ` : "";
+  const extents = spatial() ? `${facts.latent.join(TIMES)} = ` : "";
   byId("facts").textContent =
-    `${facts.name}: an image of ${image.join(" × ")} = ${count(image)} values becomes a ` +
+    `${facts.name}: an image of ${image.join(TIMES)} = ${count(image)} values becomes a ` +
     `${spatial() ? "spatial" : "pooled"} latent of ${extents}${count(facts.latent)}.`;
   byId("images-note").textContent =
     "Each image, its reconstruction and its latent" +

@@ -29,7 +29,8 @@ function scale(values, from, to, logarithmic) {
     const ticks = inside.length > 6 ? inside.filter((tick) => Number.isInteger(Math.log10(tick))) : inside;
     return Object.assign((value) => map(Math.log10(value)), { ticks: ticks.length ? ticks : [low, high] });
   }
-  if (low === high) [low, high] = [low - 0.5, high + 0.5];
+  // a constant is a line in the middle, but a share of 0 is no reason to show less than 0
+  if (low === high) [low, high] = low === 0 ? [0, 1] : [low - Math.abs(low) / 2, low + Math.abs(low) / 2];
   const rough = (high - low) / 4;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
@@ -43,10 +44,10 @@ const format = (value) =>
 
 function makeChart(figure) {
   const { metric, scale: kind } = figure.dataset;
+  const title = figure.querySelector("figcaption").textContent;
   const output = document.createElement("output");
   figure.querySelector("figcaption").append(output);
   const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", tabindex: 0 }, figure);
-  picture.setAttribute("aria-label", figure.querySelector("figcaption").firstChild.textContent);
   let points = [];
   let x, y, cross;
 
@@ -77,6 +78,8 @@ function makeChart(figure) {
       else if (line.length) svg("circle", { cx: x(line[0][0]), cy: y(line[0][1]), r: 3, fill: colour(run) }, picture);
     });
     cross = svg("g", { visibility: "hidden" }, picture);
+    const ends = points.flatMap((line, run) => (line.length ? `${format(line.at(-1)[1])} at the end of ${runs[run].name}` : []));
+    picture.setAttribute("aria-label", `${title}: ${ends.join(", ")}. The arrow keys go through the steps.`);
   }
 
   /* the values at the step nearest to a place between 0 and 1 */
@@ -164,16 +167,19 @@ for (const article of document.querySelectorAll(".grid")) {
     if (names.length > 1) row.classList.add("difference");
     const made = names.map((name, i) => {
       const image = document.createElement("img");
-      image.alt = i ? "" : `${title}: a row of images`;
       row.append(image);
-      return [image, name];
+      // of two pictures that make a difference, the first one speaks for both
+      return { image, name, alt: i ? "" : title };
     });
     rows.append(label, row);
     return made;
   });
   const show = () => {
     const { step, rows: numbers } = frames[slider.value];
-    for (const [image, name] of images.flat()) image.src = pictures[numbers[name]];
+    for (const { image, name, alt } of images.flat()) {
+      image.src = pictures[numbers[name]];
+      image.alt = alt && `${alt}, a row of images at step ${format(step)}`;
+    }
     article.querySelector("output").textContent = format(step);
   };
   Object.assign(slider, { min: 0, max: frames.length - 1, step: 1 });
