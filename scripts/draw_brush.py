@@ -1,9 +1,9 @@
 """Saves the moving picture docs/brush.webp: cells of one image's latent are painted onto another's, in the page itself.
 
-python scripts/draw_brush.py FILE.webp A.jpg B.jpg
+python scripts/draw_brush.py FILE.webp FOLDER
 
-It needs Chromium and the extra dev. docs/brush.webp was made of two photographs in the public domain that scikit-image
-carries: astronaut.png (NASA) is A, and chelsea.png (Stefan van der Walt, CC0) is B.
+It needs Chromium, the extra dev, and the folder skimage/data of scikit-image, which carries two photographs in the
+public domain: Eileen Collins (NASA) is A, and the cat Chelsea (Stefan van der Walt, CC0) is B.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Clip, FilePayload, Page
 
 ROOT = Path(__file__).resolve().parents[1]
+FACES = {"astronaut.png": (110, 0, 366, 256), "chelsea.png": (75, 0, 375, 300)}  # left, top, right, bottom
 CELLS = 4  # of a side of the latent of cifar10-6x
 # cells in the order in which they are painted, as (row, column)
 PATH = ((0, 0), (0, 1), (0, 2), (1, 2), (1, 1), (1, 0), (2, 0), (2, 1), (2, 2), (2, 3), (1, 3), (0, 3))
@@ -34,7 +35,7 @@ MOVING, RESTING = 260, 1300  # milliseconds that a frame is shown
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
-    parser.add_argument("images", type=Path, nargs=2)
+    parser.add_argument("folder", type=Path)
     flags = parser.parse_args()
     chromium = shutil.which("chromium")
     if chromium is None:
@@ -50,7 +51,7 @@ def main() -> None:
                 browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
                 page = browser.new_page(viewport={"width": 1180, "height": 1300}, device_scale_factor=1.25)
                 page.goto(address)
-                frames = paint(page, flags.images)
+                frames = paint(page, [portrait(flags.folder / "astronaut.png"), portrait(flags.folder / "chelsea.png")])
                 browser.close()
         finally:
             server.terminate()
@@ -59,9 +60,17 @@ def main() -> None:
     first.save(flags.file, append_images=others, duration=durations, loop=0, quality=75, method=6)
 
 
-def paint(page: Page, images: list[Path]) -> list[tuple[Image.Image, int]]:
+def portrait(path: Path) -> FilePayload:
+    """A photograph as a file to choose, cut to the face in it."""
+    encoded = io.BytesIO()
+    Image.open(path).crop(FACES[path.name]).save(encoded, "PNG")
+    return {"name": path.name, "mimeType": "image/png", "buffer": encoded.getvalue()}
+
+
+def paint(page: Page, images: list[FilePayload]) -> list[tuple[Image.Image, int]]:
     """The frames, and for how many milliseconds each is shown."""
     page.set_input_files("#files", images)
+    page.wait_for_selector(".card:nth-child(10)")
     page.locator(".card input[name=source]").nth(9).check()
     frames = [(shot(page), RESTING)]
     box = page.locator("#brush-map canvas").bounding_box()
@@ -94,7 +103,7 @@ def shot(page: Page) -> Image.Image:
     page.wait_for_selector("[aria-busy]", state="detached")
     box = page.locator("#brush .stages").bounding_box()
     assert box is not None
-    clip = {
+    clip: Clip = {
         "x": box["x"] - MARGIN, "y": box["y"] - MARGIN,
         "width": box["width"] + 2 * MARGIN, "height": box["height"] + 2 * MARGIN,
     }  # fmt: skip

@@ -182,6 +182,16 @@ def test_a_dropped_image_is_painted_saved_and_made_again_in_python(
     assert np.array_equal(drawn(page, PICTURE), states[0]) and page.locator("#reset").is_disabled()
 
 
+def test_images_wait_until_the_page_has_its_own(browser: Browser, shipped: str) -> None:
+    with quiet_page(browser, shipped) as page:
+        for name in ("first_png", "second_png"):
+            drop(page, **{name: photograph()})
+        page.wait_for_selector(".card:nth-child(10)")
+        settle(page)
+        assert page.locator(".name").all_text_contents()[-2:] == ["first.png", "second.png"]
+        assert page.get_by_label("second.png is A, which is edited").is_checked()
+
+
 def test_keyboard(page: Page) -> None:
     first = drawn(page, PICTURE)
     page.focus(PICTURE)

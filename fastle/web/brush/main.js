@@ -147,7 +147,7 @@ function psnr({ pixels, reconstruction }) {
 }
 
 async function addChosen(files) {
-  if (!page.facts || !files.length) return;
+  if (!page.edited || !files.length) return;
   const before = page.pictures.length;
   await addFiles(files.map((file) => ({ name: file.name, blob: file, python: pythonOfFile(file.name) })));
   if (page.pictures.length === before) return;
@@ -157,7 +157,12 @@ async function addChosen(files) {
   await refresh();
 }
 
-const adding = (files) => addChosen([...files]).catch(page.failed);
+// one after the other, and after the page's own; a list of files is emptied when its event is over
+function adding(files) {
+  const list = [...files];
+  queue = queue.then(() => addChosen(list)).catch(page.failed);
+}
+
 byId("choose").addEventListener("click", () => byId("files").click());
 byId("files").addEventListener("change", (event) => {
   adding(event.target.files);
@@ -249,7 +254,7 @@ function say(text) {
   hiding = setTimeout(() => (byId("status").textContent = ""), 1000 * SECONDS_SHOWN);
 }
 
-start().catch((error) => {
+let queue = start().catch((error) => {
   byId("facts").textContent = error.message;
   if (error.constructor !== Error) throw error;
 });
