@@ -21,7 +21,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Clip, FilePayload, Page
+    from playwright.sync_api import FilePayload, Page
 
 ROOT = Path(__file__).resolve().parents[1]
 FACES = {"astronaut.png": (110, 0, 366, 256), "chelsea.png": (75, 0, 375, 300)}  # left, top, right, bottom
@@ -103,11 +103,10 @@ def shot(page: Page) -> Image.Image:
     page.wait_for_selector("[aria-busy]", state="detached")
     box = page.locator("#brush .stages").bounding_box()
     assert box is not None
-    clip: Clip = {
-        "x": box["x"] - MARGIN, "y": box["y"] - MARGIN,
-        "width": box["width"] + 2 * MARGIN, "height": box["height"] + 2 * MARGIN,
-    }  # fmt: skip
-    return Image.open(io.BytesIO(page.screenshot(clip=clip, full_page=True))).convert("RGB")
+    left, top = box["x"] - MARGIN, box["y"] - MARGIN
+    width, height = box["width"] + 2 * MARGIN, box["height"] + 2 * MARGIN
+    png = page.screenshot(clip={"x": left, "y": top, "width": width, "height": height}, full_page=True)
+    return Image.open(io.BytesIO(png)).convert("RGB")
 
 
 if __name__ == "__main__":

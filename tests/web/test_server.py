@@ -63,8 +63,12 @@ def test_other_pages_are_refused(port: int, headers: dict[str, str]) -> None:
 
 
 def test_bodies_of_any_other_size_are_refused_before_they_are_read(port: int) -> None:
-    assert ask(port, "POST", "/encode", b"not a picture")[0] == 400
-    assert ask(port, "POST", "/decode", torch.full((8 * 4 * 4,), torch.nan).numpy().tobytes())[0] == 400
+    # the server decodes no files, so what is in them does not matter
+    huge_png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + 2 * (10_000).to_bytes(4, "big") + b"\x08\x02\0\0\0"
+    not_finite = torch.full((8 * 4 * 4,), torch.nan).numpy().tobytes()
+    for path, body in (("/encode", b""), ("/encode", b"a text file"), ("/encode", huge_png), ("/decode", not_finite)):
+        status, line = ask(port, "POST", path, body)
+        assert status == 400 and line and b"\n" not in line
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     connection.putrequest("POST", "/encode")
     connection.putheader("Content-Length", str(10**9))
@@ -86,6 +90,17 @@ def test_bodies_of_any_other_size_are_refused_before_they_are_read(port: int) ->
         pass
     connection.close()
     assert sent < 100, "megabytes"
+    assert ask(port, "GET", "/model.json")[0] == 200
+
+
+def test_a_body_that_does_not_come_is_given_up(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastle.web.server.SECONDS_TO_SEND", 0.1)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.putrequest("POST", "/encode")
+    connection.putheader("Content-Length", str(IMAGE))
+    connection.endheaders(bytes(IMAGE // 2))
+    assert connection.getresponse().status == 408
+    connection.close()
     assert ask(port, "GET", "/model.json")[0] == 200
 
 

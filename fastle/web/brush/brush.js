@@ -38,14 +38,12 @@ export function brushPanel(page) {
 
   function refresh(since) {
     showPicture(map, page.latentPicture(latent()));
-    showImage(source, page.source.reconstruction, page.facts);
     find("#undo").disabled = !history().canUndo;
     find("#redo").disabled = !history().canRedo;
     find("#reset").disabled = history().current.strokes.length === 0;
     const title = `${page.edited.name}, ${comparing ? "as reconstructed" : "as edited"}`;
     picture.setAttribute("aria-label", `${title}. The arrow keys move the brush, the space bar paints.`);
     map.setAttribute("aria-label", `The latent of ${title}, which can be painted too`);
-    source.setAttribute("aria-label", `B: the reconstruction of ${page.source.name}`);
     page.pythonChanged();
     return show(latent(), since);
   }
@@ -156,6 +154,8 @@ export function brushPanel(page) {
   return {
     refresh: () => {
       stroke = null;
+      showImage(source, page.source.reconstruction, page.facts);
+      source.setAttribute("aria-label", `B: the reconstruction of ${page.source.name}`);
       return refresh();
     },
     picture: () => picture,
