@@ -33,14 +33,17 @@ TRAIN = [
     "rich",
     "torchmetrics",
 ]
+DEMO = ["pillow", "rich", "starlette", "uvicorn"]
 DEV = [
     *TRAIN,
     *HUB,
     *PARQUET,
     *HEIC,
+    *DEMO,
     "build",
     "hypothesis",
     "mypy",
+    "playwright",
     "pytest>=8",
     "pytest-xdist",
     # a minor release may change rules and layout: a new one is taken on purpose, not by whoever installs next
@@ -62,7 +65,11 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["fastle", "fastle.*"]), "fastle.kernels"],
     package_dir=PACKAGE_DIR,
-    package_data={"fastle": ["py.typed", "weights/*/*"], "fastle.kernels": ["*.cpp"]},
+    package_data={
+        "fastle": ["py.typed", "weights/*/*"],
+        "fastle.kernels": ["*.cpp"],
+        "fastle.web": ["brush/*", "report/*"],
+    },
     install_requires=["torch>=2.11", "numpy", "safetensors"],
     extras_require={
         "train": TRAIN,
@@ -70,6 +77,7 @@ setup(
         "parquet": PARQUET,
         "heic": HEIC,
         "perceptual": PERCEPTUAL,
+        "demo": DEMO,
         "dev": DEV,
         "test": DEV,
     },

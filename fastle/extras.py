@@ -12,9 +12,11 @@ EXTRAS = {
     "matplotlib": "train",
     "pyarrow": "parquet",
     "rich": "train",
+    "starlette": "demo",
     "torch_fidelity": "perceptual",
     "torchmetrics": "train",
     "torchvision": "train",
+    "uvicorn": "demo",
 }
 
 

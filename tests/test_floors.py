@@ -17,7 +17,7 @@ FLOORS = (
     ("method",),
     ("presets", "data"),
     ("training",),
-    ("profiling", "fitting"),
+    ("profiling", "fitting", "web"),
     ("commands",),
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

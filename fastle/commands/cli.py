@@ -19,6 +19,7 @@ from typing import NoReturn
 from rich.console import Console
 
 import fastle
+from fastle.config import ConfigError
 from fastle.errors import FastleError, SaidByAnother
 from fastle.options import Option
 from fastle.training.signals import Interrupted, raising_signals
@@ -53,6 +54,23 @@ def add_option(parser: argparse._ActionsContainer, option: Option) -> None:
     else:
         nargs = "*" if option.many else None
         parser.add_argument(option.flag, type=option.kind, nargs=nargs, metavar=option.metavar, help=text)
+
+
+def check_output(output: Path, what: str, ending: str) -> None:
+    """Raises ConfigError if a command cannot write its file, before it computes what goes there.
+
+    Args:
+        output: The file, of the flag -o.
+        what: What the file is, for the error: "the picture is a PNG".
+        ending: Of its name: ".png".
+    """
+    if output.suffix.lower() != ending:
+        raise ConfigError(f"-o {output}: {what}: give it a name that ends in {ending}")
+    if output.is_dir():
+        raise ConfigError(f"-o {output} is a folder: give the name of a file")
+    folder = next(folder for folder in output.absolute().parents if folder.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"-o {output}: no file can be written to {folder}: give another name")
 
 
 def wrapped(label: str, items: list[str]) -> str:

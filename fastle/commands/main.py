@@ -16,6 +16,8 @@ WEIGHTS = Option(
     metavar="NAME",
 )
 
+BRUSHED = "cifar10-6x"  # the model of the latent brush, where none is named
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """fastle: measures and uses what fastle-train made."""
@@ -29,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> Parser:
     parser = Parser(prog="fastle", allow_abbrev=False, description="Measure and use what fastle-train made.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{eval,reconstruct,card,check}")
+    names = "{eval,reconstruct,brush,report,card,check}"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=names)
 
     command = commands.add_parser("eval", help="PSNR and SSIM over the whole test split", allow_abbrev=False)
     command.add_argument("run", metavar="RUN", help="a run directory")
@@ -43,6 +46,18 @@ def _parser() -> Parser:
     command.add_argument("images", metavar="IMAGE", nargs="+", help="image files, cut to size as in training")
     command.add_argument("-o", "--output", metavar="OUT.png", required=True, help="where the picture goes")
     add_option(command, DEVICE)
+
+    command = commands.add_parser("brush", help="a page on this machine to paint in the latent", allow_abbrev=False)
+    command.add_argument(
+        "model", metavar="MODEL", nargs="?", default=BRUSHED,
+        help=f"a run directory, a saved model, or one that ships (default: {BRUSHED})",
+    )  # fmt: skip
+    command.add_argument("--port", metavar="N", type=int, default=0, help="of 127.0.0.1 (default: one that is free)")
+    add_option(command, DEVICE)
+
+    command = commands.add_parser("report", help="one HTML page of one or several runs", allow_abbrev=False)
+    command.add_argument("runs", metavar="RUN", nargs="+", help="a run directory")
+    command.add_argument("-o", "--output", metavar="OUT.html", required=True, help="where the page goes")
 
     command = commands.add_parser("card", help="save a run's model for others, with a model card", allow_abbrev=False)
     command.add_argument("run", metavar="RUN", help="a run directory")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import torch
@@ -17,6 +16,8 @@ from fastle.method.model import Autoencoder
 from fastle.method.pretrained import find_model, is_saved_model
 from fastle.training.evaluate import reconstruction_rows
 from fastle.training.report import save_grid
+
+from .cli import check_output
 
 
 def run(flags: argparse.Namespace, console: Console) -> None:
@@ -42,13 +43,7 @@ def _reconstruct(name: str, images: list[str], output: Path, device: torch.devic
 
 def _check_output(output: Path, images: list[Path]) -> None:
     """Raises ConfigError if a picture cannot go to `output`, or would take the place of one of the images."""
-    if output.suffix.lower() != ".png":
-        raise ConfigError(f"-o {output}: the picture is a PNG: give it a name that ends in .png")
     for image in images:
         if output.exists() and image.exists() and output.samefile(image):
             raise ConfigError(f"-o {output} is one of the images, which it would overwrite: give another name")
-    if output.is_dir():
-        raise ConfigError(f"-o {output} is a folder: give the name of a file")
-    folder = next(folder for folder in output.absolute().parents if folder.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"-o {output}: no file can be written to {folder}: give another name")
+    check_output(output, "the picture is a PNG", ".png")

@@ -18,6 +18,8 @@ from fastle.machine import from_torchrun, pick_device
 from fastle.method.model import Autoencoder
 from fastle.profiling.profile import profile
 from fastle.training.loop import make_loading, total_steps
+from fastle.training.run import PAGE
+from fastle.web.page import write_page
 
 from .cli import Output, wrapped
 
@@ -63,6 +65,10 @@ def run(config: RunConfig, path: Path, flags: dict[str, Any]) -> None:
             progress=console,
             **choices,
         )
+    if rank == 0:
+        page = path / PAGE
+        write_page([path], page)
+        console.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _show_config(config: RunConfig, path: Path, console: Console) -> None:

@@ -26,6 +26,7 @@ from fastle.method.model import Autoencoder, unit_range
 from fastle.method.transforms import Boxes, cut_hole, draw_boxes, hole_mask, hole_side, sobel_magnitude, to_grey
 
 from .perceptual import Perceptual
+from .report import GRID_ROWS
 
 HOLE_SEED = 0
 BATCH = 250
@@ -127,12 +128,12 @@ def reconstruction_rows(model: Autoencoder, x: Tensor, hole_ratio: float | None)
     """
     model.eval()
     x = unit_range(x)
-    rows = [("input", x), ("reconstruction", model(x))]
+    images = [x, model(x)]
     if hole_ratio is not None:
         holes = fixed_holes(len(x), model.config.size, hole_ratio)
         holed = cut_hole(x, Boxes(holes.top.to(x.device), holes.left.to(x.device)), hole_ratio)
-        rows += [("masked input", holed), ("its reconstruction", model(holed))]
-    return rows
+        images += [holed, model(holed)]
+    return list(zip(GRID_ROWS, images, strict=False))
 
 
 def _batches(images: Images, indices: Sequence[int], device: torch.device) -> Iterator[Tensor]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -21,6 +22,8 @@ from fastle.method.model import unit_range
 TILE = 96  # pixels: small images are enlarged to about this size, by whole factors
 GAP = 4  # pixels between images
 LABEL = 15  # font size of the rows' names
+STARTS = "starts.jsonl"
+GRID_ROWS = ("input", "reconstruction", "masked input", "its reconstruction")  # the last two in the masked setting
 TERMS = ("pixel", "agreement", "full_view", "consistency", "clean", "masked", "sigreg")
 
 
@@ -126,6 +129,35 @@ def _line(row: dict[str, Any]) -> bytes:
     return json.dumps(values).encode() + b"\n"
 
 
+def append_start(run: Path, facts: dict[str, Any]) -> None:
+    """Appends a line to starts.jsonl, which says when, where and with which command a run was started or went on."""
+    with (run / STARTS).open("ab") as file:
+        file.write(json.dumps(facts).encode() + b"\n")
+
+
+def read_starts(run: Path) -> list[dict[str, Any]]:
+    """The lines of starts.jsonl. Those that are damaged are left out, with a warning; earlier versions wrote none."""
+    path = run / STARTS
+    if not path.exists():
+        return []
+    starts = []
+    try:
+        with open_regular(path) as file:
+            lines = file.read().splitlines()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({one_line(error)})") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            start = parse_json(line)
+        except ValueError:
+            start = None
+        if isinstance(start, dict):
+            starts.append(start)
+        else:
+            warnings.warn(f"{path}: line {number} cannot be read, and is left out", stacklevel=1)
+    return starts
+
+
 def save_grid(path: Path, rows: Sequence[tuple[str, Tensor]]) -> None:
     """Writes a PNG with one labelled row of images per entry.
 
@@ -138,7 +170,7 @@ def save_grid(path: Path, rows: Sequence[tuple[str, Tensor]]) -> None:
     zoom = max(1, round(TILE / height))
     height, width = height * zoom, width * zoom
     font = ImageFont.load_default(LABEL)
-    margin = 2 * GAP + max(int(font.getlength(name)) for name, _ in rows)
+    margin = _margin([name for name, _ in rows])
     canvas = Image.new("RGB", (margin + batch * (width + GAP), GAP + len(rows) * (height + GAP)), "white")
     draw = ImageDraw.Draw(canvas)
     for r, (name, images) in enumerate(rows):
@@ -150,6 +182,48 @@ def save_grid(path: Path, rows: Sequence[tuple[str, Tensor]]) -> None:
     encoded = io.BytesIO()
     canvas.save(encoded, "PNG")
     write_atomic(path, encoded.getvalue())
+
+
+def grids(run: Path) -> list[Path]:
+    """The grids of a run, in the order of their steps."""
+    return sorted((run / "grids").glob("step-*.png"))
+
+
+def read_grid(path: Path | str, size: int) -> dict[str, Tensor]:
+    """The images of a grid that `save_grid` wrote with rows of `GRID_ROWS`.
+
+    Args:
+        path: The PNG file.
+        size: Height and width of the run's images, pixels.
+
+    Returns:
+        By the names of the rows, uint8 (B, 3, size, size): to the bit what `save_grid` was given, if that was uint8.
+
+    Raises:
+        CheckpointError: The file is damaged, or is no grid of images of this size.
+    """
+    zoom = max(1, round(TILE / size))
+    pitch = size * zoom + GAP
+    try:
+        with open_regular(path) as file:
+            picture = np.array(Image.open(file).convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise CheckpointError(f"{path} cannot be read ({one_line(error)}): delete it") from None
+    names = GRID_ROWS[: (len(picture) - GAP) // pitch]
+    # another version of Pillow may have another font, whose names are a few pixels longer or shorter
+    count = round((picture.shape[1] - _margin(names)) / pitch)
+    if len(names) not in (2, 4) or len(picture) != GAP + len(names) * pitch or count < 1:
+        raise CheckpointError(f"{path} is no grid of images of {size} px: delete it")
+    first = picture.shape[1] - count * pitch
+    tiles = picture[GAP:, first:].reshape(len(names), pitch, count, pitch, 3)[:, :-GAP:zoom, :, :-GAP:zoom]
+    images = torch.from_numpy(np.ascontiguousarray(tiles.transpose(0, 2, 4, 1, 3)))
+    return dict(zip(names, images, strict=True))
+
+
+def _margin(names: Sequence[str]) -> int:
+    """The width of the column that names the rows of a grid."""
+    font = ImageFont.load_default(LABEL)
+    return 2 * GAP + max((int(font.getlength(name)) for name in names), default=0)
 
 
 def _to_rgb(image: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""The run directory: config.json, metrics.jsonl, grids/, curves.png and checkpoints/, written by one process.
+"""The run directory, written by one process: configuration, metrics, starts, grids, curves and checkpoints.
 
 Running the same command again resumes from the newest checkpoint; `overwrite` starts anew. Nothing else deletes files,
 except that only the two newest checkpoints are kept.
@@ -11,7 +11,9 @@ back: at once, or by the next process that opens the directory.
 from __future__ import annotations
 
 import math
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,15 +35,17 @@ from fastle.checkpoint import (
 )
 from fastle.config import ConfigError, RunConfig
 from fastle.data import Identity, Images
+from fastle.machine import environment
 
 from .evaluate import evenly_spaced, reconstruction_rows
 from .lock import RunLock
-from .report import append_metrics, read_metrics, rewind_metrics, save_curves, save_grid
+from .report import STARTS, append_metrics, append_start, read_metrics, rewind_metrics, save_curves, save_grid
 from .trainer import Trainer
 
 GRID_IMAGES = 8
+PAGE = "report.html"  # that a command writes at the end
 # what a run writes, as patterns
-RUN_FILES = ("config.json", "metrics.jsonl", "curves.png", "grids", "checkpoints", "eval-*.json")
+RUN_FILES = ("config.json", "metrics.jsonl", STARTS, "curves.png", PAGE, "grids", "checkpoints", "eval-*.json")
 # the files of a run that is being overwritten: all of them, or those that have been moved so far
 REPLACED, MOVING = "replaced-run", "replaced-run.moving"
 
@@ -72,6 +76,7 @@ class RunDirectory:
         self._saved_step, self._saved_at = 0, time.monotonic()
         self._config: RunConfig | None = None
         self._images: Identity | None = None
+        self._start: dict[str, Any] = {}
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -166,10 +171,16 @@ class RunDirectory:
         self._config = trainer.config
         self._write_config()
         rewind_metrics(self.path / "metrics.jsonl", trainer.done)
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        facts = {"step": trainer.done, "command": command, "mode": trainer.mode, "ranks": trainer.world_size}
+        self._start = facts | environment(trainer.device)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Appends a row to metrics.jsonl."""
+        """Appends a row to metrics.jsonl; before the first one, a line to starts.jsonl."""
         self._restore_directory()
+        if self._start:
+            append_start(self.path, self._start)
+            self._start = {}
         append_metrics(self.path / "metrics.jsonl", row)
 
     def save_pictures(self, trainer: Trainer, images: Images) -> None:

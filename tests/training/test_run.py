@@ -154,7 +154,12 @@ def test_the_old_run_stays_until_the_new_one_is_saved(tmp_path: Path, monkeypatc
     go(run, config(steps=3, seed=1), overwrite=True)
     assert held == [True, True, True]
     # figures of the old run do not lie beside the new one
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.json", "metrics.jsonl"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "starts.jsonl",
+    ]
     assert RunConfig.from_dict(json.loads((run / "config.json").read_bytes())).train.seed == 1
 
 
@@ -178,7 +183,7 @@ def test_a_new_run_that_comes_to_nothing_gives_the_old_one_back(
     assert latest_checkpoint(tmp_path).name == "step-00000004.safetensors"
 
 
-@pytest.mark.parametrize("moved", range(5))
+@pytest.mark.parametrize("moved", range(6))
 def test_overwriting_that_was_killed_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int) -> None:
     run = tmp_path / "run"
     go(run, config(steps=2))
@@ -201,7 +206,7 @@ def test_overwriting_that_was_killed_loses_nothing(tmp_path: Path, monkeypatch: 
     assert (run / MOVING).exists() or (run / REPLACED).exists()
     output = go(run, config(steps=2))
     assert "nothing left to do" in output
-    assert ("holds the run before again" in output) == (moved == 4)
+    assert ("holds the run before again" in output) == (moved == 5)
     assert contents(run) == old
 
 

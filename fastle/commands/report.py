@@ -1,0 +1,23 @@
+"""fastle report: one HTML page of one or several runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from fastle.web.page import write_page
+
+from .cli import check_output
+
+
+def run(flags: argparse.Namespace, console: Console) -> None:
+    """Writes the page that the flags ask for."""
+    _report([Path(run) for run in flags.runs], Path(flags.output), console)
+
+
+def _report(runs: list[Path], output: Path, console: Console) -> None:
+    check_output(output, "the page is HTML", ".html")
+    write_page(runs, output)
+    console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)

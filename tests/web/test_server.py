@@ -1,0 +1,118 @@
+"""The brush's server against pages and programs that mean it harm: refused in one line, and still alive."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+pytest.importorskip("uvicorn")
+pytest.importorskip("starlette")
+
+from tests.web.served import served, untrained_run
+
+IMAGE = 32 * 32 * 3
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    with served(untrained_run(tmp_path_factory.mktemp("brush") / "run")) as port:
+        yield port
+
+
+def ask(port: int, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def test_pixels_become_latents_and_latents_pixels(port: int) -> None:
+    status, latents = ask(port, "POST", "/encode", bytes(range(256)) * (2 * IMAGE // 256))
+    assert status == 200 and len(latents) == 2 * 8 * 4 * 4 * 4
+    decoded = ask(port, "POST", "/decode", latents)
+    assert decoded == ask(port, "POST", "/reconstruct", bytes(range(256)) * (2 * IMAGE // 256))
+    assert decoded[0] == 200 and len(decoded[1]) == 2 * IMAGE
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "evil.example"},
+        {"host": "127.0.0.1.evil.example"},
+        {"host": "127.0.0.1:1"},
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://localhost:3000"},
+        {"sec_fetch_site": "cross-site", "sec_fetch_mode": "no-cors"},
+        {"sec_fetch_site": "same-site"},
+    ],
+    ids=str,
+)
+def test_other_pages_are_refused(port: int, headers: dict[str, str]) -> None:
+    for method, path in (("GET", "/model.json"), ("GET", "/pictures/0.png"), ("POST", "/encode")):
+        status, line = ask(port, method, path, b"", **headers)
+        assert status == 403 and line.count(b"\n") == 1
+    assert ask(port, "GET", "/")[0] == 200
+
+
+def test_bodies_of_any_other_size_are_refused_before_they_are_read(port: int) -> None:
+    # the server decodes no files, so what is in them does not matter
+    huge_png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + 2 * (10_000).to_bytes(4, "big") + b"\x08\x02\0\0\0"
+    not_finite = torch.full((8 * 4 * 4,), torch.nan).numpy().tobytes()
+    for path, body in (("/encode", b""), ("/encode", b"a text file"), ("/encode", huge_png), ("/decode", not_finite)):
+        status, line = ask(port, "POST", path, body)
+        assert status == 400 and line and b"\n" not in line
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.putrequest("POST", "/encode")
+    connection.putheader("Content-Length", str(10**9))
+    connection.endheaders()
+    # nothing was sent: the length alone is refused
+    assert connection.getresponse().status == 413
+    connection.close()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.putrequest("POST", "/encode")
+    connection.putheader("Transfer-Encoding", "chunked")
+    connection.endheaders()
+    sent = 0
+    try:
+        while sent < 1000:
+            connection.send(b"100000\r\n" + bytes(2**20) + b"\r\n")
+            sent += 1
+    except OSError:
+        # the server has closed the connection
+        pass
+    connection.close()
+    assert sent < 100, "megabytes"
+    assert ask(port, "GET", "/model.json")[0] == 200
+
+
+def test_a_body_that_does_not_come_is_given_up(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastle.web.server.SECONDS_TO_SEND", 0.1)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.putrequest("POST", "/encode")
+    connection.putheader("Content-Length", str(IMAGE))
+    connection.endheaders(bytes(IMAGE // 2))
+    assert connection.getresponse().status == 408
+    connection.close()
+    assert ask(port, "GET", "/model.json")[0] == 200
+
+
+def test_a_hundred_requests_at_once(port: int) -> None:
+    answers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(ask(port, "POST", "/reconstruct", bytes(16 * IMAGE))[0]))
+        for _ in range(100)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 100 and set(answers) <= {200, 503} and 200 in answers
+    assert ask(port, "POST", "/reconstruct", bytes(IMAGE))[0] == 200
