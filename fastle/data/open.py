@@ -70,7 +70,7 @@ def open_training(config: DataConfig, loading: Loading) -> tuple[Images, Images,
     return _not_empty(train, "train"), _not_empty(valid, "valid"), identity
 
 
-def open_tree(config: DataConfig, root: Path, loading: Loading | None = None) -> Images:
+def open_tree(config: DataConfig, root: Path, loading: Loading | None = None) -> EncodedImages:
     """Opens every image below a folder, resized and cropped as the images of the dataset are.
 
     Raises:
@@ -84,7 +84,8 @@ def open_tree(config: DataConfig, root: Path, loading: Loading | None = None) ->
     images, faults = _checked(folder.open_folder(root, None, decoder), config, loading)
     _report_faults({str(root): faults}, config, loading)
     _say_remarks(loading)
-    return _not_empty(images, str(root))
+    _not_empty(images, str(root))
+    return images
 
 
 def decode_files(config: DataConfig, paths: Sequence[Path]) -> Tensor:
