@@ -21,6 +21,7 @@ PARQUET = ["pyarrow"]
 HEIC = ["pillow-heif"]
 # the first release whose HTTP library is httpx
 HUB = ["huggingface_hub>=1.0"]
+EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 TRAIN = [
     "torchvision>=0.26",
     f"triton>=3.6; {LINUX}",
@@ -36,6 +37,7 @@ DEV = [
     *HUB,
     *PARQUET,
     *HEIC,
+    *EXPORT,
     "build",
     "hypothesis",
     "mypy",
@@ -62,7 +64,15 @@ setup(
     package_dir=PACKAGE_DIR,
     package_data={"fastle": ["py.typed", "weights/*/*"], "fastle.kernels": ["*.cpp"]},
     install_requires=["torch>=2.11", "numpy", "safetensors"],
-    extras_require={"train": TRAIN, "hub": HUB, "parquet": PARQUET, "heic": HEIC, "dev": DEV, "test": DEV},
+    extras_require={
+        "train": TRAIN,
+        "hub": HUB,
+        "parquet": PARQUET,
+        "heic": HEIC,
+        "export": EXPORT,
+        "dev": DEV,
+        "test": DEV,
+    },
     entry_points={
         "console_scripts": [
             "fastle = fastle.commands.start:fastle",

@@ -65,7 +65,7 @@ def _eval(run: Path, data: str | None, weights: str, device: torch.device, conso
     }
     console.print(f"{len(images):,} images of {source}, step {step}", highlight=False, markup=False, soft_wrap=True)
     console.print(_figures_table(figures))
-    measured = "test" if data is None else f"data-{_label(Path(data))}"
+    measured = "test" if data is None else f"data-{folder_label(Path(data))}"
     output = run / f"eval-{measured if weights == 'model' else f'{measured}-{weights}'}.json"
     # the figures are on the screen before a full disk can lose them
     write_atomic(output, json.dumps(result, indent=2).encode() + b"\n")
@@ -83,7 +83,7 @@ def _pretrained(run: Path, device: torch.device, weights: str) -> tuple[Autoenco
                 raise
 
 
-def _label(folder: Path) -> str:
+def folder_label(folder: Path) -> str:
     """The name of a folder, and a digest of its path: A/test and B/test have the same name."""
     path = folder.resolve()
     return f"{path.name}-{hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()}"

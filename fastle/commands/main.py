@@ -36,7 +36,7 @@ def _parser() -> Parser:
     parser = Parser(prog="fastle", allow_abbrev=False, description="Measure and use what fastle-train made.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
-        _eval, _reconstruct, _encode, _interpolate, _sample, _card, _check,
+        _eval, _reconstruct, _encode, _interpolate, _sample, _probe, _compare, _export, _card, _check, _doctor,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -92,6 +92,35 @@ def _sample(commands: Commands) -> None:
     add_option(command, DEVICE)
 
 
+def _probe(commands: Commands) -> None:
+    command = _command(commands, "probe", "how well classes can be read from the latents: linear and k-NN")
+    command.add_argument(
+        "--data", metavar="DIR", required=True, help="holds a folder for each class, or train/ and test/ that do"
+    )
+    add_option(command, WEIGHTS)
+    add_option(command, DEVICE)
+
+
+def _compare(commands: Commands) -> None:
+    text = "figures of runs side by side, and the settings that differ"
+    command = commands.add_parser("compare", help=text, allow_abbrev=False)
+    command.add_argument("runs", metavar="RUN", nargs="+", help="run directories")
+    command.add_argument("-o", "--output", metavar="OUT.png", help="put their newest grids side by side too")
+
+
+def _export(commands: Commands) -> None:
+    command = _command(commands, "export", "a model as ONNX or for torch.export, checked against the model")
+    command.add_argument("--onnx", metavar="FILE.onnx", help="write ONNX")
+    command.add_argument("--torch-export", metavar="FILE.pt2", help="write a program that torch.export.load reads")
+    command.add_argument(
+        "--part",
+        choices=("reconstruct", "encode", "decode"),
+        default="reconstruct",
+        help="what it computes: reconstructions or latents of images, or images of latents (default: reconstruct)",
+    )
+    add_option(command, WEIGHTS)
+
+
 def _card(commands: Commands) -> None:
     command = _command(commands, "card", "save a run's model for others, with a model card", DIRECTORY)
     _output(command, "DIR", "the folder of the model")
@@ -106,6 +135,11 @@ def _check(commands: Commands) -> None:
     command.add_argument(
         "--restore-config", action="store_true", help="write config.json anew, as the newest good checkpoint knows it"
     )
+
+
+def _doctor(commands: Commands) -> None:
+    text = "what fastle finds here, what it will use, and what would be slow"
+    commands.add_parser("doctor", help=text, allow_abbrev=False)
 
 
 def _output(command: Parser, metavar: str, text: str) -> None:

@@ -78,13 +78,30 @@ def open_tree(config: DataConfig, root: Path, loading: Loading | None = None) ->
         BadFiles: See `open_images`.
     """
     loading = loading or Loading()
+    return open_files(config, folder.split_paths(root, None), loading, str(root))
+
+
+def open_files(config: DataConfig, paths: Sequence[Path], loading: Loading, name: str = "images") -> EncodedImages:
+    """Opens image files, resized and cropped as the images of the dataset are.
+
+    Args:
+        config: See `open_images`.
+        paths: The files.
+        loading: How they are loaded.
+        name: What messages call all of them.
+
+    Raises:
+        DataError: Every image is unusable and was skipped.
+        BadFiles: See `open_images`.
+    """
     decoder = make_decoder(
         loading, size=config.size, channels=config.channels, resize=_resizes(config), upscale=config.upscale
     )
-    images, faults = _checked(folder.open_folder(root, None, decoder), config, loading)
-    _report_faults({str(root): faults}, config, loading)
+    files = EncodedImages([DiskFile(str(path)) for path in paths], decoder)
+    images, faults = _checked(files, config, loading)
+    _report_faults({name: faults}, config, loading)
     _say_remarks(loading)
-    _not_empty(images, str(root))
+    _not_empty(images, name)
     return images
 
 

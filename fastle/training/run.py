@@ -41,7 +41,7 @@ from .trainer import Trainer
 
 GRID_IMAGES = 8
 # what a run writes, as patterns
-RUN_FILES = ("config.json", "metrics.jsonl", "curves.png", "grids", "checkpoints", "eval-*.json")
+RUN_FILES = ("config.json", "metrics.jsonl", "curves.png", "grids", "checkpoints", "eval-*.json", "probe-*.json")
 # the files of a run that is being overwritten: all of them, or those that have been moved so far
 REPLACED, MOVING = "replaced-run", "replaced-run.moving"
 
