@@ -55,10 +55,10 @@ def add_option(parser: argparse._ActionsContainer, option: Option) -> None:
         parser.add_argument(option.flag, type=option.kind, nargs=nargs, metavar=option.metavar, help=text)
 
 
-def wrapped(label: str, items: list[str]) -> str:
+def wrapped(label: str, items: list[str], gap: str = "  ") -> str:
     """Items behind a label, in lines of at most 80 columns; only an item that is longer by itself goes beyond."""
     # spaces inside of an item do not break it
-    text = "  ".join(item.replace(" ", "\0") for item in items)
+    text = gap.join(item.replace(" ", "\0") for item in items)
     lines = textwrap.wrap(
         text, COLUMNS, initial_indent=f"{label:<11}", subsequent_indent=" " * 11,
         break_long_words=False, break_on_hyphens=False,

@@ -7,7 +7,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +14,6 @@ from rich.table import Table
 from fastle.checkpoint import CheckpointError, checkpoints, read_run_config, write_atomic
 from fastle.config import ConfigError, RunConfig
 from fastle.files import read_json
-from fastle.method.model import Autoencoder
 from fastle.options import shown
 from fastle.training.report import read_metrics
 
@@ -52,14 +50,12 @@ def run(flags: argparse.Namespace, console: Console) -> None:
 
 def _figures(run: Path, config: RunConfig) -> Column:
     """What is known of a run, by the names of the rows."""
-    with torch.device("meta"):
-        count = Autoencoder(config.model).parameter_count()
     rows = read_metrics(run / "metrics.jsonl")
     found = checkpoints(run)
     column = {
         "step": f"{rows[-1]['step']:,}" if rows else "",
         "checkpoint": found[-1].stem if found else "",
-        "parameters": f"{count / 1e6:.2f} M",
+        "parameters": f"{config.model.parameter_count / 1e6:.2f} M",
         "compression": f"{config.model.compression:g}x",
     }
     for name in METRICS:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,9 +48,12 @@ def run(flags: argparse.Namespace, console: Console) -> None:
     device = find_device("auto")
     for look in (_versions, _device, _operators, _images, _steps, _disks, _extras):
         look(found, device)
-    for label, items in (*found.lines.items(), ("slow", found.slow), ("broken", found.broken)):
-        for line in [items] if label not in ("slow", "broken") else [[item] for item in items]:
-            console.print(wrapped(label, line), highlight=False, markup=False, soft_wrap=True)
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    for label, items in found.lines.items():
+        say(wrapped(label, items))
+    for label, sentences in (("slow", found.slow), ("broken", found.broken)):
+        for sentence in sentences:
+            say(wrapped(label, sentence.split(), gap=" "))
     if found.broken:
         raise FastleError(f"{len(found.broken)} of what fastle needs does not work here: see the lines above")
     console.print("fastle works here" + ("; what is slow is above" if found.slow else ""), highlight=False)

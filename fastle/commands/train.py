@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from fastle.config import OPTIONS, ConfigError, RunConfig
 from fastle.options import Group, Option
 from fastle.presets import default_run, make_config
 
-from .cli import DEVICE, Parser, add_option, one_line_errors
+from .cli import DEVICE, Output, Parser, add_option, one_line_errors
+from .show import show_config
 
 # flags that are not settings of the run: it computes the same with others
 FLAGS = {
@@ -77,11 +79,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                 flag.check(flags[name])
         config = make_config(**{name: value for name, value in flags.items() if name not in FLAGS})
         _check_flags(flags, config)
+        path = Path(flags["run"] or default_run(config))
+        if flags["dry_run"]:
+            # of several processes, one prints
+            show_config(config, path, Output(quiet=os.environ.get("RANK", "0") != "0"))
+            return
     # outside, where a signal ends the process: imports may be in a state that no exception should meet
     from .train_run import run
 
     with one_line_errors("fastle-train"):
-        run(config, Path(flags["run"] or default_run(config)), flags)
+        run(config, path, flags)
 
 
 def _check_flags(flags: dict[str, Any], config: RunConfig) -> None:

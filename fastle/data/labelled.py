@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fastle.config import DataConfig
 from fastle.errors import DataError
+from fastle.folders import find_images
 
-from .folder import find_images
 from .images import Images
 from .loading import Loading
 from .open import open_files

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastle.errors import DataError
+from fastle.folders import Split, split_paths
 
 from . import celeba, cifar10, folder, shapes
 from .cache import CacheKey, open_cached
@@ -15,7 +16,7 @@ from .check import find_faults
 from .dali import DaliDecoder
 from .decode import BadFiles, Decoder, DiskFile, ImageFile, TorchvisionDecoder
 from .identity import Identity, identify
-from .images import ArrayImages, EncodedImages, Images, Split, check_split
+from .images import ArrayImages, EncodedImages, Images, check_split
 from .loading import Loading, make_decoder
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def open_tree(config: DataConfig, root: Path, loading: Loading | None = None) ->
         BadFiles: See `open_images`.
     """
     loading = loading or Loading()
-    return open_files(config, folder.split_paths(root, None), loading, str(root))
+    return open_files(config, split_paths(root, None), loading, str(root))
 
 
 def open_files(config: DataConfig, paths: Sequence[Path], loading: Loading, name: str = "images") -> EncodedImages:
@@ -114,18 +115,6 @@ def decode_files(config: DataConfig, paths: Sequence[Path]) -> Tensor:
     # for a few files, DALI would take longer to start
     decoder = TorchvisionDecoder(config.size, config.channels, _resizes(config), upscale=config.upscale)
     return decoder([DiskFile(str(path)) for path in paths])
-
-
-def train_size(config: DataConfig) -> int | None:
-    """The number of training images, found without reading one; None for a folder that does not exist.
-
-    Raises:
-        DataError: The folder exists, but cannot be split.
-    """
-    if config.dataset == "folder":
-        root = None if config.root is None else Path(config.root)
-        return len(folder.split_paths(root, "train")) if root is not None and root.exists() else None
-    return {"shapes": shapes.SIZES["train"], "cifar10": cifar10.TRAIN, "celeba": celeba.TRAIN}[config.dataset]
 
 
 def cache_key(config: DataConfig, split: Split, *, gpu: bool) -> CacheKey:

@@ -176,8 +176,7 @@ def plain_card(config: ModelConfig, name: str, *, bf16: bool, license_name: str 
         bf16: Whether its parameters are saved in bf16.
         license_name: The licence of the weights, as the hub names it: "apache-2.0".
     """
-    with torch.device("meta"):
-        count = Autoencoder(config).parameter_count()
+    count = config.parameter_count
     images = f"(B, {config.channels}, {config.size}, {config.size})"
     head = ["library_name: fastle", *([f"license: {license_name}"] if license_name else [])]
     tags = "\n".join(f"- {tag}" for tag in ("fastle", "autoencoder", "image-feature-extraction"))

@@ -19,8 +19,9 @@ from torch import Tensor
 from fastle.choices import CacheChoice, DecoderChoice, StepMode
 from fastle.config import ConfigError, RunConfig, TrainConfig
 from fastle.data import Feed, Identity, Images, Loading, open_training
-from fastle.data.order import rank_share, steps_per_epoch
+from fastle.data.order import rank_share
 from fastle.errors import DataError, FastleError
+from fastle.lengths import steps_per_epoch, total_steps
 from fastle.method.model import Autoencoder
 from fastle.method.objective import Losses
 
@@ -326,9 +327,3 @@ class Window:
             f"{fault}; {self._run.last_good_checkpoint()}; try a lower --lr"
             + (" or --precision fp32" if self._trainer.config.train.precision == "bf16" else "")
         )
-
-
-def total_steps(config: RunConfig, epoch_steps: int) -> int:
-    """The number of steps of a run whose epochs have `epoch_steps` each."""
-    steps, epochs = config.train.steps, config.train.epochs
-    return steps if steps is not None else epoch_steps * (epochs or 0)
