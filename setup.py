@@ -22,6 +22,7 @@ HEIC = ["pillow-heif"]
 # the first release whose HTTP library is httpx
 HUB = ["huggingface_hub>=1.0"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
+LOGGERS = {name: [name] for name in ("tensorboard", "trackio", "wandb")}
 TRAIN = [
     "torchvision>=0.26",
     f"triton>=3.6; {LINUX}",
@@ -30,6 +31,7 @@ TRAIN = [
     "matplotlib",
     "pillow",
     "rich",
+    "tomli; python_version < '3.11'",
     "torchmetrics",
 ]
 DEV = [
@@ -38,6 +40,7 @@ DEV = [
     *PARQUET,
     *HEIC,
     *EXPORT,
+    *LOGGERS["tensorboard"],
     "build",
     "hypothesis",
     "mypy",
@@ -70,6 +73,7 @@ setup(
         "parquet": PARQUET,
         "heic": HEIC,
         "export": EXPORT,
+        **LOGGERS,
         "dev": DEV,
         "test": DEV,
     },

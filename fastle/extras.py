@@ -15,8 +15,11 @@ EXTRAS = {
     "onnxscript": "export",
     "pyarrow": "parquet",
     "rich": "train",
+    "tensorboard": "tensorboard",
     "torchmetrics": "train",
     "torchvision": "train",
+    "trackio": "trackio",
+    "wandb": "wandb",
 }
 
 

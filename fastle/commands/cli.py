@@ -46,7 +46,8 @@ def add_option(parser: argparse._ActionsContainer, option: Option) -> None:
         action = argparse.BooleanOptionalAction if option.default else "store_true"
         parser.add_argument(option.flag, action=action, default=None, help=text)
     elif option.name == "dataset":
-        parser.add_argument(option.name, choices=option.choices, help=text)
+        # a file of settings may name it
+        parser.add_argument(option.name, nargs="?", choices=option.choices, help=text)
     elif option.choices:
         kind = type(option.choices[0])
         parser.add_argument(option.flag, type=kind, choices=option.choices, help=text)

@@ -60,5 +60,5 @@ def _sample(loaded: Loaded, output: Path, count: int, seed: int, device: torch.d
     for start in range(0, count, IN_ROW):
         end = min(start + IN_ROW, count)
         z = torch.randn(end - start, *loaded.model.config.latent_shape, generator=generator)
-        rows.append((f"{start + 1}–{end}", loaded.model.decode(z.to(device))))
+        rows.append((f"{start + 1} to {end}", loaded.model.decode(z.to(device))))
     save_grid(output, rows)

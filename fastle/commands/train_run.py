@@ -55,6 +55,7 @@ def run(config: RunConfig, path: Path, flags: dict[str, Any]) -> None:
             overwrite=bool(flags["overwrite"]),
             accept_new_data=bool(flags["accept_new_data"]),
             progress=console,
+            log=flags["log"],
             **choices,
         )
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track as show_progress
 from torch import Tensor
 
-from fastle.choices import CacheChoice, DecoderChoice, StepMode
+from fastle.choices import CacheChoice, DecoderChoice, LoggerName, StepMode
 from fastle.config import ConfigError, RunConfig, TrainConfig
 from fastle.data import Feed, Identity, Images, Loading, open_training
 from fastle.data.order import rank_share
@@ -27,6 +27,7 @@ from fastle.method.objective import Losses
 
 from .display import Clock, Display
 from .evaluate import validation_psnr
+from .loggers import GuardedLogger
 from .ranks import Agreement, Ranks, versions
 from .report import effective_rank, latent_spread
 from .run import RunDirectory
@@ -60,6 +61,7 @@ def train(
     on_report: Callable[[dict[str, Any], Autoencoder], object] | None = None,
     on_checkpoint: Callable[[Path], object] | None = None,
     shown: bool = True,
+    log: LoggerName | None = None,
 ) -> Trainer:
     """Starts or resumes the run in a directory, and trains to its end.
 
@@ -76,6 +78,7 @@ def train(
         open_images: Opens the images to train and to validate, and identifies the first; by default those of `config`.
         on_report, on_checkpoint: See `fastle.fit`.
         shown: Whether rank 0 displays its progress; what is slower or other than it might seem is said in any case.
+        log: A logger that gets the rows of metrics and the grids of rank 0 beside the run directory.
 
     Returns:
         The trainer, at the end of the run.
@@ -86,7 +89,8 @@ def train(
     """
     _check_batch_size(config.train, world_size)
     main, say = rank == 0, partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    run = RunDirectory(path, overwrite=overwrite, say=say, on_checkpoint=on_checkpoint)
+    logger = GuardedLogger(log, say) if log is not None and main else None
+    run = RunDirectory(path, overwrite=overwrite, say=say, on_checkpoint=on_checkpoint, logger=logger)
     with (
         Signals(say, run.last_good_checkpoint) as signals,
         Ranks(rank, world_size, run.last_good_checkpoint) as ranks,
