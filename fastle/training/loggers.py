@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,12 +63,12 @@ class GuardedLogger:
         """Logs a row of metrics; see `append_metrics`."""
         values = {name: value for name, value in row.items() if name != "step" and value is not None}
         if self._logger is not None:
-            self._guard(lambda logger=self._logger: logger.row(values, row["step"]))
+            self._guard(partial(self._logger.row, values, row["step"]))
 
     def grid(self, path: Path, step: int) -> None:
         """Logs a grid of reconstructions."""
         if self._logger is not None:
-            self._guard(lambda logger=self._logger: logger.grid(path, step))
+            self._guard(partial(self._logger.grid, path, step))
 
     def close(self) -> None:
         """Ends the logging; it may wait for a service."""

@@ -9,7 +9,7 @@ Two lower lines stand beside the trained encoder: the same encoder with random w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -89,7 +89,7 @@ def _pixels(images: Tensor) -> Tensor:
 
 
 def _features(
-    sides: dict[str, Callable[[Tensor], Tensor]],
+    sides: Mapping[str, Callable[[Tensor], Tensor]],
     split: Labelled,
     device: torch.device,
     progress: Callable[[int], object],
@@ -124,7 +124,7 @@ def _linear(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, cl
         error.backward()
         return error
 
-    optimizer.step(loss)  # type: ignore[arg-type]
+    optimizer.step(loss)
     return float((F.linear(y, weight, bias).argmax(1) == test_labels).double().mean())
 
 
