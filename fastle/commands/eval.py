@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from fastle.checkpoint import Checkpoint, CheckpointError, latest_checkpoint, read_run_config, write_atomic
-from fastle.data import IN_MEMORY, open_images, open_tree
+from fastle.data import IN_MEMORY, Images, open_images, open_tree
 from fastle.machine import pick_device
 from fastle.method.model import Autoencoder
 from fastle.method.pretrained import of_run
@@ -35,7 +35,7 @@ def _eval(run: Path, data: str | None, weights: str, device: torch.device, conso
     if remark:
         console.print(remark, highlight=False, markup=False, soft_wrap=True)
     if data is not None:
-        images = open_tree(config.data, Path(data), make_loading("auto", "none", device, console))
+        images: Images = open_tree(config.data, Path(data), make_loading("auto", "none", device, console))
     elif config.data.dataset in IN_MEMORY:
         images = open_images(config.data, "test")
     else:

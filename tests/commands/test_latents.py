@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 import fastle.commands.encode
-import fastle.data.latents
 from fastle.config import DataConfig
 from fastle.data import decode_files
 from tests.commands.trained import SIZE, Command, command, save_image, save_model
@@ -98,7 +97,7 @@ def test_an_encoding_that_fails_leaves_what_was_there(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fastle.data.latents.os, "fsync", full)
+    monkeypatch.setattr("fastle.data.latents.os.fsync", full)
     status, _, err = command("encode", "model", "images", "-o", "z.npy", "--device", "cpu")
     assert status == 1 and "cannot write z.npy: No space left on device; make room" in err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if "z.npy" in path.name} == before
