@@ -23,6 +23,8 @@ HEIC = ["pillow-heif"]
 PERCEPTUAL = ["torch-fidelity"]
 # the first release whose HTTP library is httpx
 HUB = ["huggingface_hub>=1.0"]
+EXPORT = ["onnx", "onnxruntime", "onnxscript"]
+LOGGERS = {name: [name] for name in ("tensorboard", "trackio", "wandb")}
 TRAIN = [
     "torchvision>=0.26",
     f"triton>=3.6; {LINUX}",
@@ -31,6 +33,7 @@ TRAIN = [
     "matplotlib",
     "pillow",
     "rich",
+    "tomli; python_version < '3.11'",
     "torchmetrics",
 ]
 DEMO = ["pillow", "rich", "starlette", "uvicorn"]
@@ -40,6 +43,8 @@ DEV = [
     *PARQUET,
     *HEIC,
     *DEMO,
+    *EXPORT,
+    *LOGGERS["tensorboard"],
     "build",
     "hypothesis",
     "mypy",
@@ -78,6 +83,8 @@ setup(
         "heic": HEIC,
         "perceptual": PERCEPTUAL,
         "demo": DEMO,
+        "export": EXPORT,
+        **LOGGERS,
         "dev": DEV,
         "test": DEV,
     },

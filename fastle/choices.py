@@ -5,3 +5,4 @@ from typing import Literal
 StepMode = Literal["eager", "compiled", "captured"]
 DecoderChoice = Literal["auto", "dali", "dali-gpu", "torchvision"]
 CacheChoice = Literal["auto", "device", "host", "disk", "none"]
+LoggerName = Literal["tensorboard", "wandb", "trackio"]

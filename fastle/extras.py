@@ -10,13 +10,19 @@ EXTRAS = {
     "filelock": "train",
     "huggingface_hub": "hub",
     "matplotlib": "train",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
     "pyarrow": "parquet",
     "rich": "train",
     "starlette": "demo",
+    "tensorboard": "tensorboard",
     "torch_fidelity": "perceptual",
     "torchmetrics": "train",
     "torchvision": "train",
+    "trackio": "trackio",
     "uvicorn": "demo",
+    "wandb": "wandb",
 }
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from .choices import CacheChoice, DecoderChoice, StepMode
+from .choices import CacheChoice, DecoderChoice, LoggerName, StepMode
 from .config import OPTIONS, ConfigError, RunConfig
 from .data import Identity, Images, Loading, open_training
 from .data.given import open_given, shape_of
@@ -59,6 +59,7 @@ def fit(
     overwrite: bool = False,
     accept_new_data: bool = False,
     progress: bool | Console = False,
+    log: LoggerName | None = None,
     **settings: Any,
 ) -> Result:
     """Trains an autoencoder, or goes on with a run. It computes what `fastle-train` does with the same settings.
@@ -81,6 +82,8 @@ def fit(
         device, step, decoder, cache, overwrite, accept_new_data: See `fastle-train --help`.
         progress: Whether to print what fastle-train prints, or the console to print it on. Without it, only what is
             slower or other than it might seem is said, on stderr.
+        log: A logger that gets metrics and grids too: "tensorboard", "wandb" or "trackio". If it fails, the run goes
+            on without it.
         settings: Any of `make_config`'s overrides, such as `size`, `steps`, `batch_size`, `lr` and `recipe`.
 
     Raises:
@@ -98,9 +101,10 @@ def fit(
         ("step", step, ("auto", *get_args(StepMode))),
         ("decoder", decoder, get_args(DecoderChoice)),
         ("cache", cache, get_args(CacheChoice)),
+        ("log", log, (None, *get_args(LoggerName))),
     ):
         if value not in choices:
-            raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value}")
+            raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, not {value}")
     rank, world_size = from_torchrun("RANK", 0), from_torchrun("WORLD_SIZE", 1)
     path = Path(default_run(made) if run is None else run)
     if isinstance(progress, Console):
@@ -131,6 +135,7 @@ def fit(
             on_report=on_report,
             on_checkpoint=on_checkpoint,
             shown=bool(progress),
+            log=log,
         )
     return Result(trainer.model.eval(), read_metrics(path / "metrics.jsonl"), path)
 

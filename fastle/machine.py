@@ -26,7 +26,7 @@ def find_device(requested: str) -> torch.device:
     Raises:
         ConfigError: "cuda" is requested, and PyTorch cannot use a GPU.
     """
-    reason = None if torch.cuda.is_available() else _why_no_gpu()
+    reason = None if torch.cuda.is_available() else why_no_gpu()
     if requested == "cuda" and reason:
         raise ConfigError(f"--device cuda is not available: {reason}; use --device cpu")
     if requested == "cpu" or reason:
@@ -40,14 +40,15 @@ def pick_device(requested: str, console: Console) -> torch.device:
     if device.type == "cpu":
         console.print(f"device: cpu, {torch.get_num_threads()} threads", highlight=False)
         if requested == "auto":
-            console.print(f"no GPU: {_why_no_gpu()}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"no GPU: {why_no_gpu()}", highlight=False, markup=False, soft_wrap=True)
             console.print("training on a CPU is many times slower than on a GPU", highlight=False)
     else:
         console.print(f"device: {device}, {torch.cuda.get_device_name(device)}", highlight=False)
     return device
 
 
-def _why_no_gpu() -> str:
+def why_no_gpu() -> str:
+    """Why PyTorch cannot use a GPU, in words that follow a colon."""
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:

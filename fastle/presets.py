@@ -159,10 +159,7 @@ def command_of(config: RunConfig) -> str | None:
     """
     if config.data.root is None and config.data.dataset != "shapes":
         return None
-    root = {} if config.data.root is None else {"data": config.data.root}
-    masked = {"masked": True} if config.objective.masked else {}
-    found = [_overrides_of(config, root | masked | {"recipe": recipe}) for recipe in RECIPES]
-    shortest = min((overrides for overrides in found if overrides is not None), key=len, default=None)
+    shortest = overrides_of(config)
     if shortest is None:
         return None
     words = ["fastle-train", config.data.dataset]
@@ -174,6 +171,14 @@ def command_of(config: RunConfig) -> str | None:
             values = ["DIR"] if name == "data" else list(value) if OPTIONS[name].many else [value]
             words += [flag, *map(str, values)]
     return " ".join(words)
+
+
+def overrides_of(config: RunConfig) -> dict[str, Any] | None:
+    """The fewest overrides with which `make_config` gives a configuration of its dataset; None if none do."""
+    root = {} if config.data.root is None else {"data": config.data.root}
+    masked = {"masked": True} if config.objective.masked else {}
+    found = [_overrides_of(config, root | masked | {"recipe": recipe}) for recipe in RECIPES]
+    return min((overrides for overrides in found if overrides is not None), key=len, default=None)
 
 
 def _settings_of(config: RunConfig) -> dict[str, Any]:

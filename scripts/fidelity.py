@@ -37,9 +37,10 @@ from bench.common.figures import make_parser, parse, write_report
 from fastle.checkpoint import read_run_config
 from fastle.commands.cli import one_line_errors
 from fastle.config import ConfigError, DataConfig
-from fastle.data import Split, open_images
-from fastle.data.folder import split_paths
-from fastle.data.order import batch_indices, steps_per_epoch
+from fastle.data import open_images
+from fastle.data.order import batch_indices
+from fastle.folders import Split, split_paths
+from fastle.lengths import steps_per_epoch
 from fastle.method.model import Autoencoder, unit_range
 
 EPOCHS, BATCH, RATE, WEIGHT_DECAY = 12, 128, 0.01, 0.05

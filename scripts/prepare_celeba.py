@@ -30,8 +30,8 @@ from fastle.config import ConfigError
 from fastle.data import Loading, open_images
 from fastle.data.celeba import TRAIN, open_celeba
 from fastle.data.decode import BadFiles, DiskFile, ImageFile, TorchvisionDecoder
-from fastle.data.images import SPLITS, Split
 from fastle.errors import FastleError
+from fastle.folders import SPLITS, Split
 from fastle.presets import PRESETS, make_config
 
 WIDTH, HEIGHT = 178, 218  # pixels

@@ -40,8 +40,9 @@ from bench.reproduce.rows import PROBED, ROWS, Group, Plan, Row, ScaleName, make
 from fastle.checkpoint import write_atomic
 from fastle.commands.cli import Parser
 from fastle.config import ConfigError, DataConfig
-from fastle.data import Split, open_images
+from fastle.data import open_images
 from fastle.errors import FastleError
+from fastle.folders import Split
 from fastle.machine import environment
 from fastle.method.model import Autoencoder
 from fastle.training.signals import Interrupted

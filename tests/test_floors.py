@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # a room may import from itself and from the rooms of lower floors
 FLOORS = (
     ("errors", "files", "choices"),
-    ("extras", "options"),
+    ("extras", "folders", "options"),
     ("config",),
-    ("checkpoint", "hub", "machine", "phases", "kernels"),
+    ("checkpoint", "hub", "lengths", "machine", "phases", "kernels"),
     ("method",),
     ("presets", "data"),
     ("training",),

@@ -26,8 +26,8 @@ from fastle.checkpoint import has_checkpoint, write_atomic
 from fastle.choices import StepMode
 from fastle.config import ConfigError, RunConfig
 from fastle.data import Images, open_images
-from fastle.data.folder import split_paths
 from fastle.errors import FastleError
+from fastle.folders import split_paths
 from fastle.method.model import Autoencoder, unit_range
 from fastle.training.evaluate import Metrics, evaluate, evenly_spaced, validation_psnr
 from fastle.training.loop import NonFiniteLoss, train

@@ -19,7 +19,6 @@ from typing import NoReturn
 from rich.console import Console
 
 import fastle
-from fastle.config import ConfigError
 from fastle.errors import FastleError, SaidByAnother
 from fastle.options import Option
 from fastle.training.signals import Interrupted, raising_signals
@@ -47,7 +46,8 @@ def add_option(parser: argparse._ActionsContainer, option: Option) -> None:
         action = argparse.BooleanOptionalAction if option.default else "store_true"
         parser.add_argument(option.flag, action=action, default=None, help=text)
     elif option.name == "dataset":
-        parser.add_argument(option.name, choices=option.choices, help=text)
+        # a file of settings may name it
+        parser.add_argument(option.name, nargs="?", choices=option.choices, help=text)
     elif option.choices:
         kind = type(option.choices[0])
         parser.add_argument(option.flag, type=kind, choices=option.choices, help=text)
@@ -56,27 +56,10 @@ def add_option(parser: argparse._ActionsContainer, option: Option) -> None:
         parser.add_argument(option.flag, type=option.kind, nargs=nargs, metavar=option.metavar, help=text)
 
 
-def check_output(output: Path, what: str, ending: str) -> None:
-    """Raises ConfigError if a command cannot write its file, before it computes what goes there.
-
-    Args:
-        output: The file, of the flag -o.
-        what: What the file is, for the error: "the picture is a PNG".
-        ending: Of its name: ".png".
-    """
-    if output.suffix.lower() != ending:
-        raise ConfigError(f"-o {output}: {what}: give it a name that ends in {ending}")
-    if output.is_dir():
-        raise ConfigError(f"-o {output} is a folder: give the name of a file")
-    folder = next(folder for folder in output.absolute().parents if folder.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"-o {output}: no file can be written to {folder}: give another name")
-
-
-def wrapped(label: str, items: list[str]) -> str:
+def wrapped(label: str, items: list[str], gap: str = "  ") -> str:
     """Items behind a label, in lines of at most 80 columns; only an item that is longer by itself goes beyond."""
     # spaces inside of an item do not break it
-    text = "  ".join(item.replace(" ", "\0") for item in items)
+    text = gap.join(item.replace(" ", "\0") for item in items)
     lines = textwrap.wrap(
         text, COLUMNS, initial_indent=f"{label:<11}", subsequent_indent=" " * 11,
         break_long_words=False, break_on_hyphens=False,

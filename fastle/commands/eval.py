@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from fastle.checkpoint import Checkpoint, CheckpointError, latest_checkpoint, read_run_config, write_atomic
-from fastle.data import IN_MEMORY, open_images, open_tree
+from fastle.data import IN_MEMORY, Images, open_images, open_tree
 from fastle.machine import pick_device
 from fastle.method.model import Autoencoder
 from fastle.method.pretrained import of_run
@@ -37,7 +37,7 @@ def _eval(
     if remark:
         console.print(remark, highlight=False, markup=False, soft_wrap=True)
     if data is not None:
-        images = open_tree(config.data, Path(data), make_loading("auto", "none", device, console))
+        images: Images = open_tree(config.data, Path(data), make_loading("auto", "none", device, console))
     elif config.data.dataset in IN_MEMORY:
         images = open_images(config.data, "test")
     else:
@@ -68,7 +68,7 @@ def _eval(
     }
     console.print(f"{len(images):,} images of {source}, step {step}", highlight=False, markup=False, soft_wrap=True)
     console.print(_figures_table(figures))
-    measured = "test" if data is None else f"data-{_label(Path(data))}"
+    measured = "test" if data is None else f"data-{folder_label(Path(data))}"
     output = run / f"eval-{measured if weights == 'model' else f'{measured}-{weights}'}.json"
     # the figures are on the screen before a full disk can lose them
     write_atomic(output, json.dumps(result, indent=2).encode() + b"\n")
@@ -86,7 +86,7 @@ def _pretrained(run: Path, device: torch.device, weights: str) -> tuple[Autoenco
                 raise
 
 
-def _label(folder: Path) -> str:
+def folder_label(folder: Path) -> str:
     """The name of a folder, and a digest of its path: A/test and B/test have the same name."""
     path = folder.resolve()
     return f"{path.name}-{hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()}"

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from fastle.options import Option
 
 from .cli import DEVICE, Output, Parser, add_option, one_line_errors
 
+# what RUN may be
+DIRECTORY = "a run directory"
+RUN = "a run directory, a checkpoint, a saved model, the name of one that ships, or user/model on the hub"
+Commands = Any  # argparse does not say what it makes
 WEIGHTS = Option(
     name="weights",
     help="the weights to take: model, or an average that the run keeps, such as ema-050",
@@ -31,45 +36,128 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> Parser:
     parser = Parser(prog="fastle", allow_abbrev=False, description="Measure and use what fastle-train made.")
-    names = "{eval,reconstruct,brush,report,card,check}"
-    commands = parser.add_subparsers(dest="command", required=True, metavar=names)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (
+        _eval, _reconstruct, _encode, _interpolate, _sample, _probe, _compare, _report, _brush, _export, _card, _check,
+        _doctor,
+    ):  # fmt: skip
+        add(commands)
+    return parser
 
-    command = commands.add_parser("eval", help="PSNR and SSIM over the whole test split", allow_abbrev=False)
-    command.add_argument("run", metavar="RUN", help="a run directory")
+
+def _command(commands: Commands, name: str, text: str, run: str = RUN) -> Parser:
+    """Adds a command, which takes a trained model."""
+    command: Parser = commands.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
+    )
+    command.add_argument("run", metavar="RUN", help=run)
+    return command
+
+
+def _eval(commands: Commands) -> None:
+    command = _command(commands, "eval", "PSNR and SSIM over the whole test split", DIRECTORY)
     command.add_argument("--data", metavar="DIR", help="measure every image below this folder instead")
     command.add_argument("--perceptual", action="store_true", help="LPIPS and FID too; fetches two networks at first")
     add_option(command, WEIGHTS)
     add_option(command, DEVICE)
 
-    command = commands.add_parser("reconstruct", help="a picture of images and reconstructions", allow_abbrev=False)
-    command.add_argument("model", metavar="MODEL", help="a run directory, a saved model, or the name of one that ships")
+
+def _reconstruct(commands: Commands) -> None:
+    command = _command(commands, "reconstruct", "a picture of images and reconstructions")
     command.add_argument("images", metavar="IMAGE", nargs="+", help="image files, cut to size as in training")
-    command.add_argument("-o", "--output", metavar="OUT.png", required=True, help="where the picture goes")
+    _output(command, "OUT.png", "where the picture goes")
     add_option(command, DEVICE)
 
-    command = commands.add_parser("brush", help="a page on this machine to paint in the latent", allow_abbrev=False)
+
+def _encode(commands: Commands) -> None:
+    command = _command(commands, "encode", "the latents of images, with the names of the images, in a file")
+    command.add_argument("images", metavar="PATH", help="an image, or a folder of images, cut to size as in training")
+    _output(command, "OUT", "where the latents go: .safetensors, .npy or .parquet")
+    add_option(command, WEIGHTS)
+    add_option(command, DEVICE)
+
+
+def _interpolate(commands: Commands) -> None:
+    command = _command(commands, "interpolate", "a picture of the way from one image to another")
+    command.add_argument("first", metavar="A", help="an image file, cut to size as in training")
+    command.add_argument("second", metavar="B", help="another one")
+    _output(command, "OUT.png", "where the picture goes")
+    command.add_argument("--steps", metavar="N", type=int, help="images in a row, 2 to 100 (default: 9)")
+    add_option(command, WEIGHTS)
+    add_option(command, DEVICE)
+
+
+def _sample(commands: Commands) -> None:
+    command = _command(commands, "sample", "a picture of what latents drawn from N(0, 1) decode to")
+    _output(command, "OUT.png", "where the picture goes")
+    command.add_argument("--count", metavar="N", type=int, help="images, 1 to 1000 (default: 32)")
+    command.add_argument("--seed", metavar="N", type=int, help="of the draws (default: 0)")
+    add_option(command, WEIGHTS)
+    add_option(command, DEVICE)
+
+
+def _probe(commands: Commands) -> None:
+    command = _command(commands, "probe", "how well classes can be read from the latents: linear and k-NN")
     command.add_argument(
-        "model", metavar="MODEL", nargs="?", default=BRUSHED,
-        help=f"a run directory, a saved model, or one that ships (default: {BRUSHED})",
-    )  # fmt: skip
+        "--data", metavar="DIR", required=True, help="holds a folder for each class, or train/ and test/ that do"
+    )
+    add_option(command, WEIGHTS)
+    add_option(command, DEVICE)
+
+
+def _compare(commands: Commands) -> None:
+    text = "figures of runs side by side, and the settings that differ"
+    command = commands.add_parser("compare", help=text, allow_abbrev=False)
+    command.add_argument("runs", metavar="RUN", nargs="+", help="run directories")
+    command.add_argument("-o", "--output", metavar="OUT.png", help="put their newest grids side by side too")
+
+
+def _report(commands: Commands) -> None:
+    command = commands.add_parser("report", help="one HTML page of one or several runs", allow_abbrev=False)
+    command.add_argument("runs", metavar="RUN", nargs="+", help="run directories")
+    _output(command, "OUT.html", "where the page goes")
+
+
+def _brush(commands: Commands) -> None:
+    command = commands.add_parser("brush", help="a page on this machine to paint in the latent", allow_abbrev=False)
+    command.add_argument("run", metavar="RUN", nargs="?", default=BRUSHED, help=f"{RUN} (default: {BRUSHED})")
     command.add_argument("--port", metavar="N", type=int, default=0, help="of 127.0.0.1 (default: one that is free)")
     add_option(command, DEVICE)
 
-    command = commands.add_parser("report", help="one HTML page of one or several runs", allow_abbrev=False)
-    command.add_argument("runs", metavar="RUN", nargs="+", help="a run directory")
-    command.add_argument("-o", "--output", metavar="OUT.html", required=True, help="where the page goes")
 
-    command = commands.add_parser("card", help="save a run's model for others, with a model card", allow_abbrev=False)
-    command.add_argument("run", metavar="RUN", help="a run directory")
-    command.add_argument("-o", "--output", metavar="DIR", required=True, help="the folder of the model")
+def _export(commands: Commands) -> None:
+    command = _command(commands, "export", "a model as ONNX or for torch.export, checked against the model")
+    command.add_argument("--onnx", metavar="FILE.onnx", help="write ONNX")
+    command.add_argument("--torch-export", metavar="FILE.pt2", help="write a program that torch.export.load reads")
+    command.add_argument(
+        "--part",
+        choices=("reconstruct", "encode", "decode"),
+        default="reconstruct",
+        help="what it computes: reconstructions or latents of images, or images of latents (default: reconstruct)",
+    )
+    add_option(command, WEIGHTS)
+
+
+def _card(commands: Commands) -> None:
+    command = _command(commands, "card", "save a run's model for others, with a model card", DIRECTORY)
+    _output(command, "DIR", "the folder of the model")
     command.add_argument("--bf16", action="store_true", help="save the parameters in bf16, half as large")
     command.add_argument("--about", metavar="TEXT", help="what the images are and whose, for the card")
     command.add_argument("--license", metavar="NAME", help="of the weights, for the card: apache-2.0, cc-by-4.0 …")
     add_option(command, WEIGHTS)
 
-    command = commands.add_parser("check", help="whether a run and its cache are intact", allow_abbrev=False)
-    command.add_argument("run", metavar="RUN", help="a run directory")
+
+def _check(commands: Commands) -> None:
+    command = _command(commands, "check", "whether a run and its cache are intact", DIRECTORY)
     command.add_argument(
         "--restore-config", action="store_true", help="write config.json anew, as the newest good checkpoint knows it"
     )
-    return parser
+
+
+def _doctor(commands: Commands) -> None:
+    text = "what fastle finds here, what it will use, and what would be slow"
+    commands.add_parser("doctor", help=text, allow_abbrev=False)
+
+
+def _output(command: Parser, metavar: str, text: str) -> None:
+    command.add_argument("-o", "--output", metavar=metavar, required=True, help=text)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fastle.web.page import write_page
 
-from .cli import check_output
+from .outputs import check_output
 
 
 def run(flags: argparse.Namespace, console: Console) -> None:
@@ -18,6 +18,6 @@ def run(flags: argparse.Namespace, console: Console) -> None:
 
 
 def _report(runs: list[Path], output: Path, console: Console) -> None:
-    check_output(output, "the page is HTML", ".html")
+    check_output(output, (".html",))
     write_page(runs, output)
     console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)

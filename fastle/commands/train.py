@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from fastle.choices import CacheChoice, DecoderChoice, StepMode
+from fastle.choices import CacheChoice, DecoderChoice, LoggerName, StepMode
 from fastle.config import OPTIONS, ConfigError, RunConfig
 from fastle.options import Group, Option
 from fastle.presets import default_run, make_config
 
-from .cli import DEVICE, Parser, add_option, one_line_errors
+from .cli import DEVICE, Output, Parser, add_option, one_line_errors
+from .settings import read_settings, settings_text
+from .show import show_config
 
 # flags that are not settings of the run: it computes the same with others
 FLAGS = {
@@ -56,6 +59,12 @@ FLAGS = {
             group="output",
             metavar="DIR",
         ),
+        Option(
+            name="log",
+            choices=get_args(LoggerName),
+            help="a logger that gets metrics and grids too; if it fails, the run goes on",
+            group="output",
+        ),
         Option(name="overwrite", kind=bool, help="start anew where there is a run already", group="output"),
         Option(
             name="accept_new_data",
@@ -63,25 +72,49 @@ FLAGS = {
             help="go on with a run although its training images have changed",
             group="data",
         ),
+        Option(
+            name="config",
+            help="a TOML file of settings, such as --print-config prints; flags win over it",
+            group="output",
+            metavar="FILE",
+        ),
+        Option(name="print_config", kind=bool, help="print the configuration as TOML and stop", group="output"),
         Option(name="dry_run", kind=bool, help="print the configuration and stop", group="output"),
     )
 }
+# of these, a file of settings may hold
+IN_FILE = ("device", "step", "decoder", "cache", "run", "log")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """fastle-train: trains a run, or goes on with it."""
     with one_line_errors("fastle-train"):
-        flags = vars(_parser().parse_args(argv))
+        parser = _parser()
+        flags = vars(parser.parse_args(argv))
+        if flags["config"] is not None:
+            known = {name: FLAGS[name] for name in IN_FILE}
+            given = {name: value for name, value in flags.items() if value is not None}
+            flags |= read_settings(Path(flags["config"]), known) | given
+        if flags["dataset"] is None:
+            parser.error("the following arguments are required: dataset")
         for name, flag in FLAGS.items():
             if flags[name] is not None:
                 flag.check(flags[name])
         config = make_config(**{name: value for name, value in flags.items() if name not in FLAGS})
         _check_flags(flags, config)
+        path = Path(flags["run"] or default_run(config))
+        if flags["print_config"]:
+            print(settings_text(config))
+            return
+        if flags["dry_run"]:
+            # of several processes, one prints
+            show_config(config, path, Output(quiet=os.environ.get("RANK", "0") != "0"))
+            return
     # outside, where a signal ends the process: imports may be in a state that no exception should meet
     from .train_run import run
 
     with one_line_errors("fastle-train"):
-        run(config, Path(flags["run"] or default_run(config)), flags)
+        run(config, path, flags)
 
 
 def _check_flags(flags: dict[str, Any], config: RunConfig) -> None:
@@ -91,7 +124,7 @@ def _check_flags(flags: dict[str, Any], config: RunConfig) -> None:
         if flags["against"] is not None:
             raise ConfigError(f"--against {flags['against']} has no effect without --profile N")
         return
-    for name in ("overwrite", "accept_new_data", "dry_run"):
+    for name in ("log", "overwrite", "accept_new_data", "print_config", "dry_run"):
         if flags[name]:
             raise ConfigError(f"{FLAGS[name].flag} has no effect with --profile, which trains nothing")
 

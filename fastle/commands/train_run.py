@@ -5,27 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from rich.console import Console
 
 from fastle.config import ConfigError, RunConfig
-from fastle.data import train_size
 from fastle.data.cifar10 import download_cifar10
-from fastle.data.order import steps_per_epoch
 from fastle.fitting import fit, pick_mode, process_group
 from fastle.machine import from_torchrun, pick_device
-from fastle.method.model import Autoencoder
 from fastle.profiling.profile import profile
-from fastle.training.loop import make_loading, total_steps
+from fastle.training.loop import make_loading
 from fastle.training.run import PAGE
 from fastle.web.page import write_page
 
-from .cli import Output, wrapped
+from .cli import Output
+from .show import show_config
 
 
 def run(config: RunConfig, path: Path, flags: dict[str, Any]) -> None:
-    """Trains, measures or shows a run.
+    """Trains or measures a run.
 
     Args:
         config: The run.
@@ -36,9 +32,7 @@ def run(config: RunConfig, path: Path, flags: dict[str, Any]) -> None:
     if flags["profile"] is not None and world_size > 1:
         raise ConfigError("--profile measures one process: start it without torchrun")
     console = Output(quiet=rank > 0)
-    _show_config(config, path, console)
-    if flags["dry_run"]:
-        return
+    show_config(config, path, console)
     device = pick_device(flags["device"] or "auto", console)
     with process_group(device, world_size):
         if flags["download"]:
@@ -63,42 +57,13 @@ def run(config: RunConfig, path: Path, flags: dict[str, Any]) -> None:
             overwrite=bool(flags["overwrite"]),
             accept_new_data=bool(flags["accept_new_data"]),
             progress=console,
+            log=flags["log"],
             **choices,
         )
     if rank == 0:
         page = path / PAGE
         write_page([path], page)
         console.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _show_config(config: RunConfig, path: Path, console: Console) -> None:
-    """Prints the whole configuration, and what follows from it."""
-
-    def show(label: str, *items: str) -> None:
-        console.print(wrapped(label, list(items)), highlight=False, markup=False, soft_wrap=True)
-
-    for group, values in config.settings().items():
-        show(group, *(f"{name.replace('_', '-')} {value}" for name, value in values.items()))
-    # built without memory: only its shapes are asked for
-    with torch.device("meta"):
-        count = Autoencoder(config.model).parameter_count()
-    latent = " x ".join(map(str, config.model.latent_shape))
-    show("parameters", f"{count / 1e6:.2f} M", f"compression {config.model.compression:g}x", f"latent {latent}")
-    show("steps", _length(config))
-    show("run", str(path))
-
-
-def _length(config: RunConfig) -> str:
-    images = train_size(config.data)
-    if images is None:
-        return (
-            f"{config.train.steps:,}"
-            if config.train.steps
-            else f"{config.train.epochs} epochs of --data, which is not there"
-        )
-    epoch_steps = steps_per_epoch(images, config.train.batch_size)
-    total = total_steps(config, epoch_steps)
-    return f"{total:,} ({total / epoch_steps:.3g} epochs of {epoch_steps:,})"
 
 
 def _download(config: RunConfig, world_size: int) -> None:

@@ -65,6 +65,31 @@ class ModelConfig(Checked):
         return self.map_shape if self.latent is None else (self.latent,)
 
     @property
+    def parameter_count(self) -> int:
+        """The number of trainable parameters, found without making the model."""
+        hidden, maps, pooled = self.hidden, self.map_channels, self.latent
+        total = math.prod(self.map_shape)
+        encoder = [
+            _conv(4, self.channels, hidden),
+            *(_conv(3, hidden, 2 * hidden), _conv(3, 2 * hidden, 2 * hidden)),
+            *(_conv(3, 2 * hidden, maps), _conv(3, maps, maps)),
+            0 if pooled is None else total * pooled + pooled,
+            2 * self.latent_shape[0],
+        ]
+        decoder = [
+            0 if pooled is None else pooled * total + total,
+            *(_conv(3, maps, 2 * hidden), _conv(3, 2 * hidden, 2 * hidden), _conv(1, maps, 2 * hidden)),
+            *(_conv(3, 2 * hidden, hidden), _conv(3, hidden, hidden), _conv(1, 2 * hidden, hidden)),
+            _conv(3, hidden, self.channels),
+        ]
+        return sum(encoder) + sum(decoder)
+
+    @property
     def compression(self) -> float:
         """Numbers in an image for each number in its latent."""
         return self.channels * self.size**2 / math.prod(self.latent_shape)
+
+
+def _conv(side: int, channels_in: int, channels_out: int) -> int:
+    """The weights of a convolution and its biases."""
+    return (side**2 * channels_in + 1) * channels_out

@@ -3,11 +3,11 @@
 from .decode import BadFiles, Decoder
 from .feed import Feed
 from .identity import Identity
-from .images import Images, Split
+from .images import Images
 from .loading import Loading
-from .open import IN_MEMORY, decode_files, open_images, open_training, open_tree, train_size
+from .open import IN_MEMORY, decode_files, open_images, open_training, open_tree
 
 __all__ = [
     "IN_MEMORY", "BadFiles", "Decoder", "Feed", "Identity", "Images", "Loading",
-    "Split", "decode_files", "open_images", "open_training", "open_tree", "train_size",
+    "decode_files", "open_images", "open_training", "open_tree",
 ]  # fmt: skip

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from fastle.errors import DataError
+from fastle.folders import SPLITS, Split
+from fastle.lengths import TRAIN_IMAGES
 
 from .decode import Decoder, DiskFile, ImageFile, file_stamp
 from .header import download_fault
-from .images import SPLITS, EncodedImages, Split
+from .images import EncodedImages
 
-TRAIN = 162_770  # images
+TRAIN = TRAIN_IMAGES["celeba"]
 MAX_PARTITION = 2**27  # bytes
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 
 from fastle.errors import DataError
+from fastle.folders import Split
+from fastle.lengths import TRAIN_IMAGES
 
-from .images import ArrayImages, Split
+from .images import ArrayImages
 
 SIZE = 32  # pixels
 # the first of the 50,000 official training images; the rest are the validation split
-TRAIN = 45_000
+TRAIN = TRAIN_IMAGES["cifar10"]
 FOLDER = "cifar-10-batches-py"
 
 

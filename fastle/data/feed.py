@@ -12,8 +12,10 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from fastle.lengths import steps_per_epoch
+
 from .images import Images
-from .order import batch_indices, steps_per_epoch
+from .order import batch_indices
 
 PREFETCH = 2  # batches, and threads
 

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
 
-from fastle.errors import DataError
+from fastle.folders import Split, split_paths
 
 from .decode import Decoder, DiskFile
-from .images import EncodedImages, Split
-
-EXTENSIONS = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".webp",
-    ".tif", ".tiff", ".bmp", ".dib", ".gif", ".avif", ".heic", ".heif", ".hif",
-)  # fmt: skip
-KINDS = ".jpg .png .webp .tif .bmp .gif .avif .heic"  # in messages, the usual ones
-# image formats that fastle does not decode: they are reported as bad files rather than silently left out
-UNSUPPORTED = (
-    ".jxl", ".jp2", ".j2k", ".jpx", ".tga", ".psd", ".exr", ".hdr", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi", ".ico",
-    # of cameras
-    ".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw",
-)  # fmt: skip
+from .images import EncodedImages
 
 
 def open_folder(root: Path, split: Split | None, decoder: Decoder) -> EncodedImages:
@@ -38,54 +24,3 @@ def open_folder(root: Path, split: Split | None, decoder: Decoder) -> EncodedIma
         DataError: There is no such folder, or it holds no images or too few to split.
     """
     return EncodedImages([DiskFile(str(path)) for path in split_paths(root, split)], decoder)
-
-
-def split_paths(root: Path, split: Split | None) -> list[Path]:
-    """The files that `open_folder` opens, found by their names alone. The arguments and errors are the same."""
-    if split is None:
-        return [root / path for path in find_images(root)]
-    if not ((root / "train").is_dir() and (root / "test").is_dir()):
-        test, valid, train = _hold_out(root, 2)
-        splits = {"train": train, "valid": valid, "test": test}
-        return [root / path for path in splits[split]]
-    if split == "test" or (root / "valid").is_dir():
-        return [root / split / path for path in find_images(root / split)]
-    valid, train = _hold_out(root / "train", 1)
-    return [root / "train" / path for path in (train if split == "train" else valid)]
-
-
-def find_images(root: Path) -> list[str]:
-    """The sorted paths of the images below `root`, with "/" between folders, except in hidden or linked folders.
-
-    Raises:
-        DataError: There is no such folder, or it holds no image.
-    """
-    if not root.exists():
-        raise DataError(f"{root}: no such folder: give the folder of the images")
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder: give the folder of the images")
-    images, others = [], 0
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        visible = [name for name in files if not name.startswith(".")]
-        names = [name for name in visible if name.lower().endswith(EXTENSIONS + UNSUPPORTED)]
-        others += len(visible) - len(names)
-        below = Path(folder).relative_to(root)
-        images += [(below / name).as_posix() for name in names]
-    if not images:
-        raise DataError(f"{root} holds no images ({KINDS}), but {others} other files: add images")
-    return sorted(images)
-
-
-def _hold_out(root: Path, parts: int) -> list[list[str]]:
-    """Holds out `parts` times 5 % of the images, rounded up. Returns these parts and then the rest, each sorted.
-
-    A hash of the path decides, so that a new image moves few others, and no class or date is held out as a whole.
-    """
-    paths = find_images(root)
-    if len(paths) <= parts:
-        raise DataError(f"{root}: {len(paths)} images are too few for {parts + 1} splits: add images")
-    share = -(-len(paths) // 20)
-    hashed = sorted(paths, key=lambda path: hashlib.sha1(os.fsencode(path)).digest())
-    held_out = [hashed[part * share : (part + 1) * share] for part in range(parts)]
-    return [sorted(part) for part in (*held_out, hashed[parts * share :])]

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Container, Sequence
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fastle.errors import DataError
+from fastle.folders import SPLITS
 
 from .decode import Decoder, ImageFile
-
-Split = Literal["train", "valid", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class Images(Protocol):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastle.errors import DataError
+from fastle.folders import Split, split_paths
 
 from . import celeba, cifar10, folder, shapes
 from .cache import CacheKey, open_cached
@@ -15,7 +16,7 @@ from .check import find_faults
 from .dali import DaliDecoder
 from .decode import BadFiles, Decoder, DiskFile, ImageFile, TorchvisionDecoder
 from .identity import Identity, identify
-from .images import ArrayImages, EncodedImages, Images, Split, check_split
+from .images import ArrayImages, EncodedImages, Images, check_split
 from .loading import Loading, make_decoder
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def open_training(config: DataConfig, loading: Loading) -> tuple[Images, Images,
     return _not_empty(train, "train"), _not_empty(valid, "valid"), identity
 
 
-def open_tree(config: DataConfig, root: Path, loading: Loading | None = None) -> Images:
+def open_tree(config: DataConfig, root: Path, loading: Loading | None = None) -> EncodedImages:
     """Opens every image below a folder, resized and cropped as the images of the dataset are.
 
     Raises:
@@ -78,13 +79,31 @@ def open_tree(config: DataConfig, root: Path, loading: Loading | None = None) ->
         BadFiles: See `open_images`.
     """
     loading = loading or Loading()
+    return open_files(config, split_paths(root, None), loading, str(root))
+
+
+def open_files(config: DataConfig, paths: Sequence[Path], loading: Loading, name: str = "images") -> EncodedImages:
+    """Opens image files, resized and cropped as the images of the dataset are.
+
+    Args:
+        config: See `open_images`.
+        paths: The files.
+        loading: How they are loaded.
+        name: What messages call all of them.
+
+    Raises:
+        DataError: Every image is unusable and was skipped.
+        BadFiles: See `open_images`.
+    """
     decoder = make_decoder(
         loading, size=config.size, channels=config.channels, resize=_resizes(config), upscale=config.upscale
     )
-    images, faults = _checked(folder.open_folder(root, None, decoder), config, loading)
-    _report_faults({str(root): faults}, config, loading)
+    files = EncodedImages([DiskFile(str(path)) for path in paths], decoder)
+    images, faults = _checked(files, config, loading)
+    _report_faults({name: faults}, config, loading)
     _say_remarks(loading)
-    return _not_empty(images, str(root))
+    _not_empty(images, name)
+    return images
 
 
 def decode_files(config: DataConfig, paths: Sequence[Path]) -> Tensor:
@@ -96,18 +115,6 @@ def decode_files(config: DataConfig, paths: Sequence[Path]) -> Tensor:
     # for a few files, DALI would take longer to start
     decoder = TorchvisionDecoder(config.size, config.channels, _resizes(config), upscale=config.upscale)
     return decoder([DiskFile(str(path)) for path in paths])
-
-
-def train_size(config: DataConfig) -> int | None:
-    """The number of training images, found without reading one; None for a folder that does not exist.
-
-    Raises:
-        DataError: The folder exists, but cannot be split.
-    """
-    if config.dataset == "folder":
-        root = None if config.root is None else Path(config.root)
-        return len(folder.split_paths(root, "train")) if root is not None and root.exists() else None
-    return {"shapes": shapes.SIZES["train"], "cifar10": cifar10.TRAIN, "celeba": celeba.TRAIN}[config.dataset]
 
 
 def cache_key(config: DataConfig, split: Split, *, gpu: bool) -> CacheKey:

@@ -9,20 +9,7 @@ import torch
 from torch import Tensor
 
 from fastle.errors import FastleError
-
-
-def steps_per_epoch(n: int, batch_size: int) -> int:
-    """The number of whole batches in `n` images. The last, partial batch of an epoch is dropped.
-
-    Raises:
-        FastleError: The images do not fill one batch.
-    """
-    if batch_size > n:
-        # a batch of one cannot be trained on either
-        if n < 2:
-            raise FastleError(f"too few training images ({n}): a batch needs two; add images")
-        raise FastleError(f"{n} images do not fill a batch of {batch_size}: use --batch-size {n} or less")
-    return n // batch_size
+from fastle.lengths import steps_per_epoch
 
 
 def rank_share(batch_size: int, world_size: int) -> int:

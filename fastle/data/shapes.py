@@ -6,9 +6,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .images import SPLITS, ArrayImages, Split
+from fastle.folders import SPLITS, Split
+from fastle.lengths import TRAIN_IMAGES
 
-SIZES: dict[Split, int] = {"train": 12_000, "valid": 1_000, "test": 2_000}
+from .images import ArrayImages
+
+SIZES: dict[Split, int] = {"train": TRAIN_IMAGES["shapes"], "valid": 1_000, "test": 2_000}
 CHUNK = 500  # images rendered at once
 
 

@@ -100,6 +100,18 @@ def find_model(name: str | Path) -> Path:
     )
 
 
+def config_of(path: Path) -> RunConfig | None:
+    """The configuration of the run behind a path that `find_model` found; None for a saved model, which has none.
+
+    Raises:
+        FastleError: The run or the checkpoint cannot be read.
+    """
+    if path.is_file():
+        _check_name(path)
+        return _config_of_checkpoint(load_checkpoint(path, ()))
+    return None if is_saved_model(path) else read_run_config(path)
+
+
 def shipped_models() -> list[str]:
     """The names of the models that ship with fastle."""
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
@@ -164,8 +176,7 @@ def plain_card(config: ModelConfig, name: str, *, bf16: bool, license_name: str 
         bf16: Whether its parameters are saved in bf16.
         license_name: The licence of the weights, as the hub names it: "apache-2.0".
     """
-    with torch.device("meta"):
-        count = Autoencoder(config).parameter_count()
+    count = config.parameter_count
     images = f"(B, {config.channels}, {config.size}, {config.size})"
     head = ["library_name: fastle", *([f"license: {license_name}"] if license_name else [])]
     tags = "\n".join(f"- {tag}" for tag in ("fastle", "autoencoder", "image-feature-extraction"))
@@ -192,14 +203,24 @@ reconstructions = model.decode(z)  # floats in [0, 1]
 
 
 def _of_checkpoint(path: Path, device: str | torch.device, weights: str) -> Autoencoder:
-    if not re.fullmatch(NAME, path.name):
-        raise CheckpointError(f"{path} is no checkpoint of a run, step-NUMBER.safetensors: give the folder of a model")
+    _check_name(path)
     checkpoint = load_checkpoint(path, (weights,))
-    # a checkpoint of fastle 0.1 does not know its configuration
-    known = checkpoint.metadata.get("config")
-    config = read_run_config(path.absolute().parents[1]) if known is None else RunConfig.from_dict(known)
+    config = _config_of_checkpoint(checkpoint)
     check_model(config, checkpoint, weights=weights)
     return _made(config.model, checkpoint.section(weights), device)
+
+
+def _check_name(checkpoint: Path) -> None:
+    if not re.fullmatch(NAME, checkpoint.name):
+        raise CheckpointError(
+            f"{checkpoint} is no checkpoint of a run, step-NUMBER.safetensors: give the folder of a model"
+        )
+
+
+def _config_of_checkpoint(checkpoint: Checkpoint) -> RunConfig:
+    # a checkpoint of fastle 0.1 does not know its configuration
+    known = checkpoint.metadata.get("config")
+    return read_run_config(checkpoint.path.absolute().parents[1]) if known is None else RunConfig.from_dict(known)
 
 
 def _of_folder(folder: Path, device: str | torch.device) -> Autoencoder:

@@ -16,16 +16,18 @@ from rich.console import Console
 from rich.progress import track as show_progress
 from torch import Tensor
 
-from fastle.choices import CacheChoice, DecoderChoice, StepMode
+from fastle.choices import CacheChoice, DecoderChoice, LoggerName, StepMode
 from fastle.config import ConfigError, RunConfig, TrainConfig
 from fastle.data import Feed, Identity, Images, Loading, open_training
-from fastle.data.order import rank_share, steps_per_epoch
+from fastle.data.order import rank_share
 from fastle.errors import DataError, FastleError
+from fastle.lengths import steps_per_epoch, total_steps
 from fastle.method.model import Autoencoder
 from fastle.method.objective import Losses
 
 from .display import Clock, Display
 from .evaluate import validation_psnr
+from .loggers import GuardedLogger
 from .ranks import Agreement, Ranks, versions
 from .report import effective_rank, latent_spread
 from .run import RunDirectory
@@ -59,6 +61,7 @@ def train(
     on_report: Callable[[dict[str, Any], Autoencoder], object] | None = None,
     on_checkpoint: Callable[[Path], object] | None = None,
     shown: bool = True,
+    log: LoggerName | None = None,
 ) -> Trainer:
     """Starts or resumes the run in a directory, and trains to its end.
 
@@ -75,6 +78,7 @@ def train(
         open_images: Opens the images to train and to validate, and identifies the first; by default those of `config`.
         on_report, on_checkpoint: See `fastle.fit`.
         shown: Whether rank 0 displays its progress; what is slower or other than it might seem is said in any case.
+        log: A logger that gets the rows of metrics and the grids of rank 0 beside the run directory.
 
     Returns:
         The trainer, at the end of the run.
@@ -85,7 +89,8 @@ def train(
     """
     _check_batch_size(config.train, world_size)
     main, say = rank == 0, partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    run = RunDirectory(path, overwrite=overwrite, say=say, on_checkpoint=on_checkpoint)
+    logger = GuardedLogger(log, say) if log is not None and main else None
+    run = RunDirectory(path, overwrite=overwrite, say=say, on_checkpoint=on_checkpoint, logger=logger)
     with (
         Signals(say, run.last_good_checkpoint) as signals,
         Ranks(rank, world_size, run.last_good_checkpoint) as ranks,
@@ -326,9 +331,3 @@ class Window:
             f"{fault}; {self._run.last_good_checkpoint()}; try a lower --lr"
             + (" or --precision fp32" if self._trainer.config.train.precision == "bf16" else "")
         )
-
-
-def total_steps(config: RunConfig, epoch_steps: int) -> int:
-    """The number of steps of a run whose epochs have `epoch_steps` each."""
-    steps, epochs = config.train.steps, config.train.epochs
-    return steps if steps is not None else epoch_steps * (epochs or 0)

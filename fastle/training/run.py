@@ -39,13 +39,27 @@ from fastle.machine import environment
 
 from .evaluate import evenly_spaced, reconstruction_rows
 from .lock import RunLock
+from .loggers import RUN_ID, GuardedLogger
 from .report import STARTS, append_metrics, append_start, read_metrics, rewind_metrics, save_curves, save_grid
 from .trainer import Trainer
 
 GRID_IMAGES = 8
 PAGE = "report.html"  # that a command writes at the end
 # what a run writes, as patterns
-RUN_FILES = ("config.json", "metrics.jsonl", STARTS, "curves.png", PAGE, "grids", "checkpoints", "eval-*.json")
+RUN_FILES = (
+    "config.json",
+    "metrics.jsonl",
+    STARTS,
+    "curves.png",
+    PAGE,
+    "grids",
+    "checkpoints",
+    "eval-*.json",
+    "probe-*.json",
+    "tensorboard",
+    "wandb",
+    RUN_ID,
+)
 # the files of a run that is being overwritten: all of them, or those that have been moved so far
 REPLACED, MOVING = "replaced-run", "replaced-run.moving"
 
@@ -58,6 +72,7 @@ class RunDirectory:
         overwrite: Whether to start anew if the directory holds a run already.
         say: Shows a line.
         on_checkpoint: Called with the path of each checkpoint, once it is on disk.
+        logger: Gets the rows of metrics and the grids too.
     """
 
     def __init__(
@@ -67,8 +82,10 @@ class RunDirectory:
         overwrite: bool = False,
         say: Callable[[str], object] = lambda line: None,
         on_checkpoint: Callable[[Path], object] | None = None,
+        logger: GuardedLogger | None = None,
     ) -> None:
         self.path = path
+        self._logger = logger
         self._on_checkpoint = on_checkpoint
         self._overwrite, self._say = overwrite, say
         self._lock = RunLock(path, say)
@@ -82,6 +99,8 @@ class RunDirectory:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._logger is not None:
+            self._logger.close()
         if not self._opened:
             return
         self._finish_overwriting()
@@ -174,6 +193,9 @@ class RunDirectory:
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         facts = {"step": trainer.done, "command": command, "mode": trainer.mode, "ranks": trainer.world_size}
         self._start = facts | environment(trainer.device)
+        if self._logger is not None:
+            settings = trainer.config.settings().values()
+            self._logger.begin(self.path, {k: v for group in settings for k, v in group.items()}, trainer.done)
 
     def log(self, row: dict[str, Any]) -> None:
         """Appends a row to metrics.jsonl; before the first one, a line to starts.jsonl."""
@@ -182,12 +204,17 @@ class RunDirectory:
             append_start(self.path, self._start)
             self._start = {}
         append_metrics(self.path / "metrics.jsonl", row)
+        if self._logger is not None:
+            self._logger.row(row)
 
     def save_pictures(self, trainer: Trainer, images: Images) -> None:
         """Writes a grid of reconstructions, always of the same images of the split, and the curves so far."""
         batch = images.batch(evenly_spaced(len(images), GRID_IMAGES)).to(trainer.device)
         rows = reconstruction_rows(trainer.model, batch, trainer.config.objective.hole_ratio)
-        save_grid(self.path / "grids" / f"step-{trainer.done:08d}.png", rows)
+        grid = self.path / "grids" / f"step-{trainer.done:08d}.png"
+        save_grid(grid, rows)
+        if self._logger is not None:
+            self._logger.grid(grid, trainer.done)
         save_curves(self.path / "curves.png", read_metrics(self.path / "metrics.jsonl"))
 
     def save(self, trainer: Trainer) -> None:

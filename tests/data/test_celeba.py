@@ -13,8 +13,8 @@ import torch
 
 from fastle.data.celeba import open_celeba
 from fastle.data.decode import TorchvisionDecoder
-from fastle.data.images import Split
 from fastle.errors import DataError
+from fastle.folders import Split
 from tests.data.pictures import encoded, oracle, picture
 
 # the numbers of the images in each split; the partition does not have to be in blocks

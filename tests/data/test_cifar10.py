@@ -15,8 +15,8 @@ from torchvision.datasets import CIFAR10
 
 from fastle.data import cifar10
 from fastle.data.cifar10 import download_cifar10, open_cifar10
-from fastle.data.images import Split
 from fastle.errors import DataError
+from fastle.folders import Split
 
 PLANES = np.random.default_rng(0).integers(0, 256, (60, 3, 32, 32), dtype=np.uint8)
 

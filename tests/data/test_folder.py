@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from fastle.data.decode import ImageFile
-from fastle.data.folder import EXTENSIONS, find_images, open_folder, split_paths
-from fastle.data.images import SPLITS, Split
+from fastle.data.folder import open_folder
 from fastle.errors import DataError
+from fastle.folders import EXTENSIONS, SPLITS, Split, find_images, split_paths
 
 
 def touch(root: Path, *names: str) -> Path:

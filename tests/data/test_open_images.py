@@ -10,10 +10,11 @@ import torch
 from torchvision.transforms.functional import pil_to_tensor
 
 from fastle.config import ConfigError, DataConfig, RunConfig
-from fastle.data import decode_files, open_images, open_training, train_size
+from fastle.data import decode_files, open_images, open_training
 from fastle.data.decode import BadFiles
 from fastle.data.open import cache_key
 from fastle.errors import DataError
+from fastle.lengths import train_size
 from fastle.presets import make_config
 from tests.data.caches import config, everything, loading
 from tests.data.pictures import oracle, picture, write_pictures

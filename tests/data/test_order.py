@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastle.data import order
-from fastle.data.order import batch_indices, steps_per_epoch
+from fastle.data.order import batch_indices
 from fastle.errors import FastleError
+from fastle.lengths import steps_per_epoch
 
 
 def indices(n: int, step: int, batch_size: int, seed: int = 0) -> torch.Tensor:

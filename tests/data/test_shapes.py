@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastle.data.images import SPLITS
 from fastle.data.shapes import make_shapes
+from fastle.folders import SPLITS
 
 
 @pytest.fixture(scope="module")

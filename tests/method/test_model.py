@@ -51,7 +51,7 @@ def settled(config: ModelConfig, dtype: torch.dtype = torch.float64) -> Autoenco
 def test_presets(config: ModelConfig, parameters: int, shape: tuple[int, ...], compression: float) -> None:
     with torch.device("meta"):
         model = Autoencoder(config)
-    assert model.parameter_count() == parameters
+    assert model.parameter_count() == config.parameter_count == parameters
     assert config.latent_shape == shape
     assert config.compression == compression
 

@@ -1,0 +1,128 @@
+"""fastle compare: the figures of runs side by side, and where their configurations differ."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from fastle.checkpoint import CheckpointError, checkpoints, read_run_config, write_atomic
+from fastle.config import ConfigError, RunConfig
+from fastle.files import read_json
+from fastle.options import shown
+from fastle.training.report import read_metrics
+
+from .outputs import check_output
+
+# of the last row of metrics that has them
+METRICS = ("valid_psnr", "total", "latent_spread", "effective_rank", "images_per_second")
+GAP = 8  # pixels between grids
+Column = dict[str, str]
+
+
+def run(flags: argparse.Namespace, console: Console) -> None:
+    """Prints the comparison that the flags ask for, and writes the picture."""
+    runs = [Path(name) for name in flags.runs]
+    if len({path.resolve() for path in runs}) < len(runs):
+        raise ConfigError("a run stands there twice: name each once")
+    configs = [read_run_config(path) for path in runs]
+    output = None if flags.output is None else Path(flags.output)
+    grids = []
+    if output is not None:
+        check_output(output, (".png",))
+        grids = [_newest_grid(path) for path in runs]
+    columns = [_figures(path, config) for path, config in zip(runs, configs, strict=True)]
+    console.print(_table("figures", runs, columns))
+    differing = _differing(configs)
+    if any(differing):
+        console.print(_table("settings that differ", runs, differing))
+    else:
+        console.print("all settings are the same")
+    if output is not None:
+        _save_side_by_side(output, grids)
+        console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _figures(run: Path, config: RunConfig) -> Column:
+    """What is known of a run, by the names of the rows."""
+    rows = read_metrics(run / "metrics.jsonl")
+    found = checkpoints(run)
+    column = {
+        "step": f"{rows[-1]['step']:,}" if rows else "",
+        "checkpoint": found[-1].stem if found else "",
+        "parameters": f"{config.model.parameter_count / 1e6:.2f} M",
+        "compression": f"{config.model.compression:g}x",
+    }
+    for name in METRICS:
+        values = [row[name] for row in rows if row.get(name) is not None]
+        if values:
+            column[name.replace("_", " ")] = f"{values[-1]:.4g}"
+    for path in sorted((*run.glob("eval-*.json"), *run.glob("probe-*.json"))):
+        try:
+            column |= _measured(path.stem, read_json(path))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            raise CheckpointError(f"{path} cannot be used: remove it, or measure again") from None
+    return column
+
+
+def _measured(stem: str, values: dict[str, Any]) -> Column:
+    """The figures of a file that `fastle eval` or `fastle probe` wrote, and the step that was measured."""
+    kind, _, what = stem.partition("-")
+    if kind == "probe":
+        encoder = values["encoder"]
+        return {f"probe {what} {name}": f"{float(encoder[name]):.1%}" for name in ("linear", "knn")}
+    column = {f"{what} step": f"{int(values['step']):,}"}
+    for setting in ("clean", "masked"):
+        for name in ("psnr", "ssim"):
+            if setting in values:
+                column[f"{what} {setting} {name}"] = f"{float(values[setting][name]):.4g}"
+    return column
+
+
+def _differing(configs: list[RunConfig]) -> list[Column]:
+    """The settings of each run that are not the same in all."""
+    columns = [
+        {name.replace("_", "-"): shown(value) for group in config.settings().values() for name, value in group.items()}
+        for config in configs
+    ]
+    names = {name for column in columns for name in column}
+    same = {name for name in names if len({column.get(name) for column in columns}) == 1}
+    return [{name: value for name, value in column.items() if name not in same} for column in columns]
+
+
+def _table(title: str, runs: list[Path], columns: list[Column]) -> Table:
+    table = Table(title, *map(str, runs))
+    # in the order in which the first run that has them names them
+    for name in dict.fromkeys(name for column in columns for name in column):
+        table.add_row(name, *(column.get(name, "") for column in columns))
+    return table
+
+
+def _newest_grid(run: Path) -> Path:
+    grids = sorted((run / "grids").glob("step-*.png"))
+    if not grids:
+        raise CheckpointError(f"{run} has no grid yet: leave -o out, or let it train to its first report")
+    return grids[-1]
+
+
+def _save_side_by_side(output: Path, grids: list[Path]) -> None:
+    images = []
+    for grid in grids:
+        try:
+            images.append(Image.open(grid).convert("RGB"))
+        except OSError as error:
+            raise CheckpointError(f"{grid} cannot be read ({error}): remove it") from None
+    width = sum(image.width for image in images) + GAP * (len(images) - 1)
+    canvas = Image.new("RGB", (width, max(image.height for image in images)), "white")
+    at = 0
+    for image in images:
+        canvas.paste(image, (at, 0))
+        at += image.width + GAP
+    encoded = io.BytesIO()
+    canvas.save(encoded, "PNG")
+    write_atomic(output, encoded.getvalue(), "make room or give another name")

@@ -1,0 +1,131 @@
+"""fastle doctor: what fastle finds on this machine, what it will use and why, and what would be slow."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import platform
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from fastle.data.cache import cache_folder
+from fastle.data.dali import why_no_dali
+from fastle.errors import FastleError
+from fastle.extras import EXTRAS
+from fastle.fitting import pick_mode
+from fastle.kernels.impl import choose
+from fastle.kernels.sigreg_cpu import available
+from fastle.kernels.sigreg_knots import Knots
+from fastle.machine import environment, find_device, format_bytes, package_version, why_no_gpu
+
+from .cli import wrapped
+
+PACKAGES = ("fastle", "torch", "triton", "torchvision", "nvidia-dali-cuda130", "numpy", "safetensors")
+LEAST_FREE = 10**9  # bytes of a disk
+NVIDIA = Path("/dev/nvidiactl")  # of NVIDIA's driver
+
+
+@dataclass
+class Findings:
+    """What was found: lines by their label, what is slow, and what does not work."""
+
+    lines: dict[str, list[str]] = field(default_factory=dict)
+    slow: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+
+def run(flags: argparse.Namespace, console: Console) -> None:
+    """Prints what was found. Raises FastleError, with a count, if something does not work."""
+    found = Findings()
+    device = find_device("auto")
+    for look in (_versions, _device, _operators, _images, _steps, _disks, _extras):
+        look(found, device)
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    for label, items in found.lines.items():
+        say(wrapped(label, items))
+    for label, sentences in (("slow", found.slow), ("broken", found.broken)):
+        for sentence in sentences:
+            say(wrapped(label, sentence.split(), gap=" "))
+    if found.broken:
+        raise FastleError(f"{len(found.broken)} of what fastle needs does not work here: see the lines above")
+    console.print("fastle works here" + ("; what is slow is above" if found.slow else ""), highlight=False)
+
+
+def _versions(found: Findings, device: torch.device) -> None:
+    versions = [f"{name} {package_version(name) or 'missing'}" for name in PACKAGES]
+    found.lines["versions"] = [f"python {platform.python_version()}", *versions]
+
+
+def _device(found: Findings, device: torch.device) -> None:
+    found.lines["device"] = [str(device), str(environment(device)["device"]), f"{torch.get_num_threads()} threads"]
+    if device.type == "cuda":
+        return
+    if NVIDIA.exists():
+        found.broken.append(f"there is an NVIDIA driver, and torch cannot use a GPU: {why_no_gpu()}")
+    else:
+        found.slow.append(f"everything: it runs on the CPU, because there is no GPU ({why_no_gpu()})")
+
+
+def _operators(found: Findings, device: torch.device) -> None:
+    with _warned(found.slow):
+        if device.type == "cuda":
+            found.lines["SIGReg"] = [choose("sigreg", "auto", device, None)]
+            found.lines["views"] = [choose("crop_resize", "auto", device, None)]
+        else:
+            compiled = available(Knots(t_max=3.0, knots=17))
+            found.lines["SIGReg"] = ["C++, compiled for this CPU" if compiled else "torch"]
+            found.lines["views"] = ["torch (Triton's kernels are for GPUs)"]
+
+
+def _images(found: Findings, device: torch.device) -> None:
+    if importlib.util.find_spec("torchvision") is None:
+        found.broken.append('images cannot be decoded: pip install "fastle[train]"')
+        return
+    reason = why_no_dali()
+    found.lines["decoder"] = ["DALI" if reason is None else "torchvision", "grey images by torchvision"]
+    if reason is not None:
+        found.slow.append(f"decoding JPEG, about half as fast without DALI: {reason}")
+    if importlib.util.find_spec("pillow_heif") is None:
+        found.lines["decoder"].append('no HEIC (pip install "fastle[heic]")')
+
+
+def _steps(found: Findings, device: torch.device) -> None:
+    mode = pick_mode("auto", device, 1)
+    found.lines["steps"] = [f"{mode} by default"]
+    if mode == "eager":
+        found.lines["steps"].append("--step compiled is faster in a long run")
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        found.slow.append("steps: --step compiled needs a C++ compiler, and there is none")
+
+
+def _disks(found: Findings, device: torch.device) -> None:
+    for label, folder in (("cache", cache_folder()), ("runs", Path.cwd())):
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        found.lines[label] = [str(folder), f"{format_bytes(free)} free"]
+        if free < LEAST_FREE:
+            found.broken.append(f"{folder} has {format_bytes(free)} free, too little for a run: make room")
+
+
+def _extras(found: Findings, device: torch.device) -> None:
+    missing = {extra for package, extra in EXTRAS.items() if importlib.util.find_spec(package) is None}
+    found.lines["extras"] = [f'missing: pip install "fastle[{",".join(sorted(missing))}]"' if missing else "all there"]
+    if "train" in missing:
+        found.broken.append('fastle-train needs packages that are missing: pip install "fastle[train]"')
+
+
+@contextmanager
+def _warned(lines: list[str]) -> Iterator[None]:
+    """Adds what is warned of to the lines."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    lines += [str(warning.message) for warning in caught]

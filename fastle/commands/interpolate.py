@@ -1,0 +1,54 @@
+"""fastle interpolate: a picture of the way from one image to another, through the latents and through the pixels."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from fastle.data import decode_files
+from fastle.machine import pick_device
+from fastle.method.model import unit_range
+from fastle.options import Option
+from fastle.training.report import save_grid
+
+from .models import load_model
+from .outputs import check_output
+
+STEPS = 9
+
+
+def run(flags: argparse.Namespace, console: Console) -> None:
+    """Writes the picture that the flags ask for."""
+    ends, output = [Path(flags.first), Path(flags.second)], Path(flags.output)
+    steps = STEPS if flags.steps is None else flags.steps
+    Option(name="steps", help="", kind=int, at_least=2, at_most=100).check(steps)
+    check_output(output, (".png",), ends)
+    device = pick_device(flags.device or "auto", console)
+    _interpolate(flags.run, ends, output, steps, device, flags.weights, console)
+
+
+@torch.no_grad()
+def _interpolate(
+    name: str,
+    ends: list[Path],
+    output: Path,
+    steps: int,
+    device: torch.device,
+    weights: str | None,
+    console: Console,
+) -> None:
+    loaded = load_model(name, device, weights)
+    images = unit_range(decode_files(loaded.data, ends).to(device))
+    share = torch.linspace(0, 1, steps, device=device)
+    z = _between(loaded.model.encode(images), share)
+    save_grid(output, [("latents", loaded.model.decode(z)), ("pixels", _between(images, share))])
+    console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _between(ends: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """The straight line from the first to the second of two tensors, (2, ...) → (steps, ...)."""
+    first, second = ends
+    return torch.lerp(first, second, share.view(-1, *(1,) * first.ndim))

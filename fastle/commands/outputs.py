@@ -1,0 +1,30 @@
+"""What the commands share that write a file: whether it can be written, checked before anything is computed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastle.config import ConfigError
+
+
+def check_output(output: Path, endings: Sequence[str], inputs: Sequence[Path] = (), flag: str = "-o") -> None:
+    """Raises ConfigError if a file cannot go to a path.
+
+    Args:
+        output: The path.
+        endings: Those that its name may have, in lower case, with their dot.
+        inputs: Files that it must not take the place of.
+        flag: The flag that gave the path.
+    """
+    if output.suffix.lower() not in endings:
+        raise ConfigError(f"{flag} {output}: give it a name that ends in {' or '.join(endings)}")
+    for path in inputs:
+        if output.exists() and path.exists() and output.samefile(path):
+            raise ConfigError(f"{flag} {output} is one of the images, which it would overwrite: give another name")
+    if output.is_dir():
+        raise ConfigError(f"{flag} {output} is a folder: give the name of a file")
+    folder = next(folder for folder in output.absolute().parents if folder.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"{flag} {output}: no file can be written to {folder}: give another name")

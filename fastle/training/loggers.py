@@ -1,0 +1,158 @@
+"""Loggers beside metrics.jsonl: TensorBoard, Weights & Biases, Trackio. Each is imported only if it is asked for.
+
+A logger that fails says so once, and the training goes on without it: metrics.jsonl has everything.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from fastle.choices import LoggerName
+from fastle.extras import missing_extra
+from fastle.files import one_line
+
+PROJECT = "fastle"
+RUN_ID = "logger-id.txt"  # by which a service knows a run again that goes on
+
+
+class Logger(Protocol):
+    """Where the rows of metrics and the grids of one run go. What fails raises."""
+
+    def row(self, row: dict[str, Any], step: int) -> object:
+        """Takes numbers by their names."""
+
+    def grid(self, path: Path, step: int) -> object:
+        """Takes a PNG."""
+
+    def close(self) -> object:
+        """Waits until everything has been written or sent."""
+
+
+class GuardedLogger:
+    """A logger whose failure costs a line and itself, not the training.
+
+    Args:
+        name: The logger.
+        say: Shows a line.
+
+    Raises:
+        MissingExtra: Its package is not installed.
+    """
+
+    def __init__(self, name: LoggerName, say: Callable[[str], object]) -> None:
+        self._name, self._say = name, say
+        self._make = {"tensorboard": _TensorBoard, "wandb": _Wandb, "trackio": _Trackio}[name]
+        try:
+            self._package = _import(name)
+        except ModuleNotFoundError as error:
+            raise missing_extra(error, f"--log {name}") or error from None
+        self._logger: Logger | None = None
+
+    def begin(self, run: Path, config: dict[str, Any], done: int) -> None:
+        """Begins or continues to log a run that has taken `done` steps."""
+        self._guard(lambda: setattr(self, "_logger", self._make(self._package, run, config, done)))
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Logs a row of metrics; see `append_metrics`."""
+        values = {name: value for name, value in row.items() if name != "step" and value is not None}
+        if self._logger is not None:
+            self._guard(partial(self._logger.row, values, row["step"]))
+
+    def grid(self, path: Path, step: int) -> None:
+        """Logs a grid of reconstructions."""
+        if self._logger is not None:
+            self._guard(partial(self._logger.grid, path, step))
+
+    def close(self) -> None:
+        """Ends the logging; it may wait for a service."""
+        if self._logger is not None:
+            self._guard(self._logger.close)
+        self._logger = None
+
+    def _guard(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        # whatever a logger raises must not cost a training
+        except Exception as error:  # noqa: BLE001
+            self._logger = None
+            self._say(f"--log {self._name} has failed, and the run goes on without it ({one_line(error)[:200]})")
+
+
+def _import(name: LoggerName) -> Any:
+    if name == "tensorboard":
+        from torch.utils import tensorboard
+
+        return tensorboard
+    if name == "wandb":
+        import wandb
+
+        return wandb
+    import trackio
+
+    return trackio
+
+
+class _TensorBoard:
+    def __init__(self, package: Any, run: Path, config: dict[str, Any], done: int) -> None:
+        # what a killed run logged after its last checkpoint is not shown
+        self._writer = package.SummaryWriter(log_dir=str(run / "tensorboard"), purge_step=done + 1)
+        self._writer.add_text("configuration", "\n".join(f"- {name}: {value}" for name, value in config.items()), done)
+
+    def row(self, row: dict[str, Any], step: int) -> None:
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, step)
+
+    def grid(self, path: Path, step: int) -> None:
+        with Image.open(path) as image:
+            self._writer.add_image("grid", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    def __init__(self, package: Any, run: Path, config: dict[str, Any], done: int) -> None:
+        self._package = package
+        name, identity = run.resolve().name, _identity(run)
+        self._run = package.init(project=PROJECT, dir=str(run), id=identity, name=name, config=config, resume="allow")
+
+    def row(self, row: dict[str, Any], step: int) -> None:
+        self._run.log(row, step=step)
+
+    def grid(self, path: Path, step: int) -> None:
+        self._run.log({"grid": self._package.Image(str(path))}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _Trackio:
+    def __init__(self, package: Any, run: Path, config: dict[str, Any], done: int) -> None:
+        self._package = package
+        name = f"{run.resolve().name}-{_identity(run)}"
+        package.init(project=PROJECT, name=name, config=config, resume="allow")
+
+    def row(self, row: dict[str, Any], step: int) -> None:
+        self._package.log(row, step=step)
+
+    def grid(self, path: Path, step: int) -> None:
+        self._package.log({"grid": self._package.Image(str(path))}, step=step)
+
+    def close(self) -> None:
+        self._package.finish()
+
+
+def _identity(run: Path) -> str:
+    """A name that no other run has, kept in the run directory."""
+    path = run / RUN_ID
+    if not path.exists():
+        path.write_text(secrets.token_hex(4), encoding="ascii")
+    return path.read_text(encoding="ascii").strip()
