@@ -94,6 +94,22 @@ def sum_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def phi(k: int, step: float) -> float:
+    """φ_k, the expectation of cos kθ over standard normal samples."""
+    return math.exp(-0.5 * (k * step) ** 2)
+
+
+def basis_mean(function: int, block: int, reach: int, step: float) -> float:
+    """The expectation of a block's function over standard normal samples; `function` counts in the basis's order."""
+    q = (2 * block + 1) * reach
+    j, kind = (function + 2) // 4, (function + 2) % 4
+    # Triton calls this when it compiles, and then it may call no other function of ours
+    lower, upper = math.exp(-0.5 * ((q - j) * step) ** 2), math.exp(-0.5 * ((q + j) * step) ** 2)
+    if function == 0 or kind == 0:
+        return (lower + upper) / 2
+    return (lower - upper) / 2 if kind == 1 else 0.0
+
+
 def _trapezoid(points: Tensor, step: float) -> Tensor:
     weights = 2 * step * torch.exp(-0.5 * points.square())
     return torch.cat((weights[:-1], 0.5 * weights[-1:]))
@@ -119,13 +135,7 @@ def _derivative_table(live: int, step: float) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def _expected(live: int, step: float) -> Tensor:
     blocks, reach = _layout(live)
-    phi = [math.exp(-0.5 * (k * step) ** 2) for k in range(2 * blocks * reach + 1)]
-    means: list[float] = []
-    for block in range(blocks):
-        q = (2 * block + 1) * reach
-        means += [phi[q], 0]
-        for j in range(1, reach + 1):
-            means += [(phi[q - j] + phi[q + j]) / 2, (phi[q - j] - phi[q + j]) / 2, 0, 0]
+    means = [basis_mean(i, block, reach, step) for block in range(blocks) for i in range(4 * reach + 2)]
     return torch.tensor(means, dtype=torch.float64)
 
 

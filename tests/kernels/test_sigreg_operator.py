@@ -98,8 +98,8 @@ def test_opcheck(n: int, weighted: bool, impl: Any) -> None:
     z, slices = made(2, n, 4).to(DEVICE).requires_grad_(), unit_columns(4, 5).to(DEVICE).requires_grad_()
     weights = some_weights(2, n).to(DEVICE) if weighted else None
     arguments = (z, slices, weights, 3.0, 5, impl)
-    torch.library.opcheck(torch.ops.fastle.sigreg.default, arguments)
-    statistics, *saved = torch.ops.fastle.sigreg(*arguments)
+    torch.library.opcheck(torch.ops.fastle.sigreg_forward.default, arguments)
+    statistics, *saved = torch.ops.fastle.sigreg_forward(*arguments)
     upstream = (torch.ones_like(statistics), None, *(x.detach() for x in saved))
     torch.library.opcheck(torch.ops.fastle.sigreg_backward.default, (*upstream, weights, n, 3.0, 5, impl))
 
