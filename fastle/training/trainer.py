@@ -212,7 +212,10 @@ class Trainer:
     def _capture(self, images: Tensor) -> None:
         generators = (self._shared, self._local)
         try:
-            self._graph = StepGraph(self._update, images, seed=self._prepare, generators=generators, state=self._state)
+            self._graph = StepGraph(
+                self._update, images, seed=self._prepare, generators=generators, state=self._state,
+                moments=lambda: [moments["exp_avg"] for moments in self.optimizer.state.values()],
+            )  # fmt: skip
         except CannotCapture as error:
             self._fall_back(str(error))
             # a recording that failed half-way may still hold on to the old generators
