@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -78,15 +79,15 @@ class Knots:
 
     def table(self, like: Tensor) -> Tensor:
         """The cosines, then the sines, at the live knots as combinations of the basis: (2(K − 1), basis_size)."""
-        return _table(self.live).to(like)
+        return _placed(_table, (self.live,), like.dtype, like.device)
 
     def derivative_table(self, dtype: torch.dtype, like: Tensor) -> Tensor:
         """The same table for the derivatives with respect to P: −t sin tP for cos tP and t cos tP for sin tP."""
-        return _derivative_table(self.live, self.step(dtype)).to(like)
+        return _placed(_derivative_table, (self.live, self.step(dtype)), like.dtype, like.device)
 
     def expected(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The expectation of the basis over standard normal samples of `dtype`: (basis_size,), in `sum_dtype`."""
-        return _expected(self.live, self.step(dtype)).to(device, sum_dtype(device))
+        return _placed(_expected, (self.live, self.step(dtype)), sum_dtype(device), device)
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
@@ -108,6 +109,14 @@ def basis_mean(function: int, block: int, reach: int, step: float) -> float:
     if function == 0 or kind == 0:
         return (lower + upper) / 2
     return (lower - upper) / 2 if kind == 1 else 0.0
+
+
+@functools.lru_cache(maxsize=64)
+def _placed(
+    make: Callable[..., Tensor], arguments: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """A table on a device. It is kept there: every copy from the host's memory would make the host wait."""
+    return make(*arguments).to(device, dtype)
 
 
 def _trapezoid(points: Tensor, step: float) -> Tensor:

@@ -33,6 +33,8 @@ from .signals import SAVE, STOPPING, Interrupted, Signals
 from .trainer import Trainer
 
 LOG_EVERY = 20  # steps between rows of metrics
+# and on a GPU at least this many seconds: a row makes it wait for the host, some 10 ms with the eigenvalues
+LOG_SECONDS = 5.0
 REPORTS = 10  # validations, grids and checkpoints in a run, evenly spaced
 SAVE_SECONDS = 300.0  # a checkpoint is written at least this often, when a row of metrics is due
 VALIDATION_IMAGES = 500
@@ -207,7 +209,7 @@ def _loop(
         clock.step()
         window.add(losses.terms())
         report = trainer.done % report_every == 0 or trainer.done == total
-        row_due = report or trainer.done % LOG_EVERY == 0
+        row_due = report or (trainer.done % LOG_EVERY == 0 and window.seconds() >= seconds_of_window(trainer))
         request = agreed(signals.request, clock.seconds_per_step())
         if not (row_due or request):
             continue
@@ -271,6 +273,12 @@ def _first_step(trainer: Trainer, images: Tensor, clock: Clock, display: Display
     return losses
 
 
+def seconds_of_window(trainer: Trainer) -> float:
+    """How long a window of metrics lasts at least."""
+    # ranks find a loss that is not finite at the same step
+    return LOG_SECONDS if trainer.device.type == "cuda" and trainer.world_size == 1 else 0.0
+
+
 class Window:
     """The steps since the last row of metrics. Their loss terms stay on the device until the row is due.
 
@@ -287,6 +295,10 @@ class Window:
     def add(self, terms: dict[str, Tensor]) -> None:
         """Adds the loss terms of one step."""
         self._terms.append(terms)
+
+    def seconds(self) -> float:
+        """How long the window has lasted."""
+        return self._clock.elapsed() - self._elapsed
 
     def close(self, latent: Tensor) -> dict[str, Any]:
         """The metrics of the window; a new window begins.

@@ -26,8 +26,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastle.checkpoint import Checkpoint, check_identity, check_sections
 from fastle.choices import StepMode
-from fastle.config import RunConfig, TrainConfig
+from fastle.config import ConfigError, RunConfig, TrainConfig
 from fastle.errors import FastleError
+from fastle.machine import is_old
 from fastle.method.model import Autoencoder
 from fastle.method.objective import Draws, Losses, SelfTeaching, make_objective
 from fastle.phases import phase
@@ -57,6 +58,9 @@ class Trainer:
             have been initialised.
         total_steps: The length of the run, on which a changing learning rate depends; None for `config.train.steps`.
 
+    Raises:
+        ConfigError: The device cannot compute in the precision of the configuration.
+
     Attributes:
         model: The autoencoder that is trained.
         optimizer: On a GPU its learning rate is a tensor, which is filled before each step.
@@ -82,6 +86,11 @@ class Trainer:
         self._total = total_steps or config.train.steps
         if self._total is None and (config.train.schedule != "constant" or config.train.warmup):
             raise ValueError(f"the learning rate of a run of {config.train.epochs} epochs needs total_steps")
+        if config.train.precision == "bf16" and is_old(device):
+            raise ConfigError(
+                f"--precision bf16: {torch.cuda.get_device_name(device)} has no bf16 arithmetic, and emulating it is "
+                "slower than fp32; use --precision fp32"
+            )
         check_fits(config.model, device)
         # the weights are initialised on the CPU, so that a seed gives the same ones on every device
         with torch.random.fork_rng(devices=[]):
@@ -100,7 +109,7 @@ class Trainer:
         if mode == "captured" and (reason := _why_no_capture(device, world_size)):
             self._fall_back(reason)
         # each rank normalises with its own batch, and DDP gives every rank the running statistics of rank 0
-        self._loss = DistributedDataParallel(self.objective) if world_size > 1 else self.objective
+        self._loss = self._distributed() if world_size > 1 else self.objective
         self._shared, self._local = Generator(device), Generator(device)
 
     def __call__(self, images: Tensor) -> Losses:
@@ -135,6 +144,12 @@ class Trainer:
             raise OutOfMemory(too_large(self.config, len(images), self.device)) from error
         self.done += 1
         return losses
+
+    def _distributed(self) -> DistributedDataParallel:
+        # torch would cut the compiled loss into a graph for each bucket of gradients
+        torch._dynamo.config.optimize_ddp = False
+        # gradients are parts of the buckets that the ranks exchange, and not copied into them
+        return DistributedDataParallel(self.objective, gradient_as_bucket_view=True)
 
     def rate(self, done: int) -> float:
         """The learning rate of the step after `done` steps."""
@@ -326,6 +341,8 @@ def _why_no_capture(device: torch.device, world_size: int) -> str | None:
     """Why steps cannot be captured, as far as that is known without trying, or None."""
     if device.type != "cuda":
         return f"a {device.type} has no CUDA graphs"
+    if is_old(device):
+        return f"on {torch.cuda.get_device_name(device)} operators run in torch, and some of them wait for the GPU"
     return f"a graph holds the step of one process, not of {world_size}" if world_size > 1 else None
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Generator, Tensor, nn
 
 from fastle.checkpoint import Checkpoint
-from fastle.config import TrainConfig
+from fastle.config import ConfigError, TrainConfig
 from fastle.method.objective import Losses
 from fastle.training import trainer as trainer_module
 from fastle.training.capture import StepGraph
@@ -253,10 +253,24 @@ def test_draws_from_an_unregistered_generator_are_refused() -> None:
         StepGraph(draw, batch(0), seed=lambda: None, generators=(Generator(),), state=lambda: [weights], moments=list)
 
 
-@pytest.mark.parametrize(
-    ("device", "processes", "reason"), [("cpu", 1, "a cpu has no CUDA graphs"), ("cuda", 2, "of one process, not of 2")]
-)
-def test_what_cannot_be_captured_is_known_before(device: str, processes: int, reason: str) -> None:
-    refused = WHY_NO_CAPTURE(torch.device(device), processes)
-    assert refused is not None and reason in refused
-    assert WHY_NO_CAPTURE(torch.device("cuda"), 1) is None
+def gpu_of(monkeypatch: pytest.MonkeyPatch, *capability: int) -> torch.device:
+    """A device that says it is a GPU of this compute capability."""
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    return torch.device("cuda")
+
+
+def test_what_cannot_be_captured_is_known_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = [WHY_NO_CAPTURE(CPU, 1), WHY_NO_CAPTURE(gpu_of(monkeypatch, 7, 5), 1)]
+    ampere = gpu_of(monkeypatch, 8, 0)
+    assert WHY_NO_CAPTURE(ampere, 1) is None
+    reasons.append(WHY_NO_CAPTURE(ampere, 2))
+    parts = ("a cpu has no CUDA graphs", "on Tesla T4 operators run in torch", "of one process, not of 2")
+    for reason, part in zip(reasons, parts, strict=True):
+        assert reason is not None and part in reason
+
+
+def test_a_gpu_without_bf16_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"--precision bf16: Tesla T4 has no bf16 arithmetic.*use --precision fp32"):
+        Trainer(config(precision="bf16"), gpu_of(monkeypatch, 7, 5))
