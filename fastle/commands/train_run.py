@@ -14,10 +14,11 @@ from fastle.data import train_size
 from fastle.data.cifar10 import download_cifar10
 from fastle.data.order import steps_per_epoch
 from fastle.fitting import fit, pick_mode, process_group
-from fastle.machine import from_torchrun, pick_device
+from fastle.machine import find_device, from_torchrun, pick_device
 from fastle.method.model import Autoencoder
 from fastle.profiling.profile import profile
 from fastle.training.loop import make_loading, total_steps
+from fastle.training.precision import with_precision
 
 from .cli import Output, wrapped
 
@@ -34,6 +35,7 @@ def run(config: RunConfig, path: Path, flags: dict[str, Any]) -> None:
     if flags["profile"] is not None and world_size > 1:
         raise ConfigError("--profile measures one process: start it without torchrun")
     console = Output(quiet=rank > 0)
+    config = with_precision(config, find_device(flags["device"] or "auto"), None if flags["overwrite"] else path)
     _show_config(config, path, console)
     if flags["dry_run"]:
         return

@@ -26,6 +26,7 @@ from fastle.method.objective import Losses
 
 from .display import Clock, Display
 from .evaluate import validation_psnr
+from .precision import with_precision
 from .ranks import Agreement, Ranks, versions
 from .report import effective_rank, latent_spread
 from .run import RunDirectory
@@ -86,6 +87,7 @@ def train(
         Interrupted: A signal arrived. The run has been saved.
     """
     _check_batch_size(config.train, world_size)
+    config = with_precision(config, device, None if overwrite else path)
     main, say = rank == 0, partial(console.print, highlight=False, markup=False, soft_wrap=True)
     run = RunDirectory(path, overwrite=overwrite, say=say, on_checkpoint=on_checkpoint)
     with (

@@ -36,6 +36,7 @@ from fastle.phases import phase
 from .average import make_averages
 from .capture import CannotCapture, StepGraph
 from .memory import OutOfMemory, check_fits, out_of_memory, too_large
+from .precision import with_precision
 from .schedule import rate_share
 
 # one stream of random numbers for the slices, which all ranks share, and one for what each rank draws for itself
@@ -81,6 +82,7 @@ class Trainer:
         world_size: int = 1,
         total_steps: int | None = None,
     ) -> None:
+        config = with_precision(config, device)
         self.config, self.device, self.mode = config, device, mode
         self.rank, self.world_size = rank, world_size
         self._total = total_steps or config.train.steps
@@ -96,6 +98,9 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             self.model = Autoencoder(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if device.type == "cuda":
+            # shapes never change, so that it pays to measure which algorithms are the fastest
+            torch.backends.cudnn.benchmark = True
         self.objective = make_objective(self.model, config.objective)
         self.optimizer = make_optimizer(self.model, config.train, device)
         self.averages = make_averages(self.model, config.train.averages)
