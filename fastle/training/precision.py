@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from fastle.checkpoint import has_checkpoint, read_run_config
-from fastle.config import RunConfig
+from fastle.config import Precision, RunConfig
 from fastle.errors import FastleError
 from fastle.machine import is_old
 
@@ -24,7 +24,7 @@ def with_precision(config: RunConfig, device: torch.device, kept: Path | None = 
     """
     if config.train.precision != "auto":
         return config
-    chosen = "bf16" if device.type == "cuda" and not is_old(device) else "fp32"
+    chosen: Precision = "bf16" if device.type == "cuda" and not is_old(device) else "fp32"
     # whoever opens the run says what is wrong with it
     with contextlib.suppress(FastleError):
         if kept is not None and has_checkpoint(kept):
