@@ -18,10 +18,8 @@ which alone may have more than 65,535.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,45 +29,12 @@ from torch import Tensor
 
 from .sigreg_basis_triton import basis_factors, rotate
 from .sigreg_knots import Knots, basis_mean, phi
+from .sigreg_launch import CHUNK, at_once, launch_on, split_rows
 
 # one thread for each slice of a tile: no sum is spread over threads, which would take shuffles and barriers
 BN, BM = 1, 128
-# rows between two times that their expectation is taken off
-CHUNK = 32
 # a program that holds more sums than these spills registers
 MAX_SUMS = 48
-# with fewer rows to a split, what a program does once takes longer than its rows
-MIN_ROWS = 64
-# loads of partial sums that the second stage has in flight for each function
-MAX_AT_ONCE = 4
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How the kernels are launched on GPUs of one generation; chosen by counts (docs/sigreg.md), not tuned on a GPU."""
-
-    warps: int
-    # threads of a warp, and slices of the second stage's programs, which are one warp each
-    threads: int
-    # with this many on each multiprocessor, a split of the samples would only cost another launch
-    programs: int
-
-
-# what issues 128 fp32 operations a cycle needs four warps for each scheduler to hide their latency
-WIDE = Launch(warps=4, threads=32, programs=4)
-# sm_75 and sm_80 issue 64, so two do
-NARROW = Launch(warps=4, threads=32, programs=2)
-# AMD's warps have 64 threads: with four, two threads would have the same slice
-AMD = Launch(warps=2, threads=64, programs=4)
-
-
-def launch_for(capability: tuple[int, int] | None) -> Launch:
-    """The launch on an NVIDIA GPU of this compute capability, or on AMD's for None."""
-    if capability is None:
-        return AMD
-    return NARROW if capability <= (8, 0) else WIDE
-
-
 _phi = triton.constexpr_function(phi)
 _mean = triton.constexpr_function(basis_mean)
 
@@ -403,7 +368,7 @@ def statistics(p: Tensor, weights: Tensor | None, samples: int, knots: Knots) ->
     """P [B·N, M] and weights [B, N] → statistics [B, M], and deviations [B, 2, K − 1, M]."""
     batch, slices = p.shape[0] // samples, p.shape[1]
     groups, tiles = group_constants(knots), triton.cdiv(slices, BM)
-    launch, multiprocessors = _launch(p.device)
+    launch, multiprocessors = launch_on(p.device)
     rows, splits = split_rows(samples, tiles * batch * len(groups), launch.programs * multiprocessors)
     whole = splits == 1 and len(groups) == 1
     # an argument that a kernel does not read is P
@@ -434,7 +399,7 @@ def projection_gradient(
 ) -> Tensor:
     """∂/∂P [B·N, M] from the gradient to the statistics, [B, M], or to the deviations, [B, 2, K − 1, M]."""
     batch, tiles = p.shape[0] // samples, triton.cdiv(p.shape[1], BM)
-    launch, multiprocessors = _launch(p.device)
+    launch, multiprocessors = launch_on(p.device)
     rows, splits = split_rows(samples, tiles * batch, launch.programs * multiprocessors)
     grad_p = torch.empty_like(p)
     to_statistics = gradient.ndim == 2
@@ -450,29 +415,6 @@ def projection_gradient(
                 enable_fp_fusion=True,
             )  # fmt: skip
     return grad_p
-
-
-def split_rows(samples: int, programs: int, wanted: int) -> tuple[int, int]:
-    """(rows of a split, splits) with which `programs` of all samples become about as many as are `wanted`."""
-    splits = max(1, round(wanted / programs))
-    rows = min(max(math.ceil(samples / splits), MIN_ROWS), samples)
-    rows = triton.cdiv(rows, CHUNK) * CHUNK
-    return rows, math.ceil(samples / rows)
-
-
-def at_once(splits: int) -> int:
-    """How many splits the second stage loads at a time, a power of two."""
-    return min(MAX_AT_ONCE, triton.next_power_of_2(splits))
-
-
-@functools.cache
-def _launch(device: torch.device) -> tuple[Launch, int]:
-    """The launch on this device, and its multiprocessors."""
-    if device.type != "cuda":
-        # the interpreter runs on a CPU and stands for a GPU of this size
-        return WIDE, 128
-    capability = None if torch.version.hip else torch.cuda.get_device_capability(device)
-    return launch_for(capability), torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _device_guard(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -34,7 +34,14 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from fastle.kernels import crop_resize_triton, mask_fill_triton, random_mask, random_mask_triton, sigreg_triton  # noqa: E402
+from fastle.kernels import (  # noqa: E402
+    crop_resize_triton,
+    mask_fill_triton,
+    random_mask,
+    random_mask_triton,
+    sigreg_launch,
+    sigreg_triton,
+)
 from fastle.kernels.sigreg_knots import Knots  # noqa: E402
 
 # architecture → (a GPU of it, its multiprocessors)
@@ -60,12 +67,12 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 Kernels = dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]
 
 
-def sigreg_launch(architecture: str) -> sigreg_triton.Launch:
+def launch_of(architecture: str) -> sigreg_launch.Launch:
     number = architecture.removeprefix("sm_")
-    return sigreg_triton.launch_for((int(number[:-1]), int(number[-1])) if number.isdigit() else None)
+    return sigreg_launch.launch_for((int(number[:-1]), int(number[-1])) if number.isdigit() else None)
 
 
-def sigreg_kernels(knots: int, launch: sigreg_triton.Launch) -> Kernels:
+def sigreg_kernels(knots: int, launch: sigreg_launch.Launch) -> Kernels:
     """Every kernel that SIGReg launches for K knots."""
     grid = Knots(3.0, knots)
     groups = sigreg_triton.group_constants(grid)
@@ -77,13 +84,13 @@ def sigreg_kernels(knots: int, launch: sigreg_triton.Launch) -> Kernels:
         for i, constants in enumerate(groups):
             group = f" {i + 1} of {len(groups)}" if len(groups) > 1 else ""
             for whole in (False, True) if len(groups) == 1 else (False,):
-                sums = shared | {"FUNCTIONS": grid.basis_size, "WHOLE": whole, "CHUNK": sigreg_triton.CHUNK}
+                sums = shared | {"FUNCTIONS": grid.basis_size, "WHOLE": whole, "CHUNK": sigreg_launch.CHUNK}
                 name = f"sums{group}{', one launch' if whole else ''}{suffix}"
                 kernels[name] = sigreg_triton._sums_kernel, constants | sums, warps
             for statistic in (False, True):
                 name = f"gradient{group}{'' if statistic else ' of deviations'}{suffix}"
                 kernels[name] = sigreg_triton._gradient_kernel, constants | shared | {"STATISTIC": statistic}, warps
-        tile = {"FUNCTIONS": grid.basis_size, "AT_ONCE": sigreg_triton.MAX_AT_ONCE, "BM": launch.threads}
+        tile = {"FUNCTIONS": grid.basis_size, "AT_ONCE": sigreg_launch.MAX_AT_ONCE, "BM": launch.threads}
         finish = sigreg_triton.knot_constants(grid) | shared | tile
         kernels[f"finish{suffix}"] = sigreg_triton._finish_kernel, finish, warps | {"num_warps": 1}
     return kernels
@@ -92,12 +99,12 @@ def sigreg_kernels(knots: int, launch: sigreg_triton.Launch) -> Kernels:
 def sigreg_rounds(shape: tuple[int, int, int], architecture: str, knots: int) -> dict[str, tuple[int, list[float]]]:
     """For a forward and a backward pass: kernel → (warps of all programs, rounds of its loops from the outermost)."""
     batch, samples, slices = shape
-    launch, groups = sigreg_launch(architecture), sigreg_triton.group_constants(Knots(3.0, knots))
+    launch, groups = launch_of(architecture), sigreg_triton.group_constants(Knots(3.0, knots))
     wanted = launch.programs * GPUS[architecture][1]
     tiles = batch * math.ceil(slices / sigreg_triton.BM)
-    _, splits = sigreg_triton.split_rows(samples, tiles * len(groups), wanted)
-    _, gradient_splits = sigreg_triton.split_rows(samples, tiles, wanted)
-    chunk = sigreg_triton.CHUNK
+    _, splits = sigreg_launch.split_rows(samples, tiles * len(groups), wanted)
+    _, gradient_splits = sigreg_launch.split_rows(samples, tiles, wanted)
+    chunk = sigreg_launch.CHUNK
     rounds: dict[str, tuple[int, list[float]]] = {}
     for i in range(len(groups)):
         group = f" {i + 1} of {len(groups)}" if len(groups) > 1 else ""
@@ -107,7 +114,7 @@ def sigreg_rounds(shape: tuple[int, int, int], architecture: str, knots: int) ->
         rounds[f"gradient{group}"] = tiles * gradient_splits * launch.warps, [samples / gradient_splits]
     if splits > 1 or len(groups) > 1:
         programs = batch * math.ceil(slices / launch.threads)
-        rounds["finish"] = programs, [math.ceil(splits / sigreg_triton.MAX_AT_ONCE)]
+        rounds["finish"] = programs, [math.ceil(splits / sigreg_launch.MAX_AT_ONCE)]
     return rounds
 
 
@@ -269,7 +276,7 @@ def main() -> None:
     for architecture in options.architectures:
         if "sigreg" in options.operators:
             for knots in options.knots:
-                kernels = sigreg_kernels(knots, sigreg_launch(architecture))
+                kernels = sigreg_kernels(knots, launch_of(architecture))
                 rounds = sigreg_rounds(options.shape, architecture, knots)
                 rows += measure(kernels, {"operator": "sigreg", "knots": knots}, architecture, rounds)
         if "views" in options.operators:

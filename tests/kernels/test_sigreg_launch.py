@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton has no wheels for this machine")
 
-from fastle.kernels import sigreg_triton
+from fastle.kernels import sigreg_launch, sigreg_triton
 from fastle.kernels.sigreg_knots import Knots
 
 LARGEST_AXIS = 65_535
@@ -64,7 +64,7 @@ def test_a_single_test_is_split(kernels: dict[str, Recorded]) -> None:
 
 def test_a_thread_has_a_slice() -> None:
     for capability in ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), None):
-        choice = sigreg_triton.launch_for(capability)
+        choice = sigreg_launch.launch_for(capability)
         assert choice.warps * choice.threads == sigreg_triton.BM * sigreg_triton.BN
 
 
