@@ -56,6 +56,11 @@ def why_no_gpu() -> str:
     return "PyTorch finds none"
 
 
+def is_old(device: torch.device) -> bool:
+    """Whether a device is an NVIDIA GPU of before 2020, which has no bf16 and for which Triton compiles no kernels."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0)
+
+
 def from_torchrun(name: str, alone: int) -> int:
     """A number that torchrun gives each process (RANK, WORLD_SIZE, LOCAL_RANK), or `alone` without torchrun."""
     return int(os.environ.get(name, str(alone)))

@@ -129,7 +129,7 @@ def make_config(dataset: DatasetName, **overrides: Any) -> RunConfig:
     small = dataset == "folder" and given.get("size", SMALL) < SMALL
     preset = PRESETS["small folder" if small else dataset]
     defaults = _defaults(preset, given, masked=masked, transform=transform, post=recipe == "post")
-    settings = {"dataset": dataset} | defaults | RECIPES[recipe] | given
+    settings = {"dataset": dataset, "precision": "auto"} | defaults | RECIPES[recipe] | given
     objective = pick(ObjectiveConfig, settings) | {"transform": transform_config(transform, settings)}
     if pixel:
         objective = {name: objective[name] for name in PIXEL_FIELDS}

@@ -195,7 +195,7 @@ def _forward(
         return statistic(deviations, count, t_max=t_max, knots=knots).to(z.dtype), deviations, sine, cosine
 
 
-_forward_op = torch.library.custom_op("fastle::sigreg", _forward, mutates_args=())
+_forward_op = torch.library.custom_op("fastle::sigreg_forward", _forward, mutates_args=())
 
 
 @_forward_op.register_fake
@@ -204,13 +204,13 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (batch, samples, _), number = z.shape, slices.shape[1]
     if impl == "triton":
-        kept = z.new_empty(batch * samples, number), z.new_empty(0)
+        sums, kept = z.dtype, (z.new_empty(batch * samples, number), z.new_empty(0))
     else:
         chunks, length = sigreg_torch.chunk_layout(samples)
         dtype = sigreg_torch.compute_dtype(z, slices)
         sine = z.new_empty(number, batch * chunks, length, dtype=dtype)
-        kept = sine, torch.empty_like(sine)
-    deviations = z.new_empty(batch, 2, knots - 1, number, dtype=sum_dtype(z.device))
+        sums, kept = sum_dtype(z.device), (sine, torch.empty_like(sine))
+    deviations = z.new_empty(batch, 2, knots - 1, number, dtype=sums)
     return z.new_empty(batch, number), deviations, *kept
 
 

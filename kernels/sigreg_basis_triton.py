@@ -56,7 +56,7 @@ def rotate(cosine, sine, by_cosine, by_sine):
 
 
 @triton.jit
-def basis_factors(p, step, first_block, REACH: tl.constexpr, GROUPED: tl.constexpr):
+def basis_factors(p, step: tl.constexpr, first_block: tl.constexpr, REACH: tl.constexpr):
     """What the basis at P [BN, BM] is made of.
 
     Returns cos jθ and sin jθ for j = 1..REACH, cos qθ and sin qθ at the centre q of `first_block`, and cos 2Hθ and
@@ -67,7 +67,6 @@ def basis_factors(p, step, first_block, REACH: tl.constexpr, GROUPED: tl.constex
     sin_q = sines[REACH - 1]
     cos_2h = tl.fma(-2 * sin_q, sin_q, 1.0)
     sin_2h = 2 * sin_q * cos_q
-    if GROUPED:
-        for _block in range(first_block):
-            cos_q, sin_q = rotate(cos_q, sin_q, cos_2h, sin_2h)
+    for _block in tl.static_range(first_block):
+        cos_q, sin_q = rotate(cos_q, sin_q, cos_2h, sin_2h)
     return cosines, sines, cos_q, sin_q, cos_2h, sin_2h

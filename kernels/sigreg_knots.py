@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -78,20 +79,44 @@ class Knots:
 
     def table(self, like: Tensor) -> Tensor:
         """The cosines, then the sines, at the live knots as combinations of the basis: (2(K − 1), basis_size)."""
-        return _table(self.live).to(like)
+        return _placed(_table, (self.live,), like.dtype, like.device)
 
     def derivative_table(self, dtype: torch.dtype, like: Tensor) -> Tensor:
         """The same table for the derivatives with respect to P: −t sin tP for cos tP and t cos tP for sin tP."""
-        return _derivative_table(self.live, self.step(dtype)).to(like)
+        return _placed(_derivative_table, (self.live, self.step(dtype)), like.dtype, like.device)
 
     def expected(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The expectation of the basis over standard normal samples of `dtype`: (basis_size,), in `sum_dtype`."""
-        return _expected(self.live, self.step(dtype)).to(device, sum_dtype(device))
+        return _placed(_expected, (self.live, self.step(dtype)), sum_dtype(device), device)
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
     """The dtype of sums over chunks, deviations and coefficients, which are few: fp64, but Apple's GPUs have none."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def phi(k: int, step: float) -> float:
+    """φ_k, the expectation of cos kθ over standard normal samples."""
+    return math.exp(-0.5 * (k * step) ** 2)
+
+
+def basis_mean(function: int, block: int, reach: int, step: float) -> float:
+    """The expectation of a block's function over standard normal samples; `function` counts in the basis's order."""
+    q = (2 * block + 1) * reach
+    j, kind = (function + 2) // 4, (function + 2) % 4
+    # Triton calls this when it compiles, and then it may call no other function of ours
+    lower, upper = math.exp(-0.5 * ((q - j) * step) ** 2), math.exp(-0.5 * ((q + j) * step) ** 2)
+    if function == 0 or kind == 0:
+        return (lower + upper) / 2
+    return (lower - upper) / 2 if kind == 1 else 0.0
+
+
+@functools.lru_cache(maxsize=64)
+def _placed(
+    make: Callable[..., Tensor], arguments: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """A table on a device. It is kept there: every copy from the host's memory would make the host wait."""
+    return make(*arguments).to(device, dtype)
 
 
 def _trapezoid(points: Tensor, step: float) -> Tensor:
@@ -119,13 +144,7 @@ def _derivative_table(live: int, step: float) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def _expected(live: int, step: float) -> Tensor:
     blocks, reach = _layout(live)
-    phi = [math.exp(-0.5 * (k * step) ** 2) for k in range(2 * blocks * reach + 1)]
-    means: list[float] = []
-    for block in range(blocks):
-        q = (2 * block + 1) * reach
-        means += [phi[q], 0]
-        for j in range(1, reach + 1):
-            means += [(phi[q - j] + phi[q + j]) / 2, (phi[q - j] - phi[q + j]) / 2, 0, 0]
+    means = [basis_mean(i, block, reach, step) for block in range(blocks) for i in range(4 * reach + 2)]
     return torch.tensor(means, dtype=torch.float64)
 
 

@@ -1,48 +1,98 @@
 #!/usr/bin/env bash
-# Checks fastle on a machine with a CUDA GPU, from the checkout, with the packages that `python3` already has:
-# the GPU tests, the tests of the Triton kernels, the quick form of every benchmark, and a short training run with its
-# evaluation. The check ends within 9 minutes.
+# Checks fastle on a machine with a CUDA GPU, from the checkout, with the packages that `python3` already has: first the
+# step's figures, then SIGReg's, the GPU tests, a short training with its evaluation, and what else there is time for.
+# The check ends within 9 minutes.
 #
-#   scripts/gpu_check.sh OUTDIR
+#   scripts/gpu_check.sh [--rehearse] OUTDIR [PART…]
 #
-# OUTDIR receives gpu_check.log (all output; the terminal shows the end of each part's), one JSON for each benchmark,
-# and metrics.jsonl and eval-test.json of the run. A part that fails does not stop the others.
+# PART… are some of: step sigreg tests train kernels views loader; by default all, in this order.
+# OUTDIR receives gpu_check.log (all output; the terminal shows the end of each part's), summary.txt (after each part),
+# a JSON for each benchmark and for each side of the step's, and metrics.jsonl and eval-test.json of the training.
+# A part that fails does not stop the others.
+# --rehearse goes through the same parts on a CPU, with the smallest sizes and three times their time; its figures mean
+# nothing.
 # Exit status: 0 all parts passed, 1 a part failed, 2 nothing could be checked.
 set -euo pipefail
 
-readonly BUDGET_S=530   # 10 s less than 9 minutes, for starting Python and for killing what does not end by itself
-readonly TRAINING_S=120 # what tests and benchmarks must leave for training and evaluation
-readonly STEPS=300
+readonly BUDGET_S=530 # 10 s less than 9 minutes, for starting Python and for killing what does not end by itself
+readonly PARTS=(step sigreg tests train kernels views loader)
 
-if (($# != 1)); then
-    echo "usage: scripts/gpu_check.sh OUTDIR" >&2
+usage() {
+    echo "usage: scripts/gpu_check.sh [--rehearse] OUTDIR [${PARTS[*]}]" >&2
     exit 2
+}
+
+rehearse=false slower=1
+if [[ ${1:-} == --rehearse ]]; then
+    rehearse=true slower=3
+    shift
 fi
+(($# >= 1)) && [[ $1 != -* ]] || usage
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
+shift
+wanted=("${@:-${PARTS[@]}}")
+for part in "${wanted[@]}"; do
+    [[ " ${PARTS[*]} " == *" $part "* ]] || usage
+done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
-if ! gpu=$(python3 -c 'import torch; print(torch.cuda.get_device_name())' 2>&1); then
-    echo "error: no CUDA GPU that python3's torch can use: ${gpu##*$'\n'}" >&2
+if $rehearse; then
+    machine="a rehearsal on a CPU: its figures mean nothing"
+    device=cpu step_shape=cifar10:4 sides=("fastle eager")
+    sigreg=(--quick --shapes 64x8x16) views=(--quick --shapes crop:1x2x1x32x32:8)
+    loader=(--quick --images 8 --sides pil-0)
+    gpu_tests=(tests/kernels/test_sigreg_launch.py) kernel_tests=(tests/kernels/test_sigreg_launch.py -k grid)
+    training=(--steps 2 --batch-size 4 --hidden 8 --map-channels 8 --slices 8)
+elif machine=$(python3 -c 'import torch; print(torch.cuda.get_device_name())' 2>&1); then
+    # the captured step is the product, and the others are what it is compared with
+    device=cuda step_shape=celeba-masked-512:128
+    sides=("fastle captured bf16" "plain compiled bf16" "fastle eager bf16" "plain bf16")
+    sigreg=(--quick) views=(--quick) loader=(--quick)
+    # if this machine lacks a package that one test file needs, the other files must still run
+    gpu_tests=(-m gpu --continue-on-collection-errors)
+    # these have no gpu mark, because CI runs them in Triton's interpreter
+    kernel_tests=(tests/kernels -k triton -m "not gpu")
+    training=(--steps 300)
+else
+    echo "error: no CUDA GPU that python3's torch can use: ${machine##*$'\n'}; --rehearse needs none" >&2
     exit 2
+fi
+if ! $rehearse && python3 -c 'import xdist' 2>/dev/null; then
+    gpu_tests+=(-n 8) kernel_tests+=(-n 8)
 fi
 
 log=$out/gpu_check.log
 # results of an earlier check must not look like those of this one
-rm -f "$log" "$out"/*_bench.json "$out/metrics.jsonl" "$out/eval-test.json"
+rm -f "$log" "$out"/*_bench*.json "$out/metrics.jsonl" "$out/eval-test.json" "$out/summary.txt"
 : >"$log"
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-trap 'exit 130' INT
+run=$scratch/run
 failed=0
 rows=()
 
-# part NAME LIMIT_S RESERVE_S OUTPUT COMMAND…: runs the command for at most LIMIT_S, and leaves RESERVE_S of the budget
+summary() {
+    printf '%-24s %-14s %7s  %s\n' part result seconds output
+    ((${#rows[@]} == 0)) || printf '%s\n' "${rows[@]}"
+}
+
+# the summary comes last, however the check ends
+finish() {
+    {
+        echo
+        summary
+    } | tee -a "$log"
+    rm -rf "$scratch"
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+
+# part NAME LIMIT_S OUTPUT COMMAND…: runs the command for at most LIMIT_S, and not beyond the budget
 part() {
-    local name=$1 limit=$2 left=$((BUDGET_S - SECONDS - $3)) output=$4
+    local name=$1 limit=$(($2 * slower)) left=$((BUDGET_S - SECONDS)) output=$3
     local status=0 begin=$SECONDS result=passed printed
-    shift 4
+    shift 3
     ((limit = left < limit ? left : limit)) || true
     if ((limit <= 0)); then
         result="no time left"
@@ -60,38 +110,43 @@ part() {
         esac
     fi
     [[ $result == passed ]] || failed=1
+    # the checkpoints and grids of the run are no results of the check, so the run stays in a temporary folder
+    if [[ -s $output && $output == "$run"/* ]]; then
+        cp "$output" "$out/"
+        output=$out/${output##*/}
+    fi
     [[ -s $output ]] || output=-
     rows+=("$(printf '%-24s %-14s %7d  %s' "$name" "$result" "$((SECONDS - begin))" "$output")")
+    summary >"$out/summary.txt"
 }
 
-echo "$gpu" | tee -a "$log"
+bench() {
+    local name=$1 limit=$2 json=$3
+    shift 3
+    part "$name" "$limit" "$out/$json.json" python3 "bench/$name.py" --device "$device" --json "$out/$json.json" "$@"
+}
 
-# if this machine lacks a package that one test file needs, the other files must still run
-part tests 180 "$TRAINING_S" "$log" python3 -m pytest -m gpu --continue-on-collection-errors -p no:cacheprovider
-
-# these have no gpu mark, because CI runs them in Triton's interpreter
-part kernels 90 "$TRAINING_S" "$log" python3 -m pytest tests/kernels -k triton -m "not gpu" -p no:cacheprovider
-
-shopt -s nullglob
-for bench in bench/*_bench.py; do
-    name=$(basename "$bench" .py)
-    part "$name" 55 "$TRAINING_S" "$out/$name.json" python3 "$bench" --quick --json "$out/$name.json"
+echo "$machine" | tee -a "$log"
+for name in "${PARTS[@]}"; do
+    [[ " ${wanted[*]} " == *" $name "* ]] || continue
+    case $name in
+        step)
+            # a report for each side: what is measured is kept, whatever comes of the next
+            for side in "${sides[@]}"; do
+                bench step_bench 130 "step_bench-${side// /-}" --quick --shapes "$step_shape" --sides plain "$side"
+            done
+            ;;
+        sigreg) bench sigreg_bench 50 sigreg_bench "${sigreg[@]}" ;;
+        tests) part tests 100 "$log" python3 -m pytest -p no:cacheprovider "${gpu_tests[@]}" ;;
+        train)
+            part train 75 "$run/metrics.jsonl" python3 -c 'from fastle.commands.train import main; main()' \
+                shapes --run "$run" --device "$device" "${training[@]}"
+            part eval 30 "$run/eval-test.json" \
+                python3 -c 'from fastle.commands.main import main; main()' eval "$run" --device "$device"
+            ;;
+        kernels) part kernels 90 "$log" python3 -m pytest -p no:cacheprovider "${kernel_tests[@]}" ;;
+        views) bench views_bench 60 views_bench "${views[@]}" ;;
+        loader) bench loader_bench 60 loader_bench "${loader[@]}" ;;
+    esac
 done
-
-# the checkpoints and grids of the run are not results of the check, so the run stays in a temporary folder
-run=$scratch/run
-part train 90 30 "$run/metrics.jsonl" \
-    python3 -c 'from fastle.commands.train import main; main()' shapes --steps "$STEPS" --run "$run" --device cuda
-part eval 30 0 "$run/eval-test.json" python3 -c 'from fastle.commands.main import main; main()' eval "$run"
-for file in "$run/metrics.jsonl" "$run/eval-test.json"; do
-    if [[ -e $file ]]; then
-        cp "$file" "$out/"
-    fi
-done
-
-{
-    echo
-    printf '%-24s %-14s %7s  %s\n' part result seconds output
-    printf '%s\n' "${rows[@]}"
-} | sed "s|$run/|$out/|" | tee -a "$log"
 exit "$failed"

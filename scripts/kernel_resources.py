@@ -2,15 +2,18 @@
 
     python scripts/kernel_resources.py [--json FILE]
 
-The figures are static counts, not timings. For NVIDIA's sm_80 and sm_90 they come from the machine code, for AMD's
-gfx942 from the compiler's metadata. K is SIGReg's number of knots; `loop` counts the instructions in its loop over
-samples for each (n, m). The operators on images are compiled for three views of 128 px.
+The figures are static counts, not timings. For NVIDIA's GPUs they come from the machine code, for AMD's gfx942 from
+the compiler's metadata. K is SIGReg's number of knots; `loop` counts the instructions in its innermost loop for each
+(n, m). The operators on images are compiled for three views of 128 px. For SIGReg on B tests of N samples and M slices
+(`--shape`), `executed` is how many instructions all warps issue, in millions, on the GPU that stands for the
+architecture: each loop's instructions times its rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
@@ -31,14 +34,32 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from fastle.kernels import crop_resize_triton, mask_fill_triton, random_mask, random_mask_triton, sigreg_triton  # noqa: E402
+from fastle.kernels import (  # noqa: E402
+    crop_resize_triton,
+    mask_fill_triton,
+    random_mask,
+    random_mask_triton,
+    sigreg_launch,
+    sigreg_triton,
+)
 from fastle.kernels.sigreg_knots import Knots  # noqa: E402
 
-TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
+# architecture → (a GPU of it, its multiprocessors)
+GPUS = {
+    "sm_75": ("T4", 40),
+    "sm_80": ("A100", 108),
+    "sm_86": ("RTX A6000", 84),
+    "sm_89": ("RTX 4090", 128),
+    "sm_90": ("H100", 132),
+    "sm_100": ("B200", 148),
+    "sm_120": ("RTX 5090", 170),
+    "gfx942": ("MI300X", 304),
 }
+TARGETS = {name: GPUTarget("cuda", int(name[3:]), 32) for name in GPUS if name.startswith("sm_")} | {
+    "gfx942": GPUTarget("hip", "gfx942", 64)
+}
+# what fp64 units do, which consumer GPUs have few of
+FP64 = ("DADD", "DMUL", "DFMA", "DSETP", "DMNMX")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -46,29 +67,55 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 Kernels = dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]
 
 
-def sigreg_kernels(knots: int) -> Kernels:
+def launch_of(architecture: str) -> sigreg_launch.Launch:
+    number = architecture.removeprefix("sm_")
+    return sigreg_launch.launch_for((int(number[:-1]), int(number[-1])) if number.isdigit() else None)
+
+
+def sigreg_kernels(knots: int, launch: sigreg_launch.Launch) -> Kernels:
     """Every kernel that SIGReg launches for K knots."""
     grid = Knots(3.0, knots)
-    _, groups = sigreg_triton.group_blocks(grid)
-    finish_tile = {"BS": sigreg_triton.FINISH_BS, "BM": sigreg_triton.FINISH_BM}
-    warps = {"num_warps": sigreg_triton.WARPS, "enable_fp_fusion": True}
+    groups = sigreg_triton.group_constants(grid)
+    warps = {"num_warps": launch.warps, "enable_fp_fusion": True}
     kernels: Kernels = {}
     for weighted in (False, True):
         suffix = ", weighted" if weighted else ""
-        options = sigreg_triton.program_constants(grid, weighted=weighted)
-        for whole in (False, True) if groups == 1 else (False,):
-            name = f"sums{', one launch' if whole else ''}{suffix}"
-            kernels[name] = sigreg_triton._sums_kernel, options | {"WHOLE": whole}, warps
-        kernels[f"finish{suffix}"] = (
-            sigreg_triton._finish_kernel,
-            {"REACH": grid.reach, "WEIGHTED": weighted} | finish_tile,
-            {"num_warps": sigreg_triton.FINISH_WARPS, "enable_fp_fusion": True},
-        )
-        for statistic in (False, True):
-            name = f"gradient{'' if statistic else ' of deviations'}{suffix}"
-            gradient = {"STATISTIC": statistic, "ADD": groups > 1}
-            kernels[name] = sigreg_triton._gradient_kernel, options | gradient, warps
+        shared = {"WEIGHTED": weighted}
+        for i, constants in enumerate(groups):
+            group = f" {i + 1} of {len(groups)}" if len(groups) > 1 else ""
+            for whole in (False, True) if len(groups) == 1 else (False,):
+                sums = shared | {"FUNCTIONS": grid.basis_size, "WHOLE": whole, "CHUNK": sigreg_launch.CHUNK}
+                name = f"sums{group}{', one launch' if whole else ''}{suffix}"
+                kernels[name] = sigreg_triton._sums_kernel, constants | sums, warps
+            for statistic in (False, True):
+                name = f"gradient{group}{'' if statistic else ' of deviations'}{suffix}"
+                kernels[name] = sigreg_triton._gradient_kernel, constants | shared | {"STATISTIC": statistic}, warps
+        tile = {"FUNCTIONS": grid.basis_size, "AT_ONCE": sigreg_launch.MAX_AT_ONCE, "BM": launch.threads}
+        finish = sigreg_triton.knot_constants(grid) | shared | tile
+        kernels[f"finish{suffix}"] = sigreg_triton._finish_kernel, finish, warps | {"num_warps": 1}
     return kernels
+
+
+def sigreg_rounds(shape: tuple[int, int, int], architecture: str, knots: int) -> dict[str, tuple[int, list[float]]]:
+    """For a forward and a backward pass: kernel → (warps of all programs, rounds of its loops from the outermost)."""
+    batch, samples, slices = shape
+    launch, groups = launch_of(architecture), sigreg_triton.group_constants(Knots(3.0, knots))
+    wanted = launch.programs * GPUS[architecture][1]
+    tiles = batch * math.ceil(slices / sigreg_triton.BM)
+    _, splits = sigreg_launch.split_rows(samples, tiles * len(groups), wanted)
+    _, gradient_splits = sigreg_launch.split_rows(samples, tiles, wanted)
+    chunk = sigreg_launch.CHUNK
+    rounds: dict[str, tuple[int, list[float]]] = {}
+    for i in range(len(groups)):
+        group = f" {i + 1} of {len(groups)}" if len(groups) > 1 else ""
+        whole = ", one launch" if splits == 1 and len(groups) == 1 else ""
+        chunks = math.ceil(samples / chunk)
+        rounds[f"sums{group}{whole}"] = tiles * splits * launch.warps, [chunks / splits, samples / chunks]
+        rounds[f"gradient{group}"] = tiles * gradient_splits * launch.warps, [samples / gradient_splits]
+    if splits > 1 or len(groups) > 1:
+        programs = batch * math.ceil(slices / launch.threads)
+        rounds["finish"] = programs, [math.ceil(splits / sigreg_launch.MAX_AT_ONCE)]
+    return rounds
 
 
 def view_kernels(inner: int) -> Kernels:
@@ -99,16 +146,13 @@ def view_kernels(inner: int) -> Kernels:
     return kernels
 
 
-KINDS = {"step": "fp32", "scale": "fp32", "deviations_ptr": "*fp64"} | dict.fromkeys(
-    ("top_ptr", "left_ptr", "heights_ptr", "widths_ptr", "seeds_ptr"), "*i64"
-)
+KINDS = {"scale": "fp32"} | dict.fromkeys(("top_ptr", "left_ptr", "heights_ptr", "widths_ptr", "seeds_ptr"), "*i64")
 
 
 def compiled(kernel: Any, constants: dict[str, Any], options: dict[str, Any], target: GPUTarget) -> Any:
     names = kernel.arg_names
-    kinds = KINDS | ({"gradient_ptr": "*fp64"} if constants.get("STATISTIC") is False else {})
     signature = {
-        name: "constexpr" if name in constants else kinds.get(name, "*fp32" if name.endswith("_ptr") else "i32")
+        name: "constexpr" if name in constants else KINDS.get(name, "*fp32" if name.endswith("_ptr") else "i32")
         for name in names
     }
     # a launch specialises on sizes and pointers that are multiples of 16
@@ -120,7 +164,7 @@ def compiled(kernel: Any, constants: dict[str, Any], options: dict[str, Any], ta
     return triton.compile(source, target=target, options=options)
 
 
-def nvidia_resources(cubin: bytes) -> dict[str, int]:
+def nvidia_resources(cubin: bytes, rounds: list[float] | None = None) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -134,28 +178,48 @@ def nvidia_resources(cubin: bytes) -> dict[str, int]:
     instructions = [
         (int(address, 16), text) for address, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+([^;/]+);", code)
     ]
-    names = [re.sub(r"^@!?U?P\w+\s+", "", text).split()[0].split(".")[0] for _, text in instructions]
+    full_names = [re.sub(r"^@!?U?P\w+\s+", "", text).split()[0] for _, text in instructions]
+    names = [name.split(".")[0] for name in full_names]
+    times = executions(instructions, rounds or [])
     return {
         "registers": registers,
         "stack": stack,
         "local": local,
         "spill_instructions": sum(name in ("STL", "LDL") for name in names),
         "atomics": sum(name.startswith(("ATOM", "RED")) and name != "REDUX" for name in names),
+        "barriers": names.count("BAR"),
+        "fp64_instructions": sum(name.startswith(FP64) or ".F64" in name for name in full_names),
         "shared_bytes": shared,
         "instructions": sum(name != "NOP" for name in names),
-        "loop_instructions": longest_loop(instructions),
+        "loop_instructions": innermost_loop(instructions),
+        "executed_by_a_warp": sum(count for count, name in zip(times, names, strict=True) if name != "NOP"),
     }
 
 
-def longest_loop(instructions: list[tuple[int, str]]) -> int:
-    """Instructions in the body of the longest loop, from the target of a backward branch to the branch."""
-    longest = 0
+def loops(instructions: list[tuple[int, str]]) -> list[tuple[int, int]]:
+    """The addresses of the first and last instruction of each loop: the target of a backward branch, and the branch."""
+    found = []
     for address, text in instructions:
         branch = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
         if branch and int(branch[1], 16) < address:
-            start = int(branch[1], 16)
-            longest = max(longest, sum(start <= other <= address for other, _ in instructions))
-    return longest
+            found.append((int(branch[1], 16), address))
+    return found
+
+
+def innermost_loop(instructions: list[tuple[int, str]]) -> int:
+    """Instructions in the longest loop that has no other in it."""
+    found = loops(instructions)
+    innermost = [loop for loop in found if not any(loop[0] <= a and b <= loop[1] for a, b in found if (a, b) != loop)]
+    return max((sum(start <= at <= end for at, _ in instructions) for start, end in innermost), default=0)
+
+
+def executions(instructions: list[tuple[int, str]], rounds: list[float]) -> list[float]:
+    """How often a warp executes each instruction; `rounds` are those of its loops, from the outermost, else 1."""
+    found = loops(instructions)
+    depths = [sum(start <= at <= end for start, end in found) for at, _ in instructions]
+    if rounds and max(depths) > len(rounds):
+        raise SystemExit(f"the kernel has loops {max(depths)} deep, and rounds are known of {len(rounds)}")
+    return [math.prod(rounds[:depth]) for depth in depths]
 
 
 def amd_resources(assembly: str) -> dict[str, int]:
@@ -175,39 +239,56 @@ def amd_resources(assembly: str) -> dict[str, int]:
     }
 
 
-def measure(kernels: Kernels, labels: dict[str, Any], architectures: list[str]) -> list[dict[str, Any]]:
+def measure(
+    kernels: Kernels, labels: dict[str, Any], architecture: str, rounds: dict[str, tuple[int, list[float]]]
+) -> list[dict[str, Any]]:
     rows = []
-    for architecture in architectures:
-        target = TARGETS[architecture]
-        for name, (kernel, constants, options) in kernels.items():
-            code = compiled(kernel, constants, options, target).asm
-            usage = nvidia_resources(code["cubin"]) if "cubin" in code else amd_resources(code["amdgcn"])
-            row: dict[str, Any] = labels | {"architecture": architecture, "kernel": name} | usage
-            if "BN" in constants and "loop_instructions" in usage:
-                angles = constants["BN"] * constants["BM"] / (32 * options["num_warps"])
-                row["loop_per_angle"] = usage["loop_instructions"] / angles
-                row["loop_per_angle_and_knot"] = row["loop_per_angle"] / (labels["knots"] - 1)
-            rows.append(row)
+    for name, (kernel, constants, options) in kernels.items():
+        code = compiled(kernel, constants, options, TARGETS[architecture]).asm
+        warps, loop_rounds = rounds.get(name, (0, []))
+        usage = nvidia_resources(code["cubin"], loop_rounds) if "cubin" in code else amd_resources(code["amdgcn"])
+        row: dict[str, Any] = labels | {"architecture": architecture, "kernel": name} | usage
+        by_a_warp = row.pop("executed_by_a_warp", 0)
+        if warps and by_a_warp:
+            row["executed"] = round(warps * by_a_warp)
+        if "BN" in constants and "loop_instructions" in usage:
+            angles = constants["BN"] * constants["BM"] / (32 * options["num_warps"])
+            row["loop_per_angle"] = usage["loop_instructions"] / angles
+            row["loop_per_angle_and_knot"] = row["loop_per_angle"] / (labels["knots"] - 1)
+        rows.append(row)
     return rows
+
+
+def shape_of(text: str) -> tuple[int, int, int]:
+    batch, samples, slices = map(int, text.split("x"))
+    return batch, samples, slices
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.add_argument("--knots", type=int, nargs="+", default=[17], metavar="K")
-    parser.add_argument("--architectures", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--shape", type=shape_of, default=(256, 128, 256), metavar="BxNxM", help="default: 256x128x256")
+    parser.add_argument("--architectures", nargs="+", default=["sm_80", "sm_90", "gfx942"], choices=list(TARGETS))
+    parser.add_argument("--operators", nargs="+", default=["sigreg", "views"], choices=["sigreg", "views"])
     options = parser.parse_args()
     rows = []
-    for knots in options.knots:
-        rows += measure(sigreg_kernels(knots), {"operator": "sigreg", "knots": knots}, options.architectures)
-    for inner in (1, 3):
-        rows += measure(view_kernels(inner), {"operator": "views"}, options.architectures)
-    print(f"{'K':>4} target   {'kernel':54} registers spills  stack   code   loop a knot")
+    for architecture in options.architectures:
+        if "sigreg" in options.operators:
+            for knots in options.knots:
+                kernels = sigreg_kernels(knots, launch_of(architecture))
+                rounds = sigreg_rounds(options.shape, architecture, knots)
+                rows += measure(kernels, {"operator": "sigreg", "knots": knots}, architecture, rounds)
+        if "views" in options.operators:
+            for inner in (1, 3):
+                rows += measure(view_kernels(inner), {"operator": "views"}, architecture, {})
+    print(f"{'K':>4} target   {'kernel':54} registers spills  stack   code   loop a knot executed")
     for row in rows:
         print(
             f"{row.get('knots', ''):4} {row['architecture']:8} {row['kernel']:54} {row['registers']:9} "
             f"{row['spill_instructions']:6} {row['stack']:6} {row.get('instructions', ''):6} "
-            f"{row.get('loop_per_angle', ''):6} {row.get('loop_per_angle_and_knot', ''):6.4}"
+            f"{row.get('loop_per_angle', ''):6} {row.get('loop_per_angle_and_knot', ''):6.4} "
+            f"{row['executed'] / 1e6 if 'executed' in row else '':8.5}"
         )
     if options.json:
         report = {"command": ["scripts/kernel_resources.py", *sys.argv[1:]], "triton": triton.__version__, "rows": rows}

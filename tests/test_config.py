@@ -312,7 +312,7 @@ def test_a_run_of_before_loads_evaluates_and_goes_on(tmp_path: Path, monkeypatch
     config = make_config(
         "shapes", recipe="post", size=16, hidden=4, map_channels=4, masked=True, latent=8, crop_ratio=0.4,
         crop_ratio_max=0.8, crops=2,
-        hole_ratio=0.3, batch_size=8, slices=8, steps=4,
+        hole_ratio=0.3, batch_size=8, slices=8, steps=4, precision="fp32",
     )  # fmt: skip
     assert read_run_config(run) == config
 

@@ -26,7 +26,7 @@ LARGE = 2**20  # bytes, from which a layout counts
 TAPS = 16  # of the largest convolution: what has no more pixels is a weight
 REST = "loss"  # what no phase claims
 # arithmetic of SIGReg's operators for each sample and slice, beside their product (docs/sigreg.md)
-SIGREG_FLOP = {"sigreg": 45, "sigreg_slopes": 65}
+SIGREG_FLOP = {"sigreg_forward": 45, "sigreg_backward": 65}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,9 +222,9 @@ class _Reader:
         elif name.startswith("torch.ops."):
             operator = name.split(".")[3]
             # samples and slices, or the projection that the slopes are of
-            pairs = math.prod(operands[0].shape[:-1]) * operands[1].shape[-1] if operator == "sigreg" else 0
+            pairs = math.prod(operands[0].shape[:-1]) * operands[1].shape[-1] if operator == "sigreg_forward" else 0
             products = 2 * pairs * operands[0].shape[-1] if pairs else 0
-            if operator == "sigreg_slopes":
+            if operator == "sigreg_backward":
                 pairs = max(math.prod(buffer.shape) for buffer in operands)
             flop = products + SIGREG_FLOP.get(operator, 0) * pairs
             index = self._add(kind="operator", name=operator, phase=phase, bytes=moved, flop=flop)

@@ -10,9 +10,10 @@ import torch.distributed as dist
 from fastle.config import ConfigError, RunConfig
 from fastle.data.cifar10 import download_cifar10
 from fastle.fitting import fit, pick_mode, process_group
-from fastle.machine import from_torchrun, pick_device
+from fastle.machine import find_device, from_torchrun, pick_device
 from fastle.profiling.profile import profile
 from fastle.training.loop import make_loading
+from fastle.training.precision import with_precision
 from fastle.training.run import PAGE
 from fastle.web.page import write_page
 
@@ -32,6 +33,7 @@ def run(config: RunConfig, path: Path, flags: dict[str, Any]) -> None:
     if flags["profile"] is not None and world_size > 1:
         raise ConfigError("--profile measures one process: start it without torchrun")
     console = Output(quiet=rank > 0)
+    config = with_precision(config, find_device(flags["device"] or "auto"), None if flags["overwrite"] else path)
     show_config(config, path, console)
     device = pick_device(flags["device"] or "auto", console)
     with process_group(device, world_size):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from fastle.options import Checked, ConfigError, option, shown
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16"]
 Schedule = Literal["constant", "cosine", "trapezoid"]
 
 
@@ -25,7 +25,8 @@ class TrainConfig(Checked):
         clip: bound on the norm of the gradient of all weights, above 0; None, or 0 when it is set, for no bound.
         averages: lengths of averages of the weights, σ_rel of EDM2; see `fastle.training.average`.
         seed: of the weights, the order of the images and every draw.
-        precision: "bf16" is autocast with fp32 weights, latent and statistics.
+        precision: "bf16" is autocast with fp32 weights, latent and statistics; "auto" lets the device decide when a run
+            starts, which keeps what was chosen (`fastle.training.precision`).
     """
 
     steps: int | None = option("length of the run; a finished run goes on with more", initial=None, at_least=1)
@@ -68,7 +69,12 @@ class TrainConfig(Checked):
     seed: int = option(
         "seed of the weights, the order of the images and every draw", initial=0, at_least=0, below=2**63
     )
-    precision: Precision = option("bf16 is autocast, with weights and statistics in fp32", initial="fp32")
+    # configurations of before there was a choice say nothing, and were fp32
+    precision: Precision = option(
+        "bf16 is autocast, with weights and statistics in fp32",
+        initial="fp32",
+        default="auto: bf16 on a GPU that has it, else fp32",
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.averages, (list, tuple)):

@@ -7,9 +7,11 @@ copied in and the losses are copied out.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
 
 import torch
 from torch import Generator, Tensor
@@ -21,6 +23,8 @@ from fastle.method.objective import Losses
 WARM_UP = 3
 # relative, for the loss of the first replay: libraries may choose other kernels while a graph is recorded
 TOLERANCE = 1e-2
+# of the norm of the moments' change: a gradient in bf16 rounds more than its loss, and a wrong one is off by its norm
+MOMENTS_TOLERANCE = 0.1
 
 
 class CannotCapture(FastleError):
@@ -30,8 +34,8 @@ class CannotCapture(FastleError):
 class StepGraph:
     """A step recorded for batches of one shape.
 
-    The constructor takes a few real steps, records one, and replays it to compare its loss with that of the first. Then
-    it restores everything that these steps changed, so that the first call is the first step.
+    The constructor takes a few real steps, records one, and replays it to compare its loss and gradient with those of
+    the first. Then it restores everything that these steps changed, so that the first call is the first step.
 
     Args:
         step: Makes the draws and computes loss, gradient and update of a batch on the GPU, without waiting for the GPU.
@@ -40,12 +44,14 @@ class StepGraph:
         generators: Every generator the step draws from. A replay draws from the state they have at that time.
         state: Returns all tensors that the step changes and that outlive it. More may appear after the first step: the
             optimizer's moments, which start at zero.
+        moments: Returns those of the state's tensors that move with the gradient, the optimizer's first moments.
 
     Attributes:
         memory: Bytes allocated at the peak of the step, including what was allocated before.
 
     Raises:
-        CannotCapture: PyTorch or the driver refuses, or the replay computes another loss. The message is the reason.
+        CannotCapture: PyTorch or the driver refuses, or the replay computes another loss or gradient. The message is
+            the reason: the first error, since those that follow it say only that the recording has failed.
         torch.OutOfMemoryError: The batch is too large.
     """
 
@@ -57,6 +63,7 @@ class StepGraph:
         seed: Callable[[], None],
         generators: Sequence[Generator],
         state: Callable[[], Iterable[Tensor]],
+        moments: Callable[[], Iterable[Tensor]],
     ) -> None:
         self._images = images.clone()
         saved = {tensor: tensor.clone() for tensor in state()}
@@ -66,16 +73,17 @@ class StepGraph:
                 for tensor in state():
                     tensor.copy_(saved[tensor]) if tensor in saved else tensor.zero_()
 
+        def changes() -> list[Tensor]:
+            return [tensor - saved[tensor] if tensor in saved else tensor.clone() for tensor in moments()]
+
         try:
             seed()
-            expected = self._warm_up(step)
-            self._graph, self._losses, self.memory = self._record(step, generators)
+            expected, wanted = self._warm_up(step, changes)
+            self._graph, self._terms, self._latent, self.memory = self._record(step, generators)
             restore()
             seed()
             self._graph.replay()
-            replayed = float(self._losses.total)
-            if not math.isclose(replayed, expected, rel_tol=TOLERANCE):
-                raise CannotCapture(f"a replay computes a loss of {replayed:.6g} where the step's is {expected:.6g}")
+            self._compare(expected, wanted, changes())
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -96,30 +104,80 @@ class StepGraph:
         self._images.copy_(images)
         self._graph.replay()
         # the next replay overwrites the graph's own tensors
-        return _map_losses(self._losses, Tensor.clone)
+        terms = dict(zip(self._names, self._terms.clone().unbind(), strict=True))
+        return Losses(**terms, latent=self._latent.clone())
 
-    def _warm_up(self, step: Callable[[Tensor], Losses]) -> float:
-        """Takes a few steps on a side stream, as a recording must; returns the loss of the first."""
+    def _warm_up(
+        self, step: Callable[[Tensor], Losses], changes: Callable[[], list[Tensor]]
+    ) -> tuple[float, list[Tensor]]:
+        """Takes a few steps on a side stream, as a recording must; returns loss and `changes` of the first."""
         stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            losses = [step(self._images).total.detach().clone() for _ in range(WARM_UP)]
+            loss = step(self._images).total.detach().clone()
+            changed = changes()
+            for _ in range(WARM_UP - 1):
+                step(self._images)
         current.wait_stream(stream)
-        return float(losses[0])
+        return float(loss), changed
 
     def _record(
         self, step: Callable[[Tensor], Losses], generators: Sequence[Generator]
-    ) -> tuple[torch.cuda.CUDAGraph, Losses, int]:
+    ) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor, int]:
+        """The graph, the stacked terms of the losses and the latents that it writes, and `memory`."""
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
         torch.cuda.reset_peak_memory_stats()
+        with _recording(graph):
+            losses = step(self._images)
+            values = {field.name: getattr(losses, field.name) for field in fields(losses) if field.name != "latent"}
+            self._names = [name for name, value in values.items() if value is not None]
+            terms = torch.stack([values[name].detach() for name in self._names])
+        return graph, terms, losses.latent.detach(), torch.cuda.max_memory_allocated()
+
+    def _compare(self, expected: float, wanted: list[Tensor], changed: list[Tensor]) -> None:
+        """Compares the first step's loss, and how it changed the moments, with the replay's."""
+        replayed = float(self._terms[self._names.index("total")])
+        if not math.isclose(replayed, expected, rel_tol=TOLERANCE):
+            raise CannotCapture(f"a replay computes a loss of {replayed:.6g} where the step's is {expected:.6g}")
+        difference = _norm([ours - theirs for ours, theirs in zip(changed, wanted, strict=True)])
+        # written so that NaN is refused
+        if not difference <= MOMENTS_TOLERANCE * _norm(wanted):
+            raise CannotCapture("a replay computes another gradient than the step")
+
+
+@contextlib.contextmanager
+def _recording(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+    """Records into a graph, and after an error leaves allocator, stream and collector as they were.
+
+    Raises:
+        RuntimeError: The first error, of which others may have come while the recording ended.
+    """
+    pool, stream, collects = torch.cuda.graph_pool_handle(), torch.cuda.current_stream(), gc.isenabled()
+    first: RuntimeError | None = None
+    # to free a tensor of before would break the recording off
+    gc.disable()
+    try:
         # the feed's threads copy batches meanwhile, which a stricter mode would reject as part of the recording
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            losses = _map_losses(step(self._images), Tensor.detach)
-        return graph, losses, torch.cuda.max_memory_allocated()
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            try:
+                yield
+            except RuntimeError as error:
+                first = error
+                raise
+    except RuntimeError as error:
+        # PyTorch leaves these to a recording that ends well. until then, no memory that two streams use is ever freed
+        torch.cuda.set_stream(stream)
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
+        raise (first or error) from None
+    finally:
+        if collects:
+            gc.enable()
 
 
-def _map_losses(losses: Losses, function: Callable[[Tensor], Tensor]) -> Losses:
-    values = {field.name: getattr(losses, field.name) for field in fields(losses)}
-    return replace(losses, **{name: function(value) for name, value in values.items() if value is not None})
+def _norm(tensors: list[Tensor]) -> float:
+    # one number, so that the host waits once
+    return float(torch.stack([tensor.double().square().sum() for tensor in tensors]).sum().sqrt()) if tensors else 0.0

@@ -28,6 +28,7 @@ from fastle.method.objective import Losses
 from .display import Clock, Display
 from .evaluate import validation_psnr
 from .loggers import GuardedLogger
+from .precision import with_precision
 from .ranks import Agreement, Ranks, versions
 from .report import effective_rank, latent_spread
 from .run import RunDirectory
@@ -35,6 +36,8 @@ from .signals import SAVE, STOPPING, Interrupted, Signals
 from .trainer import Trainer
 
 LOG_EVERY = 20  # steps between rows of metrics
+# and on a GPU at least this many seconds: a row makes it wait for the host, some 10 ms with the eigenvalues
+LOG_SECONDS = 5.0
 REPORTS = 10  # validations, grids and checkpoints in a run, evenly spaced
 SAVE_SECONDS = 300.0  # a checkpoint is written at least this often, when a row of metrics is due
 VALIDATION_IMAGES = 500
@@ -88,6 +91,7 @@ def train(
         Interrupted: A signal arrived. The run has been saved.
     """
     _check_batch_size(config.train, world_size)
+    config = with_precision(config, device, None if overwrite else path)
     main, say = rank == 0, partial(console.print, highlight=False, markup=False, soft_wrap=True)
     logger = GuardedLogger(log, say) if log is not None and main else None
     run = RunDirectory(path, overwrite=overwrite, say=say, on_checkpoint=on_checkpoint, logger=logger)
@@ -212,7 +216,7 @@ def _loop(
         clock.step()
         window.add(losses.terms())
         report = trainer.done % report_every == 0 or trainer.done == total
-        row_due = report or trainer.done % LOG_EVERY == 0
+        row_due = report or (trainer.done % LOG_EVERY == 0 and window.seconds() >= seconds_of_window(trainer))
         request = agreed(signals.request, clock.seconds_per_step())
         if not (row_due or request):
             continue
@@ -276,6 +280,12 @@ def _first_step(trainer: Trainer, images: Tensor, clock: Clock, display: Display
     return losses
 
 
+def seconds_of_window(trainer: Trainer) -> float:
+    """How long a window of metrics lasts at least."""
+    # ranks find a loss that is not finite at the same step
+    return LOG_SECONDS if trainer.device.type == "cuda" and trainer.world_size == 1 else 0.0
+
+
 class Window:
     """The steps since the last row of metrics. Their loss terms stay on the device until the row is due.
 
@@ -292,6 +302,10 @@ class Window:
     def add(self, terms: dict[str, Tensor]) -> None:
         """Adds the loss terms of one step."""
         self._terms.append(terms)
+
+    def seconds(self) -> float:
+        """How long the window has lasted."""
+        return self._clock.elapsed() - self._elapsed
 
     def close(self, latent: Tensor) -> dict[str, Any]:
         """The metrics of the window; a new window begins.

@@ -26,8 +26,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastle.checkpoint import Checkpoint, check_identity, check_sections
 from fastle.choices import StepMode
-from fastle.config import RunConfig, TrainConfig
+from fastle.config import ConfigError, RunConfig, TrainConfig
 from fastle.errors import FastleError
+from fastle.machine import is_old
 from fastle.method.model import Autoencoder
 from fastle.method.objective import Draws, Losses, SelfTeaching, make_objective
 from fastle.phases import phase
@@ -35,6 +36,7 @@ from fastle.phases import phase
 from .average import make_averages
 from .capture import CannotCapture, StepGraph
 from .memory import OutOfMemory, check_fits, out_of_memory, too_large
+from .precision import with_precision
 from .schedule import rate_share
 
 # one stream of random numbers for the slices, which all ranks share, and one for what each rank draws for itself
@@ -57,6 +59,9 @@ class Trainer:
             have been initialised.
         total_steps: The length of the run, on which a changing learning rate depends; None for `config.train.steps`.
 
+    Raises:
+        ConfigError: The device cannot compute in the precision of the configuration.
+
     Attributes:
         model: The autoencoder that is trained.
         optimizer: On a GPU its learning rate is a tensor, which is filled before each step.
@@ -77,16 +82,25 @@ class Trainer:
         world_size: int = 1,
         total_steps: int | None = None,
     ) -> None:
+        config = with_precision(config, device)
         self.config, self.device, self.mode = config, device, mode
         self.rank, self.world_size = rank, world_size
         self._total = total_steps or config.train.steps
         if self._total is None and (config.train.schedule != "constant" or config.train.warmup):
             raise ValueError(f"the learning rate of a run of {config.train.epochs} epochs needs total_steps")
+        if config.train.precision == "bf16" and is_old(device):
+            raise ConfigError(
+                f"--precision bf16: {torch.cuda.get_device_name(device)} has no bf16 arithmetic, and emulating it is "
+                "slower than fp32; use --precision fp32"
+            )
         check_fits(config.model, device)
         # the weights are initialised on the CPU, so that a seed gives the same ones on every device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             self.model = Autoencoder(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if device.type == "cuda":
+            # shapes never change, so that it pays to measure which algorithms are the fastest
+            torch.backends.cudnn.benchmark = True
         self.objective = make_objective(self.model, config.objective)
         self.optimizer = make_optimizer(self.model, config.train, device)
         self.averages = make_averages(self.model, config.train.averages)
@@ -100,7 +114,7 @@ class Trainer:
         if mode == "captured" and (reason := _why_no_capture(device, world_size)):
             self._fall_back(reason)
         # each rank normalises with its own batch, and DDP gives every rank the running statistics of rank 0
-        self._loss = DistributedDataParallel(self.objective) if world_size > 1 else self.objective
+        self._loss = self._distributed() if world_size > 1 else self.objective
         self._shared, self._local = Generator(device), Generator(device)
 
     def __call__(self, images: Tensor) -> Losses:
@@ -135,6 +149,12 @@ class Trainer:
             raise OutOfMemory(too_large(self.config, len(images), self.device)) from error
         self.done += 1
         return losses
+
+    def _distributed(self) -> DistributedDataParallel:
+        # torch would cut the compiled loss into a graph for each bucket of gradients
+        torch._dynamo.config.optimize_ddp = False
+        # gradients are parts of the buckets that the ranks exchange, and not copied into them
+        return DistributedDataParallel(self.objective, gradient_as_bucket_view=True)
 
     def rate(self, done: int) -> float:
         """The learning rate of the step after `done` steps."""
@@ -212,7 +232,10 @@ class Trainer:
     def _capture(self, images: Tensor) -> None:
         generators = (self._shared, self._local)
         try:
-            self._graph = StepGraph(self._update, images, seed=self._prepare, generators=generators, state=self._state)
+            self._graph = StepGraph(
+                self._update, images, seed=self._prepare, generators=generators, state=self._state,
+                moments=lambda: [moments["exp_avg"] for moments in self.optimizer.state.values()],
+            )  # fmt: skip
         except CannotCapture as error:
             self._fall_back(str(error))
             # a recording that failed half-way may still hold on to the old generators
@@ -323,6 +346,8 @@ def _why_no_capture(device: torch.device, world_size: int) -> str | None:
     """Why steps cannot be captured, as far as that is known without trying, or None."""
     if device.type != "cuda":
         return f"a {device.type} has no CUDA graphs"
+    if is_old(device):
+        return f"on {torch.cuda.get_device_name(device)} operators run in torch, and some of them wait for the GPU"
     return f"a graph holds the step of one process, not of {world_size}" if world_size > 1 else None
 
 

@@ -24,6 +24,6 @@ def larger_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     # one or two samples are one tile in any case, and padding them would cost precision
     if INTERPRETED and parameters.get("impl") == "triton":
         kernels = pytest.importorskip("fastle.kernels.sigreg_triton")
-        sizes = {"BM": 128, "FINISH_BM": 128} | ({"BN": 64} if parameters.get("n", 65) > 2 else {})
+        sizes = {"CHUNK": 64, "BN": 64} if parameters.get("n", 65) > 2 else {}
         for name, size in sizes.items():
             monkeypatch.setattr(kernels, name, size)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastle.kernels.sigreg import cf_deviations, sigreg, statistic
+from fastle.kernels.sigreg_knots import Knots
 from tests import oracle
 from tests.kernels import views
 from tests.kernels.sigreg_cases import (
@@ -98,10 +99,18 @@ def test_opcheck(n: int, weighted: bool, impl: Any) -> None:
     z, slices = made(2, n, 4).to(DEVICE).requires_grad_(), unit_columns(4, 5).to(DEVICE).requires_grad_()
     weights = some_weights(2, n).to(DEVICE) if weighted else None
     arguments = (z, slices, weights, 3.0, 5, impl)
-    torch.library.opcheck(torch.ops.fastle.sigreg.default, arguments)
-    statistics, *saved = torch.ops.fastle.sigreg(*arguments)
+    torch.library.opcheck(torch.ops.fastle.sigreg_forward.default, arguments)
+    statistics, *saved = torch.ops.fastle.sigreg_forward(*arguments)
     upstream = (torch.ones_like(statistics), None, *(x.detach() for x in saved))
     torch.library.opcheck(torch.ops.fastle.sigreg_backward.default, (*upstream, weights, n, 3.0, 5, impl))
+
+
+def test_tables_are_copied_to_a_device_once() -> None:
+    knots, like = Knots(3.0, 17), torch.zeros(1, dtype=torch.float32)
+    assert knots.table(like) is knots.table(like)
+    assert knots.derivative_table(torch.float32, like) is knots.derivative_table(torch.float32, like)
+    assert knots.expected(torch.float32, like.device) is knots.expected(torch.float32, like.device)
+    assert knots.table(like).dtype == torch.float32 and knots.table(like.double()).dtype == torch.float64
 
 
 @every_size

@@ -6,6 +6,7 @@ number that Python computed, stays what it was at the recording. Unlike with a r
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -52,21 +53,58 @@ def id_of(generator: Generator) -> int:
     return generator._cdata  # type: ignore[attr-defined]
 
 
-@contextmanager
-def recording(graph: FakeGraph, **options: str) -> Iterator[None]:
-    with graph:
-        yield
+class Allocator:
+    """What CUDA's caching allocator does while a recording is under way, or is left so by one that broke off."""
+
+    def __init__(self) -> None:
+        self.under_way: set[int] = set()
+        self.pools: set[int] = set()
+        self.handles = 0
+        self.deferred = 0
+
+    def handle(self) -> int:
+        self.handles += 1
+        return self.handles
+
+    @contextmanager
+    def recording(self, graph: FakeGraph, *, pool: int, **options: str) -> Iterator[None]:
+        assert not gc.isenabled()
+        self.under_way.add(pool)
+        self.pools.add(pool)
+        with graph:
+            try:
+                yield
+            except Exception:  # noqa: BLE001
+                # as by CUDA, and before PyTorch has told its allocator
+                raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
+        self.under_way.remove(pool)
+
+    def end(self, device: int, pool: int) -> None:
+        if pool not in self.under_way:
+            raise RuntimeError("not currently recording to this pool")
+        self.under_way.remove(pool)
+
+    def release(self, device: int, pool: int) -> None:
+        self.pools.remove(pool)
+
+    def free_batch(self) -> None:
+        """Frees a batch that a side stream has used: not before all recordings have ended."""
+        self.deferred = self.deferred + 1 if self.under_way else 0
 
 
-def install(monkeypatch: pytest.MonkeyPatch) -> None:
+def install(monkeypatch: pytest.MonkeyPatch) -> Allocator:
     """torch.cuda's graphs, streams and memory are these from now on."""
+    allocator = Allocator()
 
     class Stream:
         def wait_stream(self, other: object) -> None: ...
 
     for name, stand_in in {
         "CUDAGraph": FakeGraph,
-        "graph": recording,
+        "graph": allocator.recording,
+        "graph_pool_handle": allocator.handle,
+        "current_device": lambda: 0,
+        "set_stream": lambda stream: None,
         "Stream": Stream,
         "current_stream": Stream,
         "stream": lambda stream: nullcontext(),
@@ -74,3 +112,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         "max_memory_allocated": lambda: 123,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", allocator.end, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", allocator.release, raising=False)
+    return allocator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.console import Console
 from torch import Generator, Tensor, nn
 
 from fastle.checkpoint import Checkpoint
-from fastle.config import TrainConfig
+from fastle.config import ConfigError, TrainConfig
 from fastle.method.objective import Losses
 from fastle.training import trainer as trainer_module
 from fastle.training.capture import StepGraph
@@ -38,11 +39,12 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(autouse=True)
-def _graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_graph.install(monkeypatch)
+def allocator(monkeypatch: pytest.MonkeyPatch) -> fake_graph.Allocator:
+    allocator = fake_graph.install(monkeypatch)
     monkeypatch.setattr(trainer_module, "_why_no_capture", lambda device, world_size: None)
     # compiled code cannot be recorded operator by operator
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: None)
+    return allocator
 
 
 def batch(number: int, count: int = 4) -> Tensor:
@@ -193,6 +195,37 @@ def test_a_replay_that_computes_another_loss_is_refused(monkeypatch: pytest.Monk
     assert_same(captured, eager)
 
 
+def test_a_refused_capture_leaves_the_allocator_free(
+    monkeypatch: pytest.MonkeyPatch, allocator: fake_graph.Allocator
+) -> None:
+    refusing(monkeypatch, RuntimeError("the driver's error"), after=200)
+    step = Trainer(config(), CPU, mode="captured")
+    step(batch(0))
+    # the first error, not the one with which the recording ended
+    assert step.why_not_captured is not None and "(the driver's error)" in step.why_not_captured
+    assert not allocator.under_way and not allocator.pools and gc.isenabled()
+    for _ in range(1000):
+        allocator.free_batch()
+    assert allocator.deferred == 0
+
+
+def test_a_replay_that_computes_another_gradient_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    replay = fake_graph.FakeGraph.replay
+
+    def halved(self: fake_graph.FakeGraph) -> None:
+        # the loss is right, and half of the gradients are lost: a wrong backward pass
+        replay(self)
+        with torch.no_grad():
+            for moments in list(captured.optimizer.state.values())[::2]:
+                moments["exp_avg"].zero_()
+
+    captured = Trainer(config(), CPU, mode="captured")
+    monkeypatch.setattr(fake_graph.FakeGraph, "replay", halved)
+    captured(batch(0))
+    assert captured.mode == "compiled" and captured.why_not_captured is not None
+    assert "a replay computes another gradient" in captured.why_not_captured
+
+
 def test_the_fallback_is_reported_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     refusing(monkeypatch, RuntimeError("old driver"), after=7)
     output = io.StringIO()
@@ -217,13 +250,27 @@ def test_draws_from_an_unregistered_generator_are_refused() -> None:
         return Losses(total=weights + torch.rand((), generator=other), latent=images)
 
     with pytest.raises(Exception, match="not registered"):
-        StepGraph(draw, batch(0), seed=lambda: None, generators=(Generator(),), state=lambda: [weights])
+        StepGraph(draw, batch(0), seed=lambda: None, generators=(Generator(),), state=lambda: [weights], moments=list)
 
 
-@pytest.mark.parametrize(
-    ("device", "processes", "reason"), [("cpu", 1, "a cpu has no CUDA graphs"), ("cuda", 2, "of one process, not of 2")]
-)
-def test_what_cannot_be_captured_is_known_before(device: str, processes: int, reason: str) -> None:
-    refused = WHY_NO_CAPTURE(torch.device(device), processes)
-    assert refused is not None and reason in refused
-    assert WHY_NO_CAPTURE(torch.device("cuda"), 1) is None
+def gpu_of(monkeypatch: pytest.MonkeyPatch, *capability: int) -> torch.device:
+    """A device that says it is a GPU of this compute capability."""
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    return torch.device("cuda")
+
+
+def test_what_cannot_be_captured_is_known_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = [WHY_NO_CAPTURE(CPU, 1), WHY_NO_CAPTURE(gpu_of(monkeypatch, 7, 5), 1)]
+    ampere = gpu_of(monkeypatch, 8, 0)
+    assert WHY_NO_CAPTURE(ampere, 1) is None
+    reasons.append(WHY_NO_CAPTURE(ampere, 2))
+    parts = ("a cpu has no CUDA graphs", "on Tesla T4 operators run in torch", "of one process, not of 2")
+    for reason, part in zip(reasons, parts, strict=True):
+        assert reason is not None and part in reason
+
+
+def test_a_gpu_without_bf16_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"--precision bf16: Tesla T4 has no bf16 arithmetic.*use --precision fp32"):
+        Trainer(config(precision="bf16"), gpu_of(monkeypatch, 7, 5))

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,6 +136,18 @@ def test_a_run_killed_again_and_again_is_as_if_never_killed(tmp_path: Path, monk
     whole, killed = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed"))
     assert [row["step"] for row in whole] == [row["step"] for row in killed]
     assert [row["total"] for row in whole] == [row["total"] for row in killed]
+
+
+def test_rows_of_a_gpu_are_seconds_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fastle.training.loop, "LOG_EVERY", 1)
+    gpu, seconds = torch.device("cuda"), fastle.training.loop.seconds_of_window
+    assert seconds(SimpleNamespace(device=gpu, world_size=1)) == fastle.training.loop.LOG_SECONDS  # type: ignore[arg-type]
+    for device, processes in ((CPU, 1), (gpu, 2)):
+        assert seconds(SimpleNamespace(device=device, world_size=processes)) == 0  # type: ignore[arg-type]
+    monkeypatch.setattr(fastle.training.loop, "seconds_of_window", lambda trainer: 3600.0)
+    monkeypatch.setattr(fastle.training.loop, "REPORTS", 2)
+    go(tmp_path)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [STEPS // 2, STEPS]
 
 
 def test_sigkill_of_the_process(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_run_that_has_nothing_yet_says_so(tmp_path: Path, capsys: pytest.Captu
     ("command", "fault"),
     [
         (["report", "nothing", "-o", "page.html"], "nothing"),
-        (["report", "run", "-o", "page.txt"], "-o page.txt: the page is HTML: give it a name that ends in .html"),
+        (["report", "run", "-o", "page.txt"], "-o page.txt: give it a name that ends in .html"),
         (["report", "run", "-o", "folder.html"], "-o folder.html is a folder"),
         # the run is not read before
         (["report", "nothing", "-o", "file/page.html"], "-o file/page.html: no file can be written to"),

@@ -1,0 +1,66 @@
+"""How SIGReg's Triton kernels are launched: threads and programs for each generation of GPUs, and splits of samples."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+
+# rows between two times that their expectation is taken off the sums; a split has a multiple of them
+CHUNK = 32
+# with fewer rows to a split, what a program does once takes longer than its rows
+MIN_ROWS = 64
+# loads of partial sums that the second stage has in flight for each function
+MAX_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How the kernels are launched on GPUs of one generation; chosen by counts (docs/sigreg.md), not tuned on a GPU."""
+
+    warps: int
+    # threads of a warp, and slices of the second stage's programs, which are one warp each
+    threads: int
+    # with this many on each multiprocessor, a split of the samples would only cost another launch
+    programs: int
+
+
+# what issues 128 fp32 operations a cycle needs four warps for each scheduler to hide their latency
+WIDE = Launch(warps=4, threads=32, programs=4)
+# sm_75 and sm_80 issue 64, so two do
+NARROW = Launch(warps=4, threads=32, programs=2)
+# AMD's warps have 64 threads: with four, two threads would have the same slice
+AMD = Launch(warps=2, threads=64, programs=4)
+
+
+def launch_for(capability: tuple[int, int] | None) -> Launch:
+    """The launch on an NVIDIA GPU of this compute capability, or on AMD's for None."""
+    if capability is None:
+        return AMD
+    return NARROW if capability <= (8, 0) else WIDE
+
+
+def split_rows(samples: int, programs: int, wanted: int) -> tuple[int, int]:
+    """(rows of a split, splits) with which `programs` of all samples become about as many as are `wanted`."""
+    splits = max(1, round(wanted / programs))
+    rows = min(max(math.ceil(samples / splits), MIN_ROWS), samples)
+    rows = math.ceil(rows / CHUNK) * CHUNK
+    return rows, math.ceil(samples / rows)
+
+
+def at_once(splits: int) -> int:
+    """How many splits the second stage loads at a time, a power of two."""
+    return min(MAX_AT_ONCE, triton.next_power_of_2(splits))
+
+
+@functools.cache
+def launch_on(device: torch.device) -> tuple[Launch, int]:
+    """The launch on this device, and its multiprocessors."""
+    if device.type != "cuda":
+        # the interpreter runs on a CPU and stands for a GPU of this size
+        return WIDE, 128
+    capability = None if torch.version.hip else torch.cuda.get_device_capability(device)
+    return launch_for(capability), torch.cuda.get_device_properties(device).multi_processor_count

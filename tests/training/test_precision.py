@@ -1,0 +1,48 @@
+"""What a run computes in where nobody says: by the device, and as before where a run goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastle.checkpoint import read_run_config
+from fastle.config import RunConfig
+from fastle.presets import make_config
+from fastle.training.precision import with_precision
+from tests.training.runs import CPU, config, go
+
+AUTO = make_config("shapes")
+
+
+def a_gpu(monkeypatch: pytest.MonkeyPatch, *capability: int) -> torch.device:
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    return torch.device("cuda")
+
+
+def test_the_device_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert AUTO.train.precision == "auto"
+    assert with_precision(AUTO, CPU).train.precision == "fp32"
+    assert with_precision(AUTO, a_gpu(monkeypatch, 8, 0)).train.precision == "bf16"
+    assert with_precision(AUTO, a_gpu(monkeypatch, 7, 5)).train.precision == "fp32"
+    named = make_config("shapes", precision="fp32")
+    assert with_precision(named, a_gpu(monkeypatch, 9, 0)) == named
+
+
+def test_a_run_keeps_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    automatic = replace(config(steps=2), train=replace(config(steps=2).train, precision="auto"))
+    go(tmp_path, automatic)
+    # on a CPU, and so it stays on a GPU
+    assert read_run_config(tmp_path).train.precision == "fp32"
+    gpu = a_gpu(monkeypatch, 9, 0)
+    assert with_precision(automatic, gpu, tmp_path).train.precision == "fp32"
+    assert with_precision(automatic, gpu, tmp_path / "other").train.precision == "bf16"
+
+
+def test_configurations_of_before_the_choice_are_fp32() -> None:
+    values = AUTO.to_dict()
+    del values["train"]["precision"]
+    assert RunConfig.from_dict(values).train.precision == "fp32"
