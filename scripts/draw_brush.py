@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 FACES = {"astronaut.png": (110, 0, 366, 256), "chelsea.png": (75, 0, 375, 300)}  # left, top, right, bottom
-CELLS = 4  # of a side of the latent of cifar10-6x
-# cells in the order in which they are painted, as (row, column)
-PATH = ((0, 0), (0, 1), (0, 2), (1, 2), (1, 1), (1, 0), (2, 0), (2, 1), (2, 2), (2, 3), (1, 3), (0, 3))
+CELLS = 16  # of a side of the latent of cifar10-6x at 128 px
+# cells in the order in which they are painted, as (row, column): to and fro over the middle of the face
+PATH = [(row, column if row % 4 == 1 else 15 - column) for row in (5, 7, 9, 11) for column in range(4, 13, 2)]
 MARGIN = 16  # pixels around the panel
 MOVING, RESTING = 260, 1300  # milliseconds that a frame is shown
 

@@ -15,10 +15,10 @@ from fastle.web.demo import open_demo
 
 def run(flags: argparse.Namespace, console: Console) -> None:
     """Serves the page until a signal ends it."""
-    _brush(flags.run, flags.port, pick_device(flags.device or "auto", console), console)
+    _brush(flags.run, flags.size, flags.port, pick_device(flags.device or "auto", console), console)
 
 
-def _brush(name: str, port: int, device: torch.device, console: Console) -> None:
+def _brush(name: str, size: int | None, port: int, device: torch.device, console: Console) -> None:
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
@@ -28,7 +28,7 @@ def _brush(name: str, port: int, device: torch.device, console: Console) -> None
         raise missing_extra(error, "fastle brush") or error from None
     if not 0 <= port < 2**16:
         raise ConfigError(f"--port must be at most {2**16 - 1}, not {port}")
-    demo, remark = open_demo(name, device)
+    demo, remark = open_demo(name, device, size)
     if remark:
         say(remark)
     with listen(port) as listening:

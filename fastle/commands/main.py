@@ -121,6 +121,10 @@ def _report(commands: Commands) -> None:
 def _brush(commands: Commands) -> None:
     command = commands.add_parser("brush", help="a page on this machine to paint in the latent", allow_abbrev=False)
     command.add_argument("run", metavar="RUN", nargs="?", default=BRUSHED, help=f"{RUN} (default: {BRUSHED})")
+    command.add_argument(
+        "--size", metavar="PX", type=int,
+        help="of the images, for a spatial latent (default: the run's, or 128 for a smaller model without a run)",
+    )  # fmt: skip
     command.add_argument("--port", metavar="N", type=int, default=0, help="of 127.0.0.1 (default: one that is free)")
     add_option(command, DEVICE)
 

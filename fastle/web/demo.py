@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fastle.checkpoint import read_run_config
-from fastle.config import ConfigError
-from fastle.method.model import Autoencoder
+from fastle.config import ConfigError, ModelConfig
+from fastle.method.model import STRIDE, Autoencoder
 from fastle.method.pretrained import find_model, is_saved_model, of_run
 from fastle.method.transforms import hole_side
 from fastle.training.report import grids, read_grid
@@ -19,6 +19,8 @@ from fastle.training.report import grids, read_grid
 from .pictures import PICTURES, make_pictures
 
 BATCH = 16  # most images or latents in one request
+LARGE = 128  # pixels at which a smaller spatial model is shown that has no pictures of its own
+LARGEST = 512  # a picture of which still moves
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +46,30 @@ class Demo:
     Attributes:
         model: The model.
         source: What `Autoencoder.from_pretrained` takes to load it.
+        size: Height and width of the page's images, pixels. A spatial model takes others than those of its training.
         hole: The side of the hole that a masked model was trained with, pixels; None for other models.
         pictures: At least one.
     """
 
     model: Autoencoder
     source: str
+    size: int
     hole: int | None
     pictures: list[Picture]
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape of the latent of an image of the page."""
+        return replace(self.model.config, size=self.size).latent_shape
 
     def manifest(self) -> dict[str, Any]:
         """What the page must know, as JSON can hold it; brush/model.js hands it to the page."""
         config = self.model.config
         return {
             "name": self.source,
-            "size": config.size,
+            "size": self.size,
             "channels": config.channels,
-            "latent": list(config.latent_shape),
+            "latent": list(self.latent_shape),
             "hole": self.hole,
             "batch": BATCH,
             "pictures": [
@@ -100,28 +109,48 @@ class Demo:
         return pixels.permute(0, 2, 3, 1).contiguous().cpu()
 
 
-def open_demo(name: str, device: torch.device) -> tuple[Demo, str | None]:
+def open_demo(name: str, device: torch.device, size: int | None = None) -> tuple[Demo, str | None]:
     """The demo of a run directory or of a saved or shipped model; also a line to show if a checkpoint is damaged.
 
-    The pictures are those of the run's newest grid, which are images of its validation split. A model without a grid
-    has those of `make_pictures`.
+    The pictures are those of the run's newest grid, which are images of its validation split. A model without a grid,
+    and one at another size than its own, has those of `make_pictures`.
+
+    Args:
+        name: What `find_model` takes.
+        device: Where to compute.
+        size: Of the images, pixels. By default that of the training, or `LARGE` for a smaller spatial model that was
+            saved without its run.
 
     Raises:
-        FastleError: There is no such model, it cannot be used, or its images are neither RGB nor grey.
+        FastleError: There is no such model, it cannot be used, its images are neither RGB nor grey, or it cannot take
+            images of that size.
     """
     path, remark, ratio = find_model(name), None, None
-    if is_saved_model(path):
+    saved = is_saved_model(path)
+    if saved:
         model = Autoencoder.from_pretrained(path, device)
     else:
         model, _, remark = of_run(path, device)
         ratio = read_run_config(path).objective.hole_ratio
-    size, channels = model.config.size, model.config.channels
-    if channels not in (1, 3):
-        raise ConfigError(f"{name} has images of {channels} channels: a page can show 1 (grey) or 3 (RGB)")
-    hole = None if ratio is None else hole_side(ratio, (1, channels, size, size))
+    config = model.config
+    if config.channels not in (1, 3):
+        raise ConfigError(f"{name} has images of {config.channels} channels: a page can show 1 (grey) or 3 (RGB)")
+    if size is not None:
+        _check_size(name, config, size)
+    pictures = _of_grid(path, config.size, config.channels) if size in (None, config.size) else []
+    if size is None:
+        size = max(config.size, LARGE) if saved and config.latent is None else config.size
+    hole = None if ratio is None else hole_side(ratio, (1, config.channels, size, size))
     # the layout in which the decoder computes: half the time of a frame on a CPU
     model = model.to(memory_format=torch.channels_last)
-    return Demo(model, name, hole, _of_grid(path, size, channels) or _made(size, channels)), remark
+    return Demo(model, name, size, hole, pictures or _made(size, config.channels)), remark
+
+
+def _check_size(name: str, config: ModelConfig, size: int) -> None:
+    if config.latent is not None and size != config.size:
+        raise ConfigError(f"--size {size}: the latent of {name} is pooled, so it takes images of {config.size} px only")
+    if size % STRIDE or not STRIDE <= size <= LARGEST:
+        raise ConfigError(f"--size must be divisible by {STRIDE}, and at most {LARGEST}, not {size}")
 
 
 def _of_grid(run: Path, size: int, channels: int) -> list[Picture]:

@@ -46,7 +46,7 @@ SECONDS_TO_SEND = 10.0  # that a request may take to arrive
 def make_app(demo: Demo, port: int) -> ASGIApp:
     """The application that answers the page of a demo, on a port of 127.0.0.1."""
     config = demo.model.config
-    images = (config.size, config.size, config.channels)
+    images = (demo.size, demo.size, config.channels)
     model = _Model()
     files = [_png(picture.pixels) for picture in demo.pictures]
 
@@ -63,7 +63,7 @@ def make_app(demo: Demo, port: int) -> ASGIApp:
         return await model.answer(request, demo.encode, torch.uint8, images)
 
     async def decode(request: Request) -> Response:
-        return await model.answer(request, demo.decode, torch.float32, config.latent_shape)
+        return await model.answer(request, demo.decode, torch.float32, demo.latent_shape)
 
     async def reconstruct(request: Request) -> Response:
         return await model.answer(request, demo.reconstruct, torch.uint8, images)

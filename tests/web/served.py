@@ -74,9 +74,9 @@ def untrained_run(run: Path, **flags: int | bool) -> Path:
 
 
 @contextmanager
-def served(model: Path | str) -> Iterator[int]:
+def served(model: Path | str, size: int | None = None) -> Iterator[int]:
     """The port of a server in this process."""
-    demo, _ = open_demo(str(model), torch.device("cpu"))
+    demo, _ = open_demo(str(model), torch.device("cpu"), size)
     with listen(0) as listening:
         port = listening.getsockname()[1]
         server = make_server(make_app(demo, port))

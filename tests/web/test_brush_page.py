@@ -34,7 +34,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def shipped() -> Iterator[str]:
-    with served("cifar10-6x") as port:
+    with served("cifar10-6x", 32) as port:
         yield f"http://127.0.0.1:{port}/"
 
 
@@ -274,11 +274,9 @@ def test_files_that_are_no_images_are_refused_in_a_line(page: Page) -> None:
     page.wait_for_selector(".card:nth-child(9)")
 
 
-def test_the_page_measures_its_frames(
-    browser: Browser, shipped: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = untrained_run(tmp_path / "run", size=128, hidden=64, map_channels=32)
-    with served(run) as port:
+def test_the_page_measures_its_frames(browser: Browser, shipped: str, capsys: pytest.CaptureFixture[str]) -> None:
+    # by default a model of 32 px is shown at 128
+    with served("cifar10-6x") as port:
         for size, url in ((32, shipped), (128, f"http://127.0.0.1:{port}/")):
             with quiet_page(browser, url) as page:
                 settle(page)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ import torch
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
+from fastle.config import ConfigError
+from fastle.web.demo import open_demo
 from tests.web.served import served, untrained_run
 
 IMAGE = 32 * 32 * 3
@@ -31,6 +34,23 @@ def ask(port: int, method: str, path: str, body: bytes = b"", **headers: str) ->
         return answer.status, answer.read()
     finally:
         connection.close()
+
+
+def test_a_spatial_model_is_shown_at_any_size(tmp_path: Path) -> None:
+    def facts(name: Path | str, size: int | None = None) -> tuple[int, list[int]]:
+        demo, _ = open_demo(str(name), torch.device("cpu"), size)
+        manifest = demo.manifest()
+        assert all(picture.pixels.shape[1:] == (demo.size, demo.size) for picture in demo.pictures)
+        return manifest["size"], manifest["latent"]
+
+    assert facts("cifar10-6x") == (128, [32, 16, 16])
+    run = untrained_run(tmp_path / "run")
+    assert facts(run) == (32, [8, 4, 4]) and facts(run, 64) == (64, [8, 8, 8])
+    for size in (60, 0, 520):
+        with pytest.raises(ConfigError, match=f"--size must be divisible by 8, and at most 512, not {size}"):
+            facts(run, size)
+    with pytest.raises(ConfigError, match=r"--size 64: the latent of .* is pooled"):
+        facts(untrained_run(tmp_path / "pooled", latent=4), 64)
 
 
 def test_pixels_become_latents_and_latents_pixels(port: int) -> None:
