@@ -216,5 +216,5 @@ def test_every_package_has_its_extra(installed: Path) -> None:
     base = [requirement for requirement in requires if "extra ==" not in requirement]
     assert sorted(base) == ["numpy", "safetensors", "torch>=2.11"]
     for package, extra in EXTRAS.items():
-        name = {"PIL": "pillow"}.get(package, package)
+        name = {"PIL": "pillow", "torch_fidelity": "torch-fidelity"}.get(package, package)
         assert any(r.startswith(name) and f'extra == "{extra}"' in r for r in requires), package

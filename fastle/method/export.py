@@ -107,6 +107,10 @@ def _read_program(path: Path) -> Callable[[Tensor], Tensor]:
 def _write_onnx(graph: _Part, example: Tensor, path: Path) -> None:
     source, result = graph.names
     with _extra("to export ONNX"):
+        # before the work, whatever torch would import when
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+
         program: Any = torch.onnx.export(
             graph,
             (example,),
