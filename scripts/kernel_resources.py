@@ -4,7 +4,8 @@
 
 The figures are static counts, not timings. For NVIDIA's sm_80 and sm_90 they come from the machine code, for AMD's
 gfx942 from the compiler's metadata. K is SIGReg's number of knots; `loop` counts the instructions in its loop over
-samples for each (n, m). The operators on images are compiled for three views of 128 px.
+samples for each (n, m). The operators on images are compiled for three views of 128 px, the halving
+convolution for 128 outputs in bf16.
 """
 
 from __future__ import annotations
@@ -31,7 +32,14 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from fastle.kernels import crop_resize_triton, mask_fill_triton, random_mask, random_mask_triton, sigreg_triton  # noqa: E402
+from fastle.kernels import (  # noqa: E402
+    crop_resize_triton,
+    halving_conv_triton,
+    mask_fill_triton,
+    random_mask,
+    random_mask_triton,
+    sigreg_triton,
+)
 from fastle.kernels.sigreg_knots import Knots  # noqa: E402
 
 TARGETS = {
@@ -99,7 +107,18 @@ def view_kernels(inner: int) -> Kernels:
     return kernels
 
 
-KINDS = {"step": "fp32", "scale": "fp32", "deviations_ptr": "*fp64"} | dict.fromkeys(
+def convolution_kernels() -> Kernels:
+    """The kernels of the halving convolution of images with three channels, for 128 outputs, in bf16."""
+    conv = halving_conv_triton
+    tile, images = conv.constants(16, 128), conv.constants(16, 128, conv.IMAGES_BN)
+    return {
+        "halving_conv": (conv._forward_kernel, tile, conv.OPTIONS),
+        "halving_conv to images": (conv._images_kernel, images | {"ROWS": conv.ROWS}, conv.IMAGES_OPTIONS),
+        "halving_conv to weight": (conv._weight_kernel, tile, conv.OPTIONS),
+    }
+
+
+KINDS = {"step": "fp32", "scale": "fp32", "deviations_ptr": "*fp64", "gw_ptr": "*fp32"} | dict.fromkeys(
     ("top_ptr", "left_ptr", "heights_ptr", "widths_ptr", "seeds_ptr"), "*i64"
 )
 
@@ -107,12 +126,14 @@ KINDS = {"step": "fp32", "scale": "fp32", "deviations_ptr": "*fp64"} | dict.from
 def compiled(kernel: Any, constants: dict[str, Any], options: dict[str, Any], target: GPUTarget) -> Any:
     names = kernel.arg_names
     kinds = KINDS | ({"gradient_ptr": "*fp64"} if constants.get("STATISTIC") is False else {})
+    convolution = "KP" in constants
+    pointer = "*bf16" if convolution else "*fp32"
     signature = {
-        name: "constexpr" if name in constants else kinds.get(name, "*fp32" if name.endswith("_ptr") else "i32")
+        name: "constexpr" if name in constants else kinds.get(name, pointer if name.endswith("_ptr") else "i32")
         for name in names
     }
     # a launch specialises on sizes and pointers that are multiples of 16
-    sizes = ("M", "H", "W", "OH", "OW")
+    sizes = ("M", "H", "W", "OH", "OW", *(("N", "K", "SB", "SI", "SN") if convolution else ()))
     aligned = {
         (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in sizes or name.endswith("_ptr")
     }
@@ -183,7 +204,7 @@ def measure(kernels: Kernels, labels: dict[str, Any], architectures: list[str]) 
             code = compiled(kernel, constants, options, target).asm
             usage = nvidia_resources(code["cubin"]) if "cubin" in code else amd_resources(code["amdgcn"])
             row: dict[str, Any] = labels | {"architecture": architecture, "kernel": name} | usage
-            if "BN" in constants and "loop_instructions" in usage:
+            if "BM" in constants and "loop_instructions" in usage:
                 angles = constants["BN"] * constants["BM"] / (32 * options["num_warps"])
                 row["loop_per_angle"] = usage["loop_instructions"] / angles
                 row["loop_per_angle_and_knot"] = row["loop_per_angle"] / (labels["knots"] - 1)
@@ -202,6 +223,7 @@ def main() -> None:
         rows += measure(sigreg_kernels(knots), {"operator": "sigreg", "knots": knots}, options.architectures)
     for inner in (1, 3):
         rows += measure(view_kernels(inner), {"operator": "views"}, options.architectures)
+    rows += measure(convolution_kernels(), {"operator": "halving_conv"}, options.architectures)
     print(f"{'K':>4} target   {'kernel':54} registers spills  stack   code   loop a knot")
     for row in rows:
         print(
