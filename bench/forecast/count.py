@@ -267,6 +267,8 @@ class _Reader:
             channels=(blocks.shape[1], weight.shape[0]),
         )
         self._note_layouts(index, *operands)
+        # made as (B, H, W, channels), which is channels-last, and only then turned
+        self.in_products.add(blocks.root)
         assert target is not None
         self.pending[target] = index
 
