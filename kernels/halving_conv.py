@@ -76,12 +76,11 @@ def _to_weight(to_y: Tensor, to_means: Tensor, blocks: Tensor, weight: Tensor) -
     return gradient
 
 
-# Inductor spreads rows to aligned addresses, which the kernels take: demanding the strides of eager tensors would copy
-_AS_SPREAD, _ANY = (torch.Tag.needs_fixed_stride_order,), (torch.Tag.flexible_layout,)
-_operator = torch.library.custom_op("fastle::halving_conv", _forward, mutates_args=(), tags=_AS_SPREAD)
-# and gradients lie as the convolutions beside these operators want them, which is channels-last
-_images_operator = torch.library.custom_op("fastle::halving_conv_to_images", _to_images, mutates_args=(), tags=_ANY)
-_weight_operator = torch.library.custom_op("fastle::halving_conv_to_weight", _to_weight, mutates_args=(), tags=_ANY)
+# Inductor spreads rows to aligned addresses, which the kernels take; without the tag it would copy them back
+_TAGS = (torch.Tag.needs_fixed_stride_order,)
+_operator = torch.library.custom_op("fastle::halving_conv", _forward, mutates_args=(), tags=_TAGS)
+_images_operator = torch.library.custom_op("fastle::halving_conv_to_images", _to_images, mutates_args=(), tags=_TAGS)
+_weight_operator = torch.library.custom_op("fastle::halving_conv_to_weight", _to_weight, mutates_args=(), tags=_TAGS)
 
 
 @_operator.register_fake
