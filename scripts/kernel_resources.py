@@ -4,9 +4,9 @@
 
 The figures are static counts, not timings. For NVIDIA's GPUs they come from the machine code, for AMD's gfx942 from
 the compiler's metadata. K is SIGReg's number of knots; `loop` counts the instructions in its innermost loop for each
-(n, m). The operators on images are compiled for three views of 128 px. For SIGReg on B tests of N samples and M slices
-(`--shape`), `executed` is how many instructions all warps issue, in millions, on the GPU that stands for the
-architecture: each loop's instructions times its rounds.
+(n, m). The operators on images are compiled for three views of 128 px, the halving convolution for 128 outputs in bf16.
+For SIGReg on B tests of N samples and M slices (`--shape`), `executed` is how many instructions all warps issue, in
+millions, on the GPU that stands for the architecture: each loop's instructions times its rounds.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from fastle.kernels import (  # noqa: E402
     crop_resize_triton,
+    halving_conv_triton,
     mask_fill_triton,
     random_mask,
     random_mask_triton,
@@ -146,17 +147,33 @@ def view_kernels(inner: int) -> Kernels:
     return kernels
 
 
-KINDS = {"scale": "fp32"} | dict.fromkeys(("top_ptr", "left_ptr", "heights_ptr", "widths_ptr", "seeds_ptr"), "*i64")
+def convolution_kernels() -> Kernels:
+    """The kernels of the halving convolution of images with three channels, for 128 outputs, in bf16."""
+    conv = halving_conv_triton
+    tile, images = conv.constants(16, 128), conv.constants(16, 128, conv.IMAGES_BN)
+    return {
+        "halving_conv": (conv._forward_kernel, tile, conv.OPTIONS),
+        "halving_conv to images": (conv._images_kernel, images | {"ROWS": conv.ROWS}, conv.IMAGES_OPTIONS),
+        "halving_conv to weight": (conv._weight_kernel, tile, conv.OPTIONS),
+    }
+
+
+OPERATORS = ["sigreg", "views", "halving_conv"]
+KINDS = {"scale": "fp32", "gw_ptr": "*fp32"} | dict.fromkeys(
+    ("top_ptr", "left_ptr", "heights_ptr", "widths_ptr", "seeds_ptr"), "*i64"
+)
 
 
 def compiled(kernel: Any, constants: dict[str, Any], options: dict[str, Any], target: GPUTarget) -> Any:
     names = kernel.arg_names
+    convolution = "KP" in constants
+    pointer = "*bf16" if convolution else "*fp32"
     signature = {
-        name: "constexpr" if name in constants else KINDS.get(name, "*fp32" if name.endswith("_ptr") else "i32")
+        name: "constexpr" if name in constants else KINDS.get(name, pointer if name.endswith("_ptr") else "i32")
         for name in names
     }
     # a launch specialises on sizes and pointers that are multiples of 16
-    sizes = ("M", "H", "W", "OH", "OW")
+    sizes = ("M", "H", "W", "OH", "OW", *(("N", "K", "SB", "SI", "SN") if convolution else ()))
     aligned = {
         (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in sizes or name.endswith("_ptr")
     }
@@ -251,7 +268,7 @@ def measure(
         by_a_warp = row.pop("executed_by_a_warp", 0)
         if warps and by_a_warp:
             row["executed"] = round(warps * by_a_warp)
-        if "BN" in constants and "loop_instructions" in usage:
+        if {"BN", "BM"} <= constants.keys() and "loop_instructions" in usage:
             angles = constants["BN"] * constants["BM"] / (32 * options["num_warps"])
             row["loop_per_angle"] = usage["loop_instructions"] / angles
             row["loop_per_angle_and_knot"] = row["loop_per_angle"] / (labels["knots"] - 1)
@@ -270,7 +287,7 @@ def main() -> None:
     parser.add_argument("--knots", type=int, nargs="+", default=[17], metavar="K")
     parser.add_argument("--shape", type=shape_of, default=(256, 128, 256), metavar="BxNxM", help="default: 256x128x256")
     parser.add_argument("--architectures", nargs="+", default=["sm_80", "sm_90", "gfx942"], choices=list(TARGETS))
-    parser.add_argument("--operators", nargs="+", default=["sigreg", "views"], choices=["sigreg", "views"])
+    parser.add_argument("--operators", nargs="+", default=OPERATORS, choices=OPERATORS)
     options = parser.parse_args()
     rows = []
     for architecture in options.architectures:
@@ -282,6 +299,8 @@ def main() -> None:
         if "views" in options.operators:
             for inner in (1, 3):
                 rows += measure(view_kernels(inner), {"operator": "views"}, architecture, {})
+        if "halving_conv" in options.operators:
+            rows += measure(convolution_kernels(), {"operator": "halving_conv"}, architecture, {})
     print(f"{'K':>4} target   {'kernel':54} registers spills  stack   code   loop a knot executed")
     for row in rows:
         print(

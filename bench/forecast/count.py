@@ -2,7 +2,7 @@
 
 Bytes of a Triton kernel are Inductor's own estimate (`kernel_num_gb`): each operand once, a slice as a slice. Bytes of
 all else are its operands and results, once. A convolution's backward is two launches, its gradients for the images and
-for the weight. Operators of fastle are one launch each, whatever they launch.
+for the weight. Operators of fastle are one launch each, whatever they launch; a fused convolution counts as one.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ TAPS = 16  # of the largest convolution: what has no more pixels is a weight
 REST = "loss"  # what no phase claims
 # arithmetic of SIGReg's operators for each sample and slice, beside their product (docs/sigreg.md)
 SIGREG_FLOP = {"sigreg_forward": 45, "sigreg_backward": 65}
+# convolutions that a fused operator computes: the gradients need the convolution itself again
+FUSED_CONVOLUTIONS = {"halving_conv": 1, "halving_conv_to_images": 2, "halving_conv_to_weight": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +223,9 @@ class _Reader:
             self.in_products |= {buffer.root for buffer in operands}
         elif name.startswith("torch.ops."):
             operator = name.split(".")[3]
+            if operator in FUSED_CONVOLUTIONS:
+                self._fused_convolution(target, operator, operands, phase)
+                return
             # samples and slices, or the projection that the slopes are of
             pairs = math.prod(operands[0].shape[:-1]) * operands[1].shape[-1] if operator == "sigreg_forward" else 0
             products = 2 * pairs * operands[0].shape[-1] if pairs else 0
@@ -247,6 +252,23 @@ class _Reader:
             channels=(images.shape[1], weight.shape[1 if options["transposed"] else 0]),
         )
         self._note_layouts(index, images, weight)
+        assert target is not None
+        self.pending[target] = index
+
+    def _fused_convolution(self, target: str | None, operator: str, operands: list[Buffer], phase: str) -> None:
+        blocks, weight = operands[-2:]
+        pixels = blocks.shape[0] * (blocks.shape[2] - 1) * (blocks.shape[3] - 1)
+        index = self._add(
+            kind="convolution",
+            name=operator,
+            phase=phase,
+            bytes=sum(buffer.bytes for buffer in operands),
+            flop=FUSED_CONVOLUTIONS[operator] * 2 * pixels * math.prod(weight.shape),
+            channels=(blocks.shape[1], weight.shape[0]),
+        )
+        self._note_layouts(index, *operands)
+        # made as (B, H, W, channels), which is channels-last, and only then turned
+        self.in_products.add(blocks.root)
         assert target is not None
         self.pending[target] = index
 

@@ -28,9 +28,10 @@ from fastle.presets import make_config
 ROOT = Path(__file__).resolve().parents[2]
 HOOKS = Path(__file__).with_name("hooks.cpp")
 SETTINGS: dict[str, dict[str, Any]] = {
-    "celeba-masked-512": {"masked": True, "latent": 512},
-    "celeba-spatial": {},
-    "celeba-pixel": {"objective": "pixel"},
+    "celeba-masked-512": {"masked": True, "latent": 512, "recipe": "post"},
+    "celeba-masked-512-tuned": {"masked": True, "latent": 512},
+    "celeba-spatial": {"recipe": "post"},
+    "celeba-pixel": {"objective": "pixel", "recipe": "post"},
 }
 Side = Literal["fastle", "plain"]
 
@@ -52,7 +53,6 @@ class Case:
     def config(self) -> RunConfig:
         return make_config(
             "celeba",
-            recipe="post",
             data=ROOT,
             batch_size=self.batch,
             precision=self.precision,

@@ -13,12 +13,13 @@ nearly linear in contrast then accepts reconstructions with too little contrast.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastle.config import JudgeName, JudgeStatistics
+from fastle.config import JudgeDepth, JudgeName, JudgeStatistics
 
 from .model import Encoder, Features
 
@@ -46,6 +47,26 @@ def update_ema(judge: Encoder, encoder: Encoder, decay: float = EMA_DECAY) -> No
     """judge ← decay · judge + (1 − decay) · encoder, for the parameters: a judge uses no running statistics."""
     for average, parameter in zip(judge.parameters(), encoder.parameters(), strict=True):
         average.lerp_(parameter, 1 - decay)
+
+
+class FrozenFeatures(nn.Module):
+    """`judge.features` for torch.compile, with the weights of the encoder that a step-frozen judge has aliases of.
+
+    A graph takes an alias for another tensor, and would bring every weight into the convolutions' form twice.
+    """
+
+    def __init__(self, judge: Encoder, depth: JudgeDepth) -> None:
+        super().__init__()
+        self.judge, self.depth = judge, depth
+
+    def forward(self, batches: Sequence[Tensor]) -> list[Features]:
+        return self.judge.features(batches, self.depth)
+
+    def of(self, encoder: Encoder, batches: Sequence[Tensor]) -> list[Features]:
+        """The features of batches, the encoder's weights taken for constants."""
+        weights = {f"judge.{name}": parameter.detach() for name, parameter in encoder.named_parameters()}
+        features: list[Features] = torch.func.functional_call(self, weights, (batches,))
+        return features
 
 
 class Comparison:

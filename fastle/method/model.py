@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fastle.config import JudgeDepth, ModelConfig
 
-from .conv import Conv2d, HalvingConv2d
+from .conv import Conv2d, HalvingConv2d, shortcut
 from .upsample import UpsampledConv2d, nearest_x2
 
 STRIDE = 8  # pixels of an image for one of the encoder's map, in each direction
@@ -38,10 +38,10 @@ class DownBlock(nn.Module):
         self.reduce = Conv2d(channels_in, channels_out, 3, stride=2, padding=1)
         self.mix = Conv2d(channels_out, channels_out, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        # groups of neighbouring channels are averaged to the output width; unshuffling puts the four pixels of one
-        # input channel next to each other
-        skip = F.pixel_unshuffle(x, 2).unflatten(1, (self.mix.out_channels, -1)).mean(2)
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """`skip` is the shortcut of x, where it is known already."""
+        if skip is None:
+            skip = shortcut(x, self.mix.out_channels)
         # the convolution first: a sum is laid out as its first operand, and pixel-unshuffle is never channels-last
         return F.silu(self.mix(F.silu(self.reduce(x))) + skip)
 
@@ -126,7 +126,7 @@ class Encoder(nn.Module):
             ValueError: the images have another shape than the model's.
         """
         # no layer before the BatchNorm mixes samples, so one pass over all batches changes nothing
-        stages = self._trunk(batches[0] if len(batches) == 1 else torch.cat(list(batches)), depth)
+        stages = self._trunk(batches, depth)
         if len(batches) == 1:
             return [tuple(stages)]
         return list(zip(*(stage.chunk(len(batches)) for stage in stages), strict=True))
@@ -169,10 +169,11 @@ class Encoder(nn.Module):
                 f"images must be (B, {channels}, H, W), H and W divisible by {STRIDE}, not {tuple(images.shape)}"
             )
 
-    def _trunk(self, images: Tensor, depth: JudgeDepth) -> list[Tensor]:
-        self._check(images)
-        stem = F.silu(self.stem(unit_range(images)))
-        middle = self.down[0](stem)
+    def _trunk(self, batches: Sequence[Tensor], depth: JudgeDepth) -> list[Tensor]:
+        for images in batches:
+            self._check(images)
+        stem, skip = self.stem([unit_range(images) for images in batches])
+        middle = self.down[0](stem, skip)
         code = last = self.down[1](middle)
         if self.pool is not None:
             code = self.pool(last.flatten(1))

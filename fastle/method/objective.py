@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from fastle.config import JudgeDepth, ObjectiveConfig
 from fastle.phases import phase
 
-from .judge import Comparison, make_judge, update_ema
+from .judge import Comparison, FrozenFeatures, make_judge, update_ema
 from .model import Autoencoder, Encoder, Features, unit_range
 from .sigreg import draw_slices, sigreg
 from .transforms import Boxes, Shape, ViewDraw, cut_hole, draw_boxes, hole_side, make_transform
@@ -125,7 +125,9 @@ class SelfTeaching(nn.Module):
         # an average's features of the images are not the encoder's
         shares = self.transform.full_view and config.judge != "ema"
         self._encoder_depth: JudgeDepth = config.judge_depth if shares else "code"
-        self._judge = (make_judge(config.judge, model.encoder),)  # in a tuple, or it would be registered
+        # in tuples, or they would be registered
+        self._judge = (make_judge(config.judge, model.encoder),)
+        self._frozen = (FrozenFeatures(self.judge, config.judge_depth),)
 
     @property
     def judge(self) -> Encoder:
@@ -230,9 +232,15 @@ class SelfTeaching(nn.Module):
                 both = judge.features((*targets, *views), depth)
                 return [*both[: len(targets)], *full], both[len(targets) :]
             # the views first: where a bias was in use before, torch.compile keeps its sum with a map, as one more map
-            seen = judge.features(views, depth)
+            seen = self._features(views)
             with torch.no_grad():
-                return [*judge.features(targets, depth), *full], seen
+                return [*self._features(targets), *full], seen
+
+    def _features(self, batches: Sequence[Tensor]) -> list[Features]:
+        """The judge's features of batches."""
+        if self.config.judge == "step-frozen" and torch.compiler.is_compiling():
+            return self._frozen[0].of(self.model.encoder, batches)
+        return self.judge.features(batches, self.config.judge_depth)
 
     def _agreements(self, wanted: Sequence[Features], *seen: Sequence[Features]) -> list[tuple[Tensor, Tensor | None]]:
         """Of each branch mse(J(T x), J(T x̂)), the mean over T's views, and mse(J(x), J(x̂)) where T asks for it.

@@ -128,9 +128,21 @@ def _mixed(instruction: Instruction, read: Read) -> Array:
 
 def _from_half(read: Read, index: int, kind: str) -> Array:
     """An operand in bf16 or f16 as fp32."""
+    return _widened(read(index, "u16"), kind)
+
+
+def _widened(bits: Array, kind: str) -> Array:
+    """The 16 bits of a number in bf16 or f16 as fp32."""
     if kind == "f16":
-        return read(index, "f16").astype(np.float32)
-    return (read(index, "u16").astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return bits.view(np.float16).astype(np.float32)
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def halves(pairs: Array, kind: str) -> list[Array]:
+    """The lower and the upper number in bf16 or f16 of registers of 32 bits, as fp32."""
+    if kind not in HALVES:
+        raise UnknownInstruction("unknown instruction")
+    return [_widened((pairs >> np.uint32(shift)).astype(np.uint16), kind) for shift in (0, 16)]
 
 
 def _packed(function: Callable[..., Array], instruction: Instruction, read: Read) -> Array:

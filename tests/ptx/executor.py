@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.ptx.arithmetic import DTYPES, Array, UnknownInstruction, compute, operation
+from tests.ptx import matrices
+from tests.ptx.arithmetic import DTYPES, Array, UnknownInstruction, compute, halves, operation
 from tests.ptx.memory import GlobalMemory, MemoryFault, ParameterMemory, SharedMemory
 from tests.ptx.parser import Address, Constant, Instruction, Kernel, Operand, Register, Symbol, Vector
 
@@ -327,7 +328,7 @@ def _check_whole_warps(executing: Array) -> None:
         raise Divergence("some threads of a warp are missing")
 
 
-def _matrix_places(ctas: _Ctas, rows: Operand, matrix: int, transposed: bool) -> list[Array]:
+def _matrix_places(ctas: _Ctas, rows: Operand, matrix: int, transposed: bool, executing: Array) -> list[Array]:
     """Where both 16-bit numbers of each lane lie in an 8×8 matrix, whose rows begin where 8 of a warp's lanes say."""
     lane = np.arange(ctas.lanes)
     starts = ctas.addresses(rows)
@@ -336,7 +337,7 @@ def _matrix_places(ctas: _Ctas, rows: Operand, matrix: int, transposed: bool) ->
     for half in (0, 1):
         row, column = (pair + half, place) if transposed else (place, pair + half)
         start = starts[lane // WARP * WARP + 8 * matrix + row]
-        if (start % 16).any():
+        if (start[executing] % 16).any():
             raise MemoryFault("a matrix's row is not aligned to 16 bytes")
         places.append(start + 2 * column)
     return places
@@ -353,7 +354,7 @@ def _matrix(ctas: _Ctas, instruction: Instruction, executing: Array) -> None:
     _check_whole_warps(executing)
     chosen = np.flatnonzero(executing)
     for index, part in enumerate(parts):
-        places = _matrix_places(ctas, rows, index, transposed)
+        places = _matrix_places(ctas, rows, index, transposed, executing)
         if loads:
             halves = [ctas.load_bytes("shared", place, 2, chosen).view(np.uint16)[:, 0] for place in places]
             values = halves[0] | halves[1].astype(np.uint32) << np.uint32(16)
@@ -363,6 +364,19 @@ def _matrix(ctas: _Ctas, instruction: Instruction, executing: Array) -> None:
             both = np.ascontiguousarray(values).view(np.uint8)
             for half, place in enumerate(places):
                 ctas.store_bytes("shared", place, both[:, 2 * half : 2 * half + 2], chosen)
+
+
+def _multiply_matrices(ctas: _Ctas, instruction: Instruction, executing: Array) -> None:
+    kind = instruction.modifiers[-2]
+    if instruction.modifiers != ("sync", "aligned", "m16n8k16", "row", "col", "f32", kind, kind, "f32"):
+        raise UnknownInstruction("unknown instruction")
+    _check_whole_warps(executing)
+    target, *sources = (_elements(operand) for operand in instruction.operands)
+    pairs = [[np.broadcast_to(ctas.read(part, "b32"), (ctas.lanes,)) for part in parts] for parts in sources[:2]]
+    a, b = ([half for part in parts for half in halves(part, kind)] for parts in pairs)
+    c = [np.broadcast_to(ctas.read(part, "f32"), (ctas.lanes,)) for part in sources[2]]
+    for part, values in zip(target, matrices.multiplied(a, b, c), strict=True):
+        ctas.write(part, values, executing)
 
 
 def _call(ctas: _Ctas, instruction: Instruction, executing: Array) -> None:
@@ -385,5 +399,6 @@ HANDLERS: dict[str, Callable[[_Ctas, Instruction, Array], None]] = {
     "redux": _reduce,
     "ldmatrix": _matrix,
     "stmatrix": _matrix,
+    "mma": _multiply_matrices,
     "call": _call,
 }

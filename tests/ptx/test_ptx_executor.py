@@ -231,6 +231,62 @@ def test_a_matrix_may_be_transposed(store: str, load: str) -> None:
     assert of_threads(body) == expected.tolist()
 
 
+# of each warp, one after the other: A [16, 16], B [16, 8] and C [16, 8], where a row of A or C has 32 bytes. %r3 is
+# where they begin, %r4 a thread's lane, %rd4 and %rd5 where its first numbers of A and of C are by the PTX ISA
+PIECES = """
+    shr.u32 %r3, %r1, 5; mul.lo.s32 %r3, %r3, 1280; and.b32 %r4, %r1, 31;
+    shr.u32 %r5, %r4, 2; mad.lo.s32 %r5, %r5, 32, %r3; and.b32 %r6, %r4, 3;
+    mad.lo.s32 %r7, %r6, 4, %r5; cvt.u64.u32 %rd4, %r7; add.s64 %rd4, %rd4, %rd1;
+    mad.lo.s32 %r7, %r6, 8, %r5; cvt.u64.u32 %rd5, %r7; add.s64 %rd5, %rd5, %rd1;
+"""
+# a B that is written column by column is read as A is
+FROM_GLOBAL = """
+    ld.global.b32 %r10, [%rd4]; ld.global.b32 %r11, [%rd4+256];
+    ld.global.b32 %r12, [%rd4+16]; ld.global.b32 %r13, [%rd4+272];
+    ld.global.b32 %r14, [%rd4+512]; ld.global.b32 %r15, [%rd4+528];
+"""
+# all of A and B, 24 bytes by each thread, to shared memory; then four matrices of 8 × 8 as quarters of A, two of B's
+FROM_SHARED = """
+    mad.lo.s32 %r7, %r4, 24, %r3; cvt.u64.u32 %rd6, %r7; add.s64 %rd6, %rd6, %rd1;
+    ld.global.b64 %rd7, [%rd6]; ld.global.b64 %rd8, [%rd6+8]; ld.global.b64 %rd9, [%rd6+16];
+    st.shared.b64 [%r7], %rd7; st.shared.b64 [%r7+8], %rd8; st.shared.b64 [%r7+16], %rd9;
+    and.b32 %r5, %r4, 15; mad.lo.s32 %r6, %r5, 16, %r3; mad.lo.s32 %r5, %r5, 32, %r3;
+    shr.u32 %r4, %r4, 4; mad.lo.s32 %r5, %r4, 16, %r5;
+    ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r10, %r11, %r12, %r13}, [%r5];
+    ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%r14, %r15}, [%r6+512];
+"""
+PRODUCT = """
+    ld.global.v2.b32 {{%r20, %r21}}, [%rd5+768]; ld.global.v2.b32 {{%r22, %r23}}, [%rd5+1024];
+    mma.sync.aligned.m16n8k16.row.col.f32.{0}.{0}.f32
+        {{ %r20, %r21, %r22, %r23 }}, {{ %r10, %r11, %r12, %r13 }}, {{ %r14, %r15 }}, {{ %r20, %r21, %r22, %r23 }};
+    st.global.v2.b32 [%rd5+768], {{%r20, %r21}}; st.global.v2.b32 [%rd5+1024], {{%r22, %r23}};
+    ret;
+"""
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("bf16", torch.bfloat16), ("f16", torch.float16)])
+@pytest.mark.parametrize("shared", [False, True], ids=["global", "ldmatrix"])
+def test_the_product_of_matrices(shared: bool, kind: str, dtype: torch.dtype) -> None:
+    generator = np.random.default_rng(0)
+    # numbers of 8 bits, whose products and sums are exact in fp32
+    a, b, c = (generator.integers(-99, 99, (2, 16, n)) / 8 for n in (16, 8, 8))
+    pieces = torch.zeros(2, 1280, dtype=torch.uint8)
+    pieces[:, :512].view(dtype)[:] = torch.from_numpy(a).flatten(1)
+    pieces[:, 512:768].view(dtype)[:] = torch.from_numpy(b if shared else b.transpose(0, 2, 1)).flatten(1)
+    pieces[:, 768:].view(torch.float32)[:] = torch.from_numpy(c).flatten(1)
+    memory = GlobalMemory()
+    body = START + PIECES + (FROM_SHARED if shared else FROM_GLOBAL) + PRODUCT.format(kind)
+    execute(parse(module(body)), memory, grid=(1,), threads=THREADS, shared=2560, arguments=[memory.place(pieces)])
+    assert np.array_equal(pieces[:, 768:].view(torch.float32).view(2, 16, 8), a @ b + c)
+
+
+def test_a_product_needs_the_whole_warp() -> None:
+    numbers = "{%r2, %r3, %r4, %r5}"
+    product = f"mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {numbers}, {numbers}, {{%r2, %r3}}, {numbers};"
+    with pytest.raises(Divergence, match="missing"):
+        run(f"setp.lt.u32 %p1, %r1, 3; @%p1 {product}" + DONE)
+
+
 # arithmetic: bits, as unsigned numbers
 
 
@@ -328,6 +384,7 @@ def test_arithmetic(body: str, expected: int) -> None:
         "shfl.sync.idx.b32 %r2, %r1, 1, 15, -1;",
         "redux.sync.xor.b32 %r2, %r1, -1;",
         "ldmatrix.sync.aligned.m8n8.x1.shared.b8 {%r2}, [%r1];",
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%r2, %r3, %r4, %r5}, {%r6, %r7}, {%r8}, {_, _, _, _};",
         "atom.global.add.f32 %r2, [%rd3], %r1;",
         "add.s64 %rd4, %r1, 1;",
         "mov.u32 %r2, nothing;",

@@ -9,6 +9,7 @@ import torch
 
 from fastle.kernels import impl
 from fastle.kernels.crop_resize import crop_resize
+from fastle.kernels.halving_conv import halving_conv
 from fastle.kernels.mask_fill import mask_fill
 from fastle.kernels.random_mask import mask_patches
 from fastle.kernels.sigreg import sigreg
@@ -22,12 +23,15 @@ def test_every_kernel_is_executed() -> None:
     # the smallest calls of all operators: whoever adds a kernel adds its operator here, and tests beside the others
     z, images = torch.zeros(1, 70, 3, requires_grad=True), torch.zeros(1, 1, 8, 8, requires_grad=True)
     corner = torch.zeros(1, dtype=torch.int64)
+    blocks = torch.zeros(1, 8, 3, 3, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.zeros(1, 8, 2, 2, dtype=torch.bfloat16, requires_grad=True)
     with executed(80) as launched:
         results: list[Any] = [
             sigreg(z, torch.eye(3), knots=3, impl="triton"),
             crop_resize(images, corner, corner, 5, 7, impl="triton"),
             mask_fill(images, corner, corner, 5, 7, impl="triton"),
             mask_patches(images, corner, ratio=0.5, impl="triton"),
+            halving_conv(blocks, weight, impl="triton")[0],
         ]
         for result in results:
             result.sum().backward()

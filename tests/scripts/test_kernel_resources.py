@@ -31,7 +31,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_kernels_spill_nothing(rows: list[dict[str, Any]]) -> None:
-    for operator in ("sigreg", "views"):
+    for operator in ("sigreg", "views", "halving_conv"):
         architectures = {row["architecture"] for row in rows if row["operator"] == operator}
         assert architectures == {"sm_90", "gfx942"}
     for row in rows:

@@ -1,0 +1,223 @@
+"""The halving convolution with its SiLU and means, and its gradients, in Triton; `halving_conv` has the formulas.
+
+    t       a tap and a channel of the blocks: row r = t // 2KP, column c = t // KP % 2, channel k = t % KP
+    KP      channels of a block, filled up to a power of two
+    BW, BN  pixels of a row and output channels of a tile
+
+The convolution's result is written nowhere. The gradients compute it again: its images are some thirty times smaller.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# launch table; not tuned on a GPU yet
+BW, MAX_BN = 64, 64
+IMAGES_BN = 32  # at most, for the gradient that holds four tiles; more would spill on AMD's GPUs
+ROWS = 16  # rows of blocks that a program of the images' gradient computes, for which it needs one row of pixels more
+PROGRAMS = 512  # that share the pixels of the weight's gradient; fixed, so that every GPU adds in the same order
+OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
+IMAGES_OPTIONS = OPTIONS | {"num_warps": 8}
+
+
+@triton.jit
+def _pixels(x_ptr, sample, row, column, W, K, SB, SI, KP: tl.constexpr):
+    """The blocks that a row's pixels read: [BW, 4KP], zeros outside."""
+    t = tl.arange(0, 4 * KP)
+    r, c, k = t // (2 * KP), t // KP % 2, t % KP
+    x_ptr += sample.to(tl.int64) * SB
+    offset = (row + r)[None, :] * SI + (column[:, None] + c[None, :]) * K + k[None, :]
+    return tl.load(x_ptr + offset, mask=(column < W)[:, None] & (k < K)[None, :], other=0.0)
+
+
+@triton.jit
+def _weights(w_ptr, n, N, K, SN, SK, SR, SC, KP: tl.constexpr):
+    """[4KP, BN]."""
+    t = tl.arange(0, 4 * KP)
+    r, c, k = t // (2 * KP), t // KP % 2, t % KP
+    offset = (k * SK + r * SR + c * SC)[:, None] + (n * SN)[None, :]
+    return tl.load(w_ptr + offset, mask=(k < K)[:, None] & (n < N)[None, :], other=0.0)
+
+
+@triton.jit
+def _weights_of_row(w_ptr, r, n, N, K, SN, SK, SR, SC, KP: tl.constexpr):
+    """The weights of one row of taps, turned: [BN, 2KP]."""
+    t = tl.arange(0, 2 * KP)
+    c, k = t // KP, t % KP
+    offset = (k * SK + r * SR + c * SC)[None, :] + (n * SN)[:, None]
+    return tl.load(w_ptr + offset, mask=(k < K)[None, :] & (n < N)[:, None], other=0.0)
+
+
+@triton.jit
+def _slopes(p, gy_ptr, gs_ptr, sample, row, column, n, H, W, N):
+    """The gradient to the convolution's result p, [BW, BN], zeros outside."""
+    mask = (column < W)[:, None] & (n < N)[None, :]
+    base = sample.to(tl.int64) * (H * W * N)
+    g = tl.load(gy_ptr + base + (row * W + column)[:, None] * N + n[None, :], mask=mask, other=0.0).to(tl.float32)
+    # half as many rows and columns of twice the channels
+    square = (row // 2) * (W // 2) + column // 2
+    mean = tl.load(gs_ptr + base // 2 + square[:, None] * (2 * N) + (2 * n + row % 2)[None, :], mask=mask, other=0.0)
+    s = tl.sigmoid(p)
+    return (g + 0.5 * mean.to(tl.float32)) * s * (1 + p * (1 - s))
+
+
+@triton.jit
+def _forward_kernel(
+    x_ptr,  # [B, H+1, W+1, K], samples and rows SB and SI apart
+    w_ptr,  # [N, K, 2, 2]
+    y_ptr,  # [B, H, W, N]
+    s_ptr,  # [B, H/2, W/2, 2N]
+    H, W, N, K, SB, SI, SN, SK, SR, SC,
+    KP: tl.constexpr, BW: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    across = tl.cdiv(W, BW)
+    pair = tl.program_id(0) // across
+    sample, i = pair // (H // 2), pair % (H // 2)
+    start, first = (tl.program_id(0) % across) * BW, tl.program_id(1) * BN
+    column, n = start + tl.arange(0, BW), first + tl.arange(0, BN)
+    w = _weights(w_ptr, n, N, K, SN, SK, SR, SC, KP)
+    base = sample.to(tl.int64) * (H * W * N)
+    mask = (column < W)[:, None] & (n < N)[None, :]
+    p0 = tl.dot(_pixels(x_ptr, sample, 2 * i, column, W, K, SB, SI, KP), w, input_precision="ieee")
+    y0 = p0 * tl.sigmoid(p0)
+    offset = (2 * i * W + column)[:, None] * N + n[None, :]
+    tl.store(y_ptr + base + offset, y0.to(y_ptr.dtype.element_ty), mask=mask)
+    p1 = tl.dot(_pixels(x_ptr, sample, 2 * i + 1, column, W, K, SB, SI, KP), w, input_precision="ieee")
+    y1 = p1 * tl.sigmoid(p1)
+    tl.store(y_ptr + base + W * N + offset, y1.to(y_ptr.dtype.element_ty), mask=mask)
+    means = tl.join(
+        tl.sum(tl.reshape(y0, (BW // 2, 2, BN)), 1) * 0.5, tl.sum(tl.reshape(y1, (BW // 2, 2, BN)), 1) * 0.5
+    )
+    half, channel = start // 2 + tl.arange(0, BW // 2), 2 * first + tl.arange(0, 2 * BN)
+    offset = (i * (W // 2) + half)[:, None] * (2 * N) + channel[None, :]
+    mask = (half < W // 2)[:, None] & (channel < 2 * N)[None, :]
+    tl.store(s_ptr + base // 2 + offset, tl.reshape(means, (BW // 2, 2 * BN)).to(s_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _images_kernel(
+    gy_ptr, gs_ptr,  # [B, H, W, N], [B, H/2, W/2, 2N]
+    x_ptr, w_ptr,  # as in the forward kernel
+    gx_ptr,  # [B, H+1, W, 2, K]
+    H, W, N, K, SB, SI, SN, SK, SR, SC,
+    KP: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    across, down = tl.cdiv(W, BW), tl.cdiv(H + 1, ROWS)
+    strip = tl.program_id(0) // across
+    sample, top = strip // down, (strip % down) * ROWS
+    column = (tl.program_id(0) % across) * BW + tl.arange(0, BW)
+    t = tl.arange(0, 2 * KP)
+    gx_ptr += sample.to(tl.int64) * ((H + 1) * W * 2 * K)
+    above = tl.zeros((BW, 2 * KP), tl.float32)
+    for i in range(top - 1, tl.minimum(top + ROWS, H + 1)):
+        here, below = tl.zeros((BW, 2 * KP), tl.float32), tl.zeros((BW, 2 * KP), tl.float32)
+        if (i >= 0) & (i < H):
+            x = _pixels(x_ptr, sample, i, column, W, K, SB, SI, KP)
+            for first in range(0, N, BN):
+                n = first + tl.arange(0, BN)
+                p = tl.dot(x, _weights(w_ptr, n, N, K, SN, SK, SR, SC, KP), input_precision="ieee")
+                g = _slopes(p, gy_ptr, gs_ptr, sample, i, column, n, H, W, N).to(x.dtype)
+                upper = _weights_of_row(w_ptr, 0, n, N, K, SN, SK, SR, SC, KP)
+                here = tl.dot(g, upper, here, input_precision="ieee")
+                lower = _weights_of_row(w_ptr, 1, n, N, K, SN, SK, SR, SC, KP)
+                below = tl.dot(g, lower, below, input_precision="ieee")
+        offset = (i * W + column)[:, None] * (2 * K) + (t // KP * K + t % KP)[None, :]
+        mask = (column < W)[:, None] & (t % KP < K)[None, :] & (i >= top)
+        tl.store(gx_ptr + offset, (above + here).to(gx_ptr.dtype.element_ty), mask=mask)
+        above = below
+
+
+@triton.jit
+def _weight_kernel(
+    gy_ptr, gs_ptr,  # [B, H, W, N], [B, H/2, W/2, 2N]
+    x_ptr, w_ptr,  # as in the forward kernel
+    gw_ptr,  # [programs, 2, 2, K, N]
+    B, H, W, N, K, SB, SI, SN, SK, SR, SC,
+    KP: tl.constexpr, BW: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    program, n = tl.program_id(0), tl.program_id(1) * BN + tl.arange(0, BN)
+    across = tl.cdiv(W, BW)
+    tiles = B * H * across
+    share = tl.cdiv(tiles, tl.num_programs(0))
+    w = _weights(w_ptr, n, N, K, SN, SK, SR, SC, KP)
+    sums = tl.zeros((4 * KP, BN), tl.float32)
+    for tile in range(program * share, tl.minimum((program + 1) * share, tiles)):
+        row, column = tile // across, (tile % across) * BW + tl.arange(0, BW)
+        x = _pixels(x_ptr, row // H, row % H, column, W, K, SB, SI, KP)
+        p = tl.dot(x, w, input_precision="ieee")
+        g = _slopes(p, gy_ptr, gs_ptr, row // H, row % H, column, n, H, W, N).to(x.dtype)
+        sums = tl.dot(tl.trans(x), g, sums, input_precision="ieee")
+    t = tl.arange(0, 4 * KP)
+    tap, k = t // KP, t % KP
+    offset = ((program * 4 + tap) * K + k)[:, None] * N + n[None, :]
+    tl.store(gw_ptr + offset, sums, mask=(k < K)[:, None] & (n < N)[None, :])
+
+
+def constants(channels: int, outputs: int, most: int = MAX_BN) -> dict[str, int]:
+    """The compile-time arguments for blocks of K channels and N outputs, of which a tile has `most` at most."""
+    # each side of a tensor core's product is sixteen at least
+    outputs = max(16, triton.next_power_of_2(outputs))
+    return {"KP": max(8, triton.next_power_of_2(channels)), "BW": BW, "BN": min(most, outputs)}
+
+
+def forward(blocks: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, K, H+1, W+1) and (N, K, 2, 2) → (B, N, H, W) and (B, 2N, H/2, W/2), channels-last."""
+    batch, height, width, channels = _sizes(blocks)
+    outputs, fixed = len(weight), constants(channels, len(weight))
+    y = blocks.new_empty(batch, height, width, outputs)
+    means = blocks.new_empty(batch, height // 2, width // 2, 2 * outputs)
+    grid = (batch * (height // 2) * triton.cdiv(width, BW), triton.cdiv(outputs, fixed["BN"]))
+    if grid[0]:
+        blocks, *strides = _rows(blocks)
+        _forward_kernel[grid](
+            blocks, weight, y, means, height, width, outputs, channels, *strides, *weight.stride(), **fixed, **OPTIONS
+        )
+    return y.permute(0, 3, 1, 2), means.permute(0, 3, 1, 2)
+
+
+def images_gradient(to_y: Tensor, to_means: Tensor, blocks: Tensor, weight: Tensor) -> Tensor:
+    """(B, H+1, W, 2, K): what pixel column j gives to block columns j and j + 1."""
+    batch, height, width, channels = _sizes(blocks)
+    gradient = blocks.new_empty(batch, height + 1, width, 2, channels)
+    programs = batch * triton.cdiv(height + 1, ROWS) * triton.cdiv(width, BW)
+    if programs:
+        blocks, *strides = _rows(blocks)
+        _images_kernel[(programs,)](
+            _last(to_y), _last(to_means), blocks, weight, gradient, height, width, len(weight), channels,
+            *strides, *weight.stride(), ROWS=ROWS, **constants(channels, len(weight), IMAGES_BN), **IMAGES_OPTIONS,
+        )  # fmt: skip
+    return gradient
+
+
+def weight_gradient(to_y: Tensor, to_means: Tensor, blocks: Tensor, weight: Tensor) -> Tensor:
+    """(N, K, 2, 2), contiguous, in the weight's dtype."""
+    batch, height, width, channels = _sizes(blocks)
+    outputs, fixed = len(weight), constants(channels, len(weight))
+    tiles = batch * height * triton.cdiv(width, BW)
+    sums = blocks.new_empty(max(1, min(PROGRAMS, tiles)), 2, 2, channels, outputs, dtype=torch.float32)
+    blocks, *strides = _rows(blocks)
+    _weight_kernel[(len(sums), triton.cdiv(outputs, fixed["BN"]))](
+        _last(to_y), _last(to_means), blocks, weight, sums, batch, height, width, outputs, channels,
+        *strides, *weight.stride(), **fixed, **OPTIONS,
+    )  # fmt: skip
+    return sums.sum(0).permute(3, 2, 0, 1).to(weight.dtype).contiguous()
+
+
+def _sizes(blocks: Tensor) -> tuple[int, int, int, int]:
+    """B, H, W, K."""
+    batch, channels, height, width = blocks.shape
+    return batch, height - 1, width - 1, channels
+
+
+def _rows(blocks: Tensor) -> tuple[Tensor, int, int]:
+    """The blocks, a row's without gaps and channels-last, and the strides of samples and rows."""
+    if blocks.stride(1) != 1 or blocks.stride(3) != blocks.shape[1]:
+        blocks = _last(blocks)
+    return blocks, blocks.stride(0), blocks.stride(2)
+
+
+def _last(maps: Tensor) -> Tensor:
+    return maps.contiguous(memory_format=torch.channels_last)
