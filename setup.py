@@ -37,12 +37,14 @@ TRAIN = [
     "torchmetrics",
 ]
 DEMO = ["pillow", "rich", "starlette", "uvicorn"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings[python]>=1"]
 DEV = [
     *TRAIN,
     *HUB,
     *PARQUET,
     *HEIC,
     *DEMO,
+    *DOCS,
     *EXPORT,
     *LOGGERS["tensorboard"],
     "build",
@@ -83,6 +85,7 @@ setup(
         "heic": HEIC,
         "perceptual": PERCEPTUAL,
         "demo": DEMO,
+        "docs": DOCS,
         "export": EXPORT,
         **LOGGERS,
         "dev": DEV,
