@@ -154,7 +154,7 @@ def test_compare_puts_runs_side_by_side(command: Command, tmp_path: Path) -> Non
     assert rows["lr"][1] == "0.125" and "batch-size" not in rows
     assert Image.open("side.png").size == (18 + 8 + 18, 20)
     assert "other images" not in out
-    settings["data"]["channels"] = settings["model"]["channels"] = 1
+    settings["data"]["channels"] = settings["model"]["channels"] = 4 - settings["data"]["channels"]
     (tmp_path / "two" / "config.json").write_text(json.dumps(settings))
     assert "the runs have other images" in command("compare", "one", "two")[1]
 
