@@ -41,7 +41,7 @@ def pick_device(requested: str, console: Console) -> torch.device:
         console.print(f"device: cpu, {torch.get_num_threads()} threads", highlight=False)
         if requested == "auto":
             console.print(f"no GPU: {why_no_gpu()}", highlight=False, markup=False, soft_wrap=True)
-            console.print("training on a CPU is many times slower than on a GPU", highlight=False)
+            console.print("a CPU is many times slower than a GPU", highlight=False)
     else:
         console.print(f"device: {device}, {torch.cuda.get_device_name(device)}", highlight=False)
     return device

@@ -1,14 +1,23 @@
-"""How SIGReg's Triton kernels are launched: threads and programs for each generation of GPUs, and splits of samples."""
+"""How SIGReg's Triton kernels are launched: tiles, threads and programs, splits of samples, compile-time arguments."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 
+from .sigreg_knots import Knots
+
+# one thread for each slice of a tile: no sum is spread over threads, which would take shuffles and barriers
+BN, BM = 1, 128
+# a program that holds more sums than these spills registers
+MAX_SUMS = 48
 # rows between two times that their expectation is taken off the sums; a split has a multiple of them
 CHUNK = 32
 # with fewer rows to a split, what a program does once takes longer than its rows
@@ -64,3 +73,25 @@ def launch_on(device: torch.device) -> tuple[Launch, int]:
         return WIDE, 128
     capability = None if torch.version.hip else torch.cuda.get_device_capability(device)
     return launch_for(capability), torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def group_constants(knots: Knots) -> list[dict[str, Any]]:
+    """The compile-time arguments that the sums' kernel and the gradient's share, for each launch's blocks of knots."""
+    most = max(1, MAX_SUMS // (4 * knots.reach + 2))
+    # as even as can be: seven blocks are 3, 2 and 2
+    launches = math.ceil(knots.blocks / most)
+    starts = [math.ceil(i * knots.blocks / launches) for i in range(launches + 1)]
+    return [
+        {**knot_constants(knots), "FIRST": first, "GROUP": after - first, "BN": BN, "BM": BM}
+        for first, after in itertools.pairwise(starts)
+    ]
+
+
+def knot_constants(knots: Knots) -> dict[str, Any]:
+    """The compile-time arguments of all kernels."""
+    return {"STEP": knots.step(torch.float32), "LIVE": knots.live, "REACH": knots.reach}
+
+
+def device_guard(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Makes `device` current: Triton launches on the current device, wherever the arguments are."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

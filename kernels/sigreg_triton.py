@@ -17,11 +17,6 @@ which alone may have more than 65,535.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import math
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -29,12 +24,8 @@ from torch import Tensor
 
 from .sigreg_basis_triton import basis_factors, rotate
 from .sigreg_knots import Knots, basis_mean, phi
-from .sigreg_launch import CHUNK, at_once, launch_on, split_rows
+from .sigreg_launch import BM, CHUNK, at_once, device_guard, group_constants, knot_constants, launch_on, split_rows
 
-# one thread for each slice of a tile: no sum is spread over threads, which would take shuffles and barriers
-BN, BM = 1, 128
-# a program that holds more sums than these spills registers
-MAX_SUMS = 48
 _phi = triton.constexpr_function(phi)
 _mean = triton.constexpr_function(basis_mean)
 
@@ -347,23 +338,6 @@ def _gradient_kernel(
         tl.store(places, total, mask=mask)
 
 
-def group_constants(knots: Knots) -> list[dict[str, Any]]:
-    """The compile-time arguments that the sums' kernel and the gradient's share, for each launch's blocks of knots."""
-    most = max(1, MAX_SUMS // (4 * knots.reach + 2))
-    # as even as can be: seven blocks are 3, 2 and 2
-    launches = math.ceil(knots.blocks / most)
-    starts = [math.ceil(i * knots.blocks / launches) for i in range(launches + 1)]
-    return [
-        {**knot_constants(knots), "FIRST": first, "GROUP": after - first, "BN": BN, "BM": BM}
-        for first, after in itertools.pairwise(starts)
-    ]
-
-
-def knot_constants(knots: Knots) -> dict[str, Any]:
-    """The compile-time arguments of all kernels."""
-    return {"STEP": knots.step(torch.float32), "LIVE": knots.live, "REACH": knots.reach}
-
-
 def statistics(p: Tensor, weights: Tensor | None, samples: int, knots: Knots) -> tuple[Tensor, Tensor]:
     """P [B·N, M] and weights [B, N] → statistics [B, M], and deviations [B, 2, K − 1, M]."""
     batch, slices = p.shape[0] // samples, p.shape[1]
@@ -380,7 +354,7 @@ def statistics(p: Tensor, weights: Tensor | None, samples: int, knots: Knots) ->
     }
     sizes = {"samples": samples, "M": slices, "splits": splits}
     options = {"FUNCTIONS": knots.basis_size, "WEIGHTED": weights is not None, "enable_fp_fusion": True}
-    with _device_guard(p.device):
+    with device_guard(p.device):
         for constants in groups:
             _sums_kernel[(tiles * splits * batch,)](
                 p_ptr=p, weights_ptr=p if weights is None else weights, **tensors, **sizes, rows=rows,
@@ -404,7 +378,7 @@ def projection_gradient(
     grad_p = torch.empty_like(p)
     to_statistics = gradient.ndim == 2
     stride_b, stride_m = gradient.stride() if to_statistics else (0, 0)
-    with _device_guard(p.device):
+    with device_guard(p.device):
         for constants in group_constants(knots):
             _gradient_kernel[(tiles * splits * batch,)](
                 p_ptr=p, weights_ptr=p if weights is None else weights,
@@ -415,8 +389,3 @@ def projection_gradient(
                 enable_fp_fusion=True,
             )  # fmt: skip
     return grad_p
-
-
-def _device_guard(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Makes `device` current: Triton launches on the current device, wherever the arguments are."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -76,7 +76,7 @@ def launch_of(architecture: str) -> sigreg_launch.Launch:
 def sigreg_kernels(knots: int, launch: sigreg_launch.Launch) -> Kernels:
     """Every kernel that SIGReg launches for K knots."""
     grid = Knots(3.0, knots)
-    groups = sigreg_triton.group_constants(grid)
+    groups = sigreg_launch.group_constants(grid)
     warps = {"num_warps": launch.warps, "enable_fp_fusion": True}
     kernels: Kernels = {}
     for weighted in (False, True):
@@ -92,7 +92,7 @@ def sigreg_kernels(knots: int, launch: sigreg_launch.Launch) -> Kernels:
                 name = f"gradient{group}{'' if statistic else ' of deviations'}{suffix}"
                 kernels[name] = sigreg_triton._gradient_kernel, constants | shared | {"STATISTIC": statistic}, warps
         tile = {"FUNCTIONS": grid.basis_size, "AT_ONCE": sigreg_launch.MAX_AT_ONCE, "BM": launch.threads}
-        finish = sigreg_triton.knot_constants(grid) | shared | tile
+        finish = sigreg_launch.knot_constants(grid) | shared | tile
         kernels[f"finish{suffix}"] = sigreg_triton._finish_kernel, finish, warps | {"num_warps": 1}
     return kernels
 
@@ -100,9 +100,9 @@ def sigreg_kernels(knots: int, launch: sigreg_launch.Launch) -> Kernels:
 def sigreg_rounds(shape: tuple[int, int, int], architecture: str, knots: int) -> dict[str, tuple[int, list[float]]]:
     """For a forward and a backward pass: kernel → (warps of all programs, rounds of its loops from the outermost)."""
     batch, samples, slices = shape
-    launch, groups = launch_of(architecture), sigreg_triton.group_constants(Knots(3.0, knots))
+    launch, groups = launch_of(architecture), sigreg_launch.group_constants(Knots(3.0, knots))
     wanted = launch.programs * GPUS[architecture][1]
-    tiles = batch * math.ceil(slices / sigreg_triton.BM)
+    tiles = batch * math.ceil(slices / sigreg_launch.BM)
     _, splits = sigreg_launch.split_rows(samples, tiles * len(groups), wanted)
     _, gradient_splits = sigreg_launch.split_rows(samples, tiles, wanted)
     chunk = sigreg_launch.CHUNK

@@ -15,7 +15,7 @@ from fastle.web.demo import open_demo
 
 def run(flags: argparse.Namespace, console: Console) -> None:
     """Serves the page until a signal ends it."""
-    _brush(flags.run, flags.size, flags.port, pick_device(flags.device or "auto", console), console)
+    _brush(flags.model, flags.size, flags.port, pick_device(flags.device or "auto", console), console)
 
 
 def _brush(name: str, size: int | None, port: int, device: torch.device, console: Console) -> None:

@@ -15,7 +15,7 @@ from fastle.checkpoint import CheckpointError, checkpoints, read_run_config, wri
 from fastle.config import ConfigError, RunConfig
 from fastle.files import read_json
 from fastle.options import shown
-from fastle.training.report import read_metrics
+from fastle.training.report import grids, read_metrics
 
 from .outputs import check_output
 
@@ -32,10 +32,10 @@ def run(flags: argparse.Namespace, console: Console) -> None:
         raise ConfigError("a run stands there twice: name each once")
     configs = [read_run_config(path) for path in runs]
     output = None if flags.output is None else Path(flags.output)
-    grids = []
+    newest = []
     if output is not None:
         check_output(output, (".png",))
-        grids = [_newest_grid(path) for path in runs]
+        newest = [_newest_grid(path) for path in runs]
     columns = [_figures(path, config) for path, config in zip(runs, configs, strict=True)]
     console.print(_table("figures", runs, columns))
     differing = _differing(configs)
@@ -43,8 +43,11 @@ def run(flags: argparse.Namespace, console: Console) -> None:
         console.print(_table("settings that differ", runs, differing))
     else:
         console.print("all settings are the same")
+    if len({config.data for config in configs}) > 1:
+        text = "the runs have other images, so their figures are not of the same: `fastle eval RUN --data DIR` is"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     if output is not None:
-        _save_side_by_side(output, grids)
+        _save_side_by_side(output, newest)
         console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -78,8 +81,8 @@ def _measured(stem: str, values: dict[str, Any]) -> Column:
         return {f"probe {what} {name}": f"{float(encoder[name]):.1%}" for name in ("linear", "knn")}
     column = {f"{what} step": f"{int(values['step']):,}"}
     for setting in ("clean", "masked"):
-        for name in ("psnr", "ssim"):
-            if setting in values:
+        for name in ("psnr", "ssim", "lpips", "fid"):
+            if name in values.get(setting, {}):
                 column[f"{what} {setting} {name}"] = f"{float(values[setting][name]):.4g}"
     return column
 
@@ -104,15 +107,15 @@ def _table(title: str, runs: list[Path], columns: list[Column]) -> Table:
 
 
 def _newest_grid(run: Path) -> Path:
-    grids = sorted((run / "grids").glob("step-*.png"))
-    if not grids:
+    found = grids(run)
+    if not found:
         raise CheckpointError(f"{run} has no grid yet: leave -o out, or let it train to its first report")
-    return grids[-1]
+    return found[-1]
 
 
-def _save_side_by_side(output: Path, grids: list[Path]) -> None:
+def _save_side_by_side(output: Path, paths: list[Path]) -> None:
     images = []
-    for grid in grids:
+    for grid in paths:
         try:
             images.append(Image.open(grid).convert("RGB"))
         except OSError as error:

@@ -25,6 +25,7 @@ from fastle.kernels.impl import choose
 from fastle.kernels.sigreg_cpu import available
 from fastle.kernels.sigreg_knots import Knots
 from fastle.machine import environment, find_device, format_bytes, package_version, why_no_gpu
+from fastle.training.precision import precision_on
 
 from .cli import wrapped
 
@@ -90,7 +91,7 @@ def _images(found: Findings, device: torch.device) -> None:
         found.broken.append('images cannot be decoded: pip install "fastle[train]"')
         return
     reason = why_no_dali()
-    found.lines["decoder"] = ["DALI" if reason is None else "torchvision", "grey images by torchvision"]
+    found.lines["decoder"] = ["DALI", "grey images by torchvision"] if reason is None else ["torchvision"]
     if reason is not None:
         found.slow.append(f"decoding JPEG, about half as fast without DALI: {reason}")
     if importlib.util.find_spec("pillow_heif") is None:
@@ -99,7 +100,7 @@ def _images(found: Findings, device: torch.device) -> None:
 
 def _steps(found: Findings, device: torch.device) -> None:
     mode = pick_mode("auto", device, 1)
-    found.lines["steps"] = [f"{mode} by default"]
+    found.lines["steps"] = [f"{mode} and {precision_on(device)} by default"]
     if mode == "eager":
         found.lines["steps"].append("--step compiled is faster in a long run")
     if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):

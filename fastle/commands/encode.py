@@ -27,7 +27,7 @@ def run(flags: argparse.Namespace, console: Console) -> None:
     images, output = Path(flags.images), Path(flags.output)
     check_output(output, ENDINGS, [images])
     device = pick_device(flags.device or "auto", console)
-    _encode(flags.run, images, output, device, flags.weights, console)
+    _encode(flags.model, images, output, device, flags.weights, console)
 
 
 @torch.no_grad()

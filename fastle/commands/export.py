@@ -25,7 +25,7 @@ def run(flags: argparse.Namespace, console: Console) -> None:
         raise ConfigError("there is nothing to export to: give --onnx FILE.onnx or --torch-export FILE.pt2")
     for form, output in outputs.items():
         check_output(output, (ENDINGS[form],), flag=f"--{form}")
-    model = load_model(flags.run, torch.device("cpu"), flags.weights).model
+    model = load_model(flags.model, torch.device("cpu"), flags.weights).model
     for form, output in outputs.items():
         difference = export_model(model, output, form=form, part=flags.part)
         console.print(

@@ -27,7 +27,7 @@ def run(flags: argparse.Namespace, console: Console) -> None:
     Option(name="steps", help="", kind=int, at_least=2, at_most=100).check(steps)
     check_output(output, (".png",), ends)
     device = pick_device(flags.device or "auto", console)
-    _interpolate(flags.run, ends, output, steps, device, flags.weights, console)
+    _interpolate(flags.model, ends, output, steps, device, flags.weights, console)
 
 
 @torch.no_grad()

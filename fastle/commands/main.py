@@ -10,9 +10,9 @@ from fastle.options import Option
 
 from .cli import DEVICE, Output, Parser, add_option, one_line_errors
 
-# what RUN may be
-DIRECTORY = "a run directory"
-RUN = "a run directory, a checkpoint, a saved model, the name of one that ships, or user/model on the hub"
+# what RUN and MODEL may be
+RUN = "a run directory"
+MODEL = "a run directory, a checkpoint, a saved model, the name of one that ships, or user/model on the hub"
 Commands = Any  # argparse does not say what it makes
 WEIGHTS = Option(
     name="weights",
@@ -45,17 +45,36 @@ def _parser() -> Parser:
     return parser
 
 
-def _command(commands: Commands, name: str, text: str, run: str = RUN) -> Parser:
-    """Adds a command, which takes a trained model."""
+def _command(commands: Commands, name: str, text: str) -> Parser:
     command: Parser = commands.add_parser(
         name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
     )
-    command.add_argument("run", metavar="RUN", help=run)
+    return command
+
+
+def _of_model(commands: Commands, name: str, text: str) -> Parser:
+    """Adds a command that takes a trained model."""
+    command = _command(commands, name, text)
+    command.add_argument("model", metavar="MODEL", help=MODEL)
+    return command
+
+
+def _of_run(commands: Commands, name: str, text: str) -> Parser:
+    """Adds a command that takes a run directory."""
+    command = _command(commands, name, text)
+    command.add_argument("run", metavar="RUN", help=RUN)
+    return command
+
+
+def _of_runs(commands: Commands, name: str, text: str) -> Parser:
+    """Adds a command that takes one or several run directories."""
+    command = _command(commands, name, text)
+    command.add_argument("runs", metavar="RUN", nargs="+", help=f"{RUN}, or several")
     return command
 
 
 def _eval(commands: Commands) -> None:
-    command = _command(commands, "eval", "PSNR and SSIM over the whole test split", DIRECTORY)
+    command = _of_run(commands, "eval", "PSNR and SSIM over the whole test split")
     command.add_argument("--data", metavar="DIR", help="measure every image below this folder instead")
     command.add_argument("--perceptual", action="store_true", help="LPIPS and FID too; fetches two networks at first")
     add_option(command, WEIGHTS)
@@ -63,14 +82,15 @@ def _eval(commands: Commands) -> None:
 
 
 def _reconstruct(commands: Commands) -> None:
-    command = _command(commands, "reconstruct", "a picture of images and reconstructions")
+    command = _of_model(commands, "reconstruct", "a picture of images and reconstructions")
     command.add_argument("images", metavar="IMAGE", nargs="+", help="image files, cut to size as in training")
     _output(command, "OUT.png", "where the picture goes")
+    add_option(command, WEIGHTS)
     add_option(command, DEVICE)
 
 
 def _encode(commands: Commands) -> None:
-    command = _command(commands, "encode", "the latents of images, with the names of the images, in a file")
+    command = _of_model(commands, "encode", "the latents of images, with the names of the images, in a file")
     command.add_argument("images", metavar="PATH", help="an image, or a folder of images, cut to size as in training")
     _output(command, "OUT", "where the latents go: .safetensors, .npy or .parquet")
     add_option(command, WEIGHTS)
@@ -78,7 +98,7 @@ def _encode(commands: Commands) -> None:
 
 
 def _interpolate(commands: Commands) -> None:
-    command = _command(commands, "interpolate", "a picture of the way from one image to another")
+    command = _of_model(commands, "interpolate", "a picture of the way from one image to another")
     command.add_argument("first", metavar="A", help="an image file, cut to size as in training")
     command.add_argument("second", metavar="B", help="another one")
     _output(command, "OUT.png", "where the picture goes")
@@ -88,7 +108,7 @@ def _interpolate(commands: Commands) -> None:
 
 
 def _sample(commands: Commands) -> None:
-    command = _command(commands, "sample", "a picture of what latents drawn from N(0, 1) decode to")
+    command = _of_model(commands, "sample", "a picture of what latents drawn from N(0, 1) decode to")
     _output(command, "OUT.png", "where the picture goes")
     command.add_argument("--count", metavar="N", type=int, help="images, 1 to 1000 (default: 32)")
     command.add_argument("--seed", metavar="N", type=int, help="of the draws (default: 0)")
@@ -97,7 +117,7 @@ def _sample(commands: Commands) -> None:
 
 
 def _probe(commands: Commands) -> None:
-    command = _command(commands, "probe", "how well classes can be read from the latents: linear and k-NN")
+    command = _of_model(commands, "probe", "how well classes can be read from the latents: linear and k-NN")
     command.add_argument(
         "--data", metavar="DIR", required=True, help="holds a folder for each class, or train/ and test/ that do"
     )
@@ -106,21 +126,18 @@ def _probe(commands: Commands) -> None:
 
 
 def _compare(commands: Commands) -> None:
-    text = "figures of runs side by side, and the settings that differ"
-    command = commands.add_parser("compare", help=text, allow_abbrev=False)
-    command.add_argument("runs", metavar="RUN", nargs="+", help="run directories")
+    command = _of_runs(commands, "compare", "figures of runs side by side, and the settings that differ")
     command.add_argument("-o", "--output", metavar="OUT.png", help="put their newest grids side by side too")
 
 
 def _report(commands: Commands) -> None:
-    command = commands.add_parser("report", help="one HTML page of one or several runs", allow_abbrev=False)
-    command.add_argument("runs", metavar="RUN", nargs="+", help="run directories")
+    command = _of_runs(commands, "report", "one HTML page of one or several runs")
     _output(command, "OUT.html", "where the page goes")
 
 
 def _brush(commands: Commands) -> None:
-    command = commands.add_parser("brush", help="a page on this machine to paint in the latent", allow_abbrev=False)
-    command.add_argument("run", metavar="RUN", nargs="?", default=BRUSHED, help=f"{RUN} (default: {BRUSHED})")
+    command = _command(commands, "brush", "a page on this machine to paint in the latent")
+    command.add_argument("model", metavar="MODEL", nargs="?", default=BRUSHED, help=f"{MODEL} (default: {BRUSHED})")
     command.add_argument(
         "--size", metavar="PX", type=int,
         help="of the images, for a spatial latent (default: the run's, or 128 for a smaller model without a run)",
@@ -130,7 +147,7 @@ def _brush(commands: Commands) -> None:
 
 
 def _export(commands: Commands) -> None:
-    command = _command(commands, "export", "a model as ONNX or for torch.export, checked against the model")
+    command = _of_model(commands, "export", "a model as ONNX or for torch.export, checked against the model")
     command.add_argument("--onnx", metavar="FILE.onnx", help="write ONNX")
     command.add_argument("--torch-export", metavar="FILE.pt2", help="write a program that torch.export.load reads")
     command.add_argument(
@@ -143,7 +160,7 @@ def _export(commands: Commands) -> None:
 
 
 def _card(commands: Commands) -> None:
-    command = _command(commands, "card", "save a run's model for others, with a model card", DIRECTORY)
+    command = _of_run(commands, "card", "save a run's model for others, with a model card")
     _output(command, "DIR", "the folder of the model")
     command.add_argument("--bf16", action="store_true", help="save the parameters in bf16, half as large")
     command.add_argument("--about", metavar="TEXT", help="what the images are and whose, for the card")
@@ -152,15 +169,14 @@ def _card(commands: Commands) -> None:
 
 
 def _check(commands: Commands) -> None:
-    command = _command(commands, "check", "whether a run and its cache are intact", DIRECTORY)
+    command = _of_run(commands, "check", "whether a run and its cache are intact")
     command.add_argument(
         "--restore-config", action="store_true", help="write config.json anew, as the newest good checkpoint knows it"
     )
 
 
 def _doctor(commands: Commands) -> None:
-    text = "what fastle finds here, what it will use, and what would be slow"
-    commands.add_parser("doctor", help=text, allow_abbrev=False)
+    _command(commands, "doctor", "what fastle finds here, what it will use, and what would be slow")
 
 
 def _output(command: Parser, metavar: str, text: str) -> None:

@@ -25,7 +25,7 @@ from .models import load_model
 def run(flags: argparse.Namespace, console: Console) -> None:
     """Measures the model that the flags name; the figures of a run are written into it."""
     device = pick_device(flags.device or "auto", console)
-    _probe(flags.run, Path(flags.data), flags.weights or "model", device, console)
+    _probe(flags.model, Path(flags.data), flags.weights or "model", device, console)
 
 
 def _probe(name: str, data: Path, weights: str, device: torch.device, console: Console) -> None:

@@ -20,12 +20,16 @@ from .outputs import check_output
 def run(flags: argparse.Namespace, console: Console) -> None:
     """Writes the picture that the flags ask for."""
     device = pick_device(flags.device or "auto", console)
-    _reconstruct(flags.run, [Path(image) for image in flags.images], Path(flags.output), device, console)
+    _reconstruct(
+        flags.model, [Path(image) for image in flags.images], Path(flags.output), device, flags.weights, console
+    )
 
 
-def _reconstruct(name: str, images: list[Path], output: Path, device: torch.device, console: Console) -> None:
+def _reconstruct(
+    name: str, images: list[Path], output: Path, device: torch.device, weights: str | None, console: Console
+) -> None:
     check_output(output, (".png",), images)
-    loaded = load_model(name, device)
+    loaded = load_model(name, device, weights)
     hole_ratio = None if loaded.config is None else loaded.config.objective.hole_ratio
     batch = decode_files(loaded.data, images).to(device)
     save_grid(output, reconstruction_rows(loaded.model, batch, hole_ratio))

@@ -29,7 +29,7 @@ def run(flags: argparse.Namespace, console: Console) -> None:
     Option(name="seed", help="", kind=int, at_least=0).check(seed)
     check_output(output, (".png",))
     device = pick_device(flags.device or "auto", console)
-    loaded = load_model(flags.run, device, flags.weights)
+    loaded = load_model(flags.model, device, flags.weights)
     for line in _caveats(loaded):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     _sample(loaded, output, count, seed, device)

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from rich.console import Console
 
 from fastle.config import ConfigError, RunConfig
 from fastle.data.cifar10 import download_cifar10
+from fastle.errors import FastleError
 from fastle.fitting import fit, pick_mode, process_group
 from fastle.machine import find_device, from_torchrun, pick_device
 from fastle.profiling.profile import profile
@@ -63,9 +65,18 @@ def run(config: RunConfig, path: Path, flags: dict[str, Any]) -> None:
             **choices,
         )
     if rank == 0:
-        page = path / PAGE
-        write_page([path], page)
-        console.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
+        _write_page(path, console)
+
+
+def _write_page(run: Path, console: Console) -> None:
+    page = run / PAGE
+    try:
+        write_page([run], page)
+        said = f"report: {page}"
+    # the training is done and saved: a page that can be made again is no reason to fail
+    except (FastleError, OSError) as error:
+        said = f"the run is complete without its {PAGE} ({error}): `fastle report {run} -o OUT.html` makes one"
+    console.print(said, highlight=False, markup=False, soft_wrap=True)
 
 
 def _download(config: RunConfig, world_size: int) -> None:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,6 @@ from fastle.files import one_line
 from .model import Autoencoder
 
 Part = Literal["reconstruct", "encode", "decode"]
-PARTS: tuple[Part, ...] = get_args(Part)
 Format = Literal["onnx", "torch-export"]
 LARGEST_ERROR = 1e-4
 TRACED, OTHER = 2, 5  # images with which a graph is made, and with which it is compared as well

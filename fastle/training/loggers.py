@@ -5,6 +5,7 @@ A logger that fails says so once, and the training goes on without it: metrics.j
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable
 from functools import partial
@@ -121,8 +122,11 @@ class _TensorBoard:
 class _Wandb:
     def __init__(self, package: Any, run: Path, config: dict[str, Any], done: int) -> None:
         self._package = package
-        name, identity = run.resolve().name, _identity(run)
-        self._run = package.init(project=PROJECT, dir=str(run), id=identity, name=name, config=config, resume="allow")
+        # what is passed here wins over the variables of Weights & Biases
+        project, name = os.environ.get("WANDB_PROJECT", PROJECT), os.environ.get("WANDB_NAME", run.resolve().name)
+        self._run = package.init(
+            project=project, dir=str(run), id=_identity(run), name=name, config=config, resume="allow"
+        )
 
     def row(self, row: dict[str, Any], step: int) -> None:
         self._run.log(row, step=step)

@@ -28,7 +28,7 @@ from fastle.method.objective import Losses
 from .display import Clock, Display
 from .evaluate import validation_psnr
 from .loggers import GuardedLogger
-from .precision import with_precision
+from .precision import precision_on, with_precision
 from .ranks import Agreement, Ranks, versions
 from .report import effective_rank, latent_spread
 from .run import RunDirectory
@@ -91,8 +91,10 @@ def train(
         Interrupted: A signal arrived. The run has been saved.
     """
     _check_batch_size(config.train, world_size)
-    config = with_precision(config, device, None if overwrite else path)
+    automatic, config = config, with_precision(config, device, None if overwrite else path)
     main, say = rank == 0, partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    if main and config != automatic and config.train.precision == "bf16":
+        say(f"computing in bf16, as {'--precision auto does here' if precision_on(device) == 'bf16' else 'before'}")
     logger = GuardedLogger(log, say) if log is not None and main else None
     run = RunDirectory(path, overwrite=overwrite, say=say, on_checkpoint=on_checkpoint, logger=logger)
     with (

@@ -14,6 +14,11 @@ from fastle.errors import FastleError
 from fastle.machine import is_old
 
 
+def precision_on(device: torch.device) -> Precision:
+    """What "auto" stands for on a device in a new run."""
+    return "bf16" if device.type == "cuda" and not is_old(device) else "fp32"
+
+
 def with_precision(config: RunConfig, device: torch.device, kept: Path | None = None) -> RunConfig:
     """The configuration with a precision in place of "auto".
 
@@ -24,7 +29,7 @@ def with_precision(config: RunConfig, device: torch.device, kept: Path | None = 
     """
     if config.train.precision != "auto":
         return config
-    chosen: Precision = "bf16" if device.type == "cuda" and not is_old(device) else "fp32"
+    chosen = precision_on(device)
     # whoever opens the run says what is wrong with it
     with contextlib.suppress(FastleError):
         if kept is not None and has_checkpoint(kept):

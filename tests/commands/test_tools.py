@@ -139,7 +139,7 @@ def test_compare_puts_runs_side_by_side(command: Command, tmp_path: Path) -> Non
     settings = json.loads((tmp_path / "two" / "config.json").read_text())
     settings["train"]["lr"] = 0.125
     (tmp_path / "two" / "config.json").write_text(json.dumps(settings))
-    measured = {"step": 2, "clean": {"psnr": 19.25, "ssim": 0.5}}
+    measured = {"step": 2, "clean": {"psnr": 19.25, "ssim": 0.5, "lpips": 0.125}}
     (tmp_path / "two" / "eval-test.json").write_text(json.dumps(measured))
 
     status, out, err = command("compare", "one", "two", "-o", "side.png")
@@ -150,8 +150,13 @@ def test_compare_puts_runs_side_by_side(command: Command, tmp_path: Path) -> Non
         if "│" in line
     }
     assert rows["valid psnr"] == ["20.5", "21.5"] and rows["test clean psnr"] == ["", "19.25"]
+    assert rows["test clean lpips"] == ["", "0.125"]
     assert rows["lr"][1] == "0.125" and "batch-size" not in rows
     assert Image.open("side.png").size == (18 + 8 + 18, 20)
+    assert "other images" not in out
+    settings["data"]["channels"] = settings["model"]["channels"] = 4 - settings["data"]["channels"]
+    (tmp_path / "two" / "config.json").write_text(json.dumps(settings))
+    assert "the runs have other images" in command("compare", "one", "two")[1]
 
     assert "all settings are the same" in command("compare", "one")[1]
     (tmp_path / "two" / "eval-test.json").write_text("{}")
@@ -166,7 +171,11 @@ def test_doctor_says_what_is_used_and_what_is_slow(command: Command, monkeypatch
     monkeypatch.setattr(fastle.commands.doctor, "why_no_dali", lambda: "it is not installed")
     status, out, err = command("doctor")
     assert (status, err) == (0, "")
-    assert "because there is no GPU" in out and "without DALI: it is not installed" in " ".join(out.split())
+    assert (
+        "eager and fp32 by default" in out
+        and "because there is no GPU" in out
+        and "without DALI: it is not installed" in " ".join(out.split())
+    )
     assert len(out.splitlines()) <= 24
 
     monkeypatch.setattr(fastle.commands.doctor, "LEAST_FREE", 2**63)

@@ -65,14 +65,14 @@ def test_a_single_test_is_split(kernels: dict[str, Recorded]) -> None:
 def test_a_thread_has_a_slice() -> None:
     for capability in ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), None):
         choice = sigreg_launch.launch_for(capability)
-        assert choice.warps * choice.threads == sigreg_triton.BM * sigreg_triton.BN
+        assert choice.warps * choice.threads == sigreg_launch.BM * sigreg_launch.BN
 
 
 @pytest.mark.parametrize("knots", [2, 10, 17, 25, 41, 101])
 def test_every_block_of_knots_is_in_one_launch(knots: int) -> None:
     grid = Knots(3.0, knots)
-    groups = sigreg_triton.group_constants(grid)
+    groups = sigreg_launch.group_constants(grid)
     blocks = [block for group in groups for block in range(group["FIRST"], group["FIRST"] + group["GROUP"])]
     assert blocks == list(range(grid.blocks))
     sums = [group["GROUP"] * (4 * grid.reach + 2) for group in groups]
-    assert max(sums) <= sigreg_triton.MAX_SUMS
+    assert max(sums) <= sigreg_launch.MAX_SUMS

@@ -15,6 +15,7 @@ import pytest
 import fastle.training.loop
 from fastle.extras import MissingExtra
 from fastle.fitting import fit
+from fastle.training.loggers import GuardedLogger
 from fastle.training.report import read_metrics
 from tests.training.runs import config
 
@@ -67,6 +68,8 @@ def test_tensorboard_gets_the_rows_and_the_grids(tmp_path: Path) -> None:
 def test_services_get_the_rows_and_the_grids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     calls: Calls = []
     monkeypatch.setitem(sys.modules, name, stub(TRACKIO if name == "trackio" else WANDB | WANDB_RUN, calls))
+    for variable in ("WANDB_PROJECT", "WANDB_NAME"):
+        monkeypatch.delenv(variable, raising=False)
     for steps in (2, 3):
         fit(config(steps=steps), run=tmp_path / "mine", device="cpu", log=name)  # type: ignore[arg-type]
     data = "metrics" if name == "trackio" else "data"
@@ -78,6 +81,16 @@ def test_services_get_the_rows_and_the_grids(tmp_path: Path, monkeypatch: pytest
     first, second = (call for what, call in calls if what == "init")
     assert first["name"] == second["name"] and first.get("id") == second.get("id")
     assert first["project"] == "fastle" and first["config"]["batch_size"] == 4
+
+
+def test_the_variables_of_wandb_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: Calls = []
+    monkeypatch.setitem(sys.modules, "wandb", stub(WANDB | WANDB_RUN, calls))
+    monkeypatch.setenv("WANDB_PROJECT", "ours")
+    monkeypatch.setenv("WANDB_NAME", "first try")
+    GuardedLogger("wandb", print).begin(tmp_path, {}, 0)
+    ((_, began),) = calls
+    assert (began["project"], began["name"]) == ("ours", "first try")
 
 
 @pytest.mark.parametrize("fails", ["init", "log", "finish"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import fastle.training.loop
 from fastle.checkpoint import read_run_config
 from fastle.config import RunConfig
 from fastle.presets import make_config
@@ -40,6 +41,16 @@ def test_a_run_keeps_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyP
     gpu = a_gpu(monkeypatch, 9, 0)
     assert with_precision(automatic, gpu, tmp_path).train.precision == "fp32"
     assert with_precision(automatic, gpu, tmp_path / "other").train.precision == "bf16"
+
+
+def test_from_python_too_a_line_says_that_nobody_chose_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fastle.training.loop, "VALIDATION_IMAGES", 4)
+    automatic, chosen = (config(steps=2, precision=precision) for precision in ("auto", "bf16"))
+    assert "bf16" not in go(tmp_path / "new", automatic, shown=False)
+    assert "bf16" not in go(tmp_path / "kept", chosen, shown=False)
+    assert "computing in bf16, as before" in go(tmp_path / "kept", automatic, shown=False)
+    monkeypatch.setattr(fastle.training.loop, "precision_on", lambda device: "bf16")
+    assert "computing in bf16, as --precision auto does here" in go(tmp_path / "kept", automatic, shown=False)
 
 
 def test_configurations_of_before_the_choice_are_fp32() -> None:
