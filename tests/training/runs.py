@@ -24,7 +24,9 @@ STEPS = 12
 
 def config(**flags: Any) -> RunConfig:
     slices = {} if flags.get("objective") == "pixel" else {"slices": 8}
-    whole = make_config("shapes", **{"recipe": "post", "steps": STEPS, "batch_size": 4} | slices | flags)
+    whole = make_config(
+        "shapes", **{"recipe": "post", "steps": STEPS, "batch_size": 4, "precision": "fp32"} | slices | flags
+    )
     model = replace(whole.model, size=16, hidden=8, map_channels=8)
     return replace(whole, model=model, data=replace(whole.data, size=16))
 
