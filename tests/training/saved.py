@@ -14,7 +14,9 @@ from fastle.presets import make_config
 from fastle.training.trainer import Trainer
 
 CPU = torch.device("cpu")
-CONFIG = make_config("shapes", size=16, hidden=4, map_channels=4, latent=6, batch_size=4, slices=8, steps=9, precision="fp32")
+CONFIG = make_config(
+    "shapes", size=16, hidden=4, map_channels=4, latent=6, batch_size=4, slices=8, steps=9, precision="fp32"
+)
 Sections = dict[str, dict[str, Tensor]]
 
 

@@ -87,6 +87,7 @@ def test_what_a_run_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert {path.name for path in run.iterdir()} == {
         "config.json",
         "metrics.jsonl",
+        "starts.jsonl",
         "checkpoints",
         "grids",
         "curves.png",
