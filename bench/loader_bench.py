@@ -309,7 +309,7 @@ def measure_step(work: Workload, device: torch.device, effort: Effort) -> Row:
 def step_config(work: Workload, device: torch.device) -> tuple[RunConfig, StepMode]:
     """The run whose steps are timed, and their mode."""
     if device.type == "cpu":
-        config = make_config("celeba", recipe="post", data=work.root, batch_size=CPU_BATCH, seed=SEED)
+        config = make_config("celeba", recipe="post", data=work.root, batch_size=CPU_BATCH, seed=SEED, precision="fp32")
         return dataclasses.replace(config, model=dataclasses.replace(config.model, hidden=CPU_HIDDEN)), "eager"
     config = make_config(
         "celeba",

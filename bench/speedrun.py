@@ -160,7 +160,7 @@ def pick_cases(flags: argparse.Namespace, device: torch.device) -> list[Callable
 def make_side(name: str, seed: int, steps: int, **options: Any) -> RunConfig:
     """The configuration of a side: the preset of a folder, but for what defines the side."""
     own = {"fastle": {}, "pixel": {"objective": "pixel"}, "post": {"recipe": "post"}}[name]
-    return make_config("folder", seed=seed, steps=steps, **own, **options)
+    return make_config("folder", seed=seed, steps=steps, precision="fp32", **own, **options)
 
 
 def measure_seed(seed: int, sides: Mapping[str, RunConfig], device: torch.device) -> Row:

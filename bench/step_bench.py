@@ -252,16 +252,20 @@ def first_step(step: Step, images: Tensor) -> FirstStep:
 
 
 class Chunked(nn.Module):
-    """A module that mixes no samples, run on some of them at a time; the backward computes each part again."""
+    """A module that mixes no samples, run on some of them at a time; the backward computes each part again.
+
+    Its arguments are batches of one length.
+    """
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
-    def forward(self, x: Tensor) -> Tensor:
-        if len(x) <= CHUNK:
-            return self.inner(x)
-        return torch.cat([checkpoint(self.inner, part, use_reentrant=False) for part in x.split(CHUNK)])
+    def forward(self, *batches: Tensor) -> Tensor:
+        if len(batches[0]) <= CHUNK:
+            return self.inner(*batches)
+        parts = zip(*(batch.split(CHUNK) for batch in batches), strict=True)
+        return torch.cat([checkpoint(self.inner, *part, use_reentrant=False) for part in parts])
 
 
 def exact(start: StartingPoint, images: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -68,7 +68,16 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.run = folder / "run"
         self.config = make_config(
-            "shapes", size=16, hidden=4, map_channels=4, latent=6, batch_size=4, slices=8, steps=9, masked=True
+            "shapes",
+            size=16,
+            hidden=4,
+            map_channels=4,
+            latent=6,
+            batch_size=4,
+            slices=8,
+            steps=9,
+            masked=True,
+            precision="fp32",
         )
         self.trainer = Trainer(self.config, torch.device("cpu"))
         generator = torch.Generator().manual_seed(0)

@@ -226,7 +226,7 @@ def make_plan(
     """
     shared = SCALES[scale]
     if row.group == "shapes":
-        config = make_config("shapes", recipe="post", steps=steps or SHAPES_STEPS, **row.options)
+        config = make_config("shapes", recipe="post", steps=steps or SHAPES_STEPS, precision="fp32", **row.options)
         rates: tuple[float, ...] = (config.train.lr,)
     else:
         config = make_config(
@@ -236,6 +236,7 @@ def make_plan(
             hidden=shared.hidden,
             steps=steps or shared.steps,
             batch_size=shared.batch_size,
+            precision="fp32",
             recipe="post",
             **shared.options,
             **row.options,

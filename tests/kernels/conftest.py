@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from dataclasses import replace
 
@@ -24,6 +25,8 @@ def larger_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     # one or two samples are one tile in any case, and padding them would cost precision
     if INTERPRETED and parameters.get("impl") == "triton":
         kernels = pytest.importorskip("fastle.kernels.sigreg_triton")
-        sizes = {"CHUNK": 64, "BN": 64} if parameters.get("n", 65) > 2 else {}
-        for name, size in sizes.items():
-            monkeypatch.setattr(kernels, name, size)
+        launch = importlib.import_module("fastle.kernels.sigreg_launch")
+        if parameters.get("n", 65) > 2:
+            monkeypatch.setattr(launch, "BN", 64)
+            for module in (kernels, launch):
+                monkeypatch.setattr(module, "CHUNK", 64)
