@@ -75,7 +75,7 @@ setup(
     package_data={
         "fastle": ["py.typed", "weights/*/*"],
         "fastle.kernels": ["*.cpp"],
-        "fastle.web": ["brush/*", "report/*"],
+        "fastle.web": ["base.css", "brush/*", "report/*"],
     },
     install_requires=["torch>=2.11", "numpy", "safetensors"],
     extras_require={

@@ -80,8 +80,7 @@ class GuardedLogger:
     def _guard(self, call: Callable[[], object]) -> None:
         try:
             call()
-        # whatever a logger raises must not cost a training
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 (other people's code, networks and disks: none may cost a training)
             self._logger = None
             self._say(f"--log {self._name} has failed, and the run goes on without it ({one_line(error)[:200]})")
 
@@ -119,14 +118,11 @@ class _TensorBoard:
         self._writer.close()
 
 
-class _Wandb:
-    def __init__(self, package: Any, run: Path, config: dict[str, Any], done: int) -> None:
-        self._package = package
-        # what is passed here wins over the variables of Weights & Biases
-        project, name = os.environ.get("WANDB_PROJECT", PROJECT), os.environ.get("WANDB_NAME", run.resolve().name)
-        self._run = package.init(
-            project=project, dir=str(run), id=_identity(run), name=name, config=config, resume="allow"
-        )
+class _Service:
+    """What Weights & Biases and Trackio, which took over its functions, have in common."""
+
+    def __init__(self, package: Any, run: Any) -> None:
+        self._package, self._run = package, run
 
     def row(self, row: dict[str, Any], step: int) -> None:
         self._run.log(row, step=step)
@@ -138,20 +134,20 @@ class _Wandb:
         self._run.finish()
 
 
-class _Trackio:
+class _Wandb(_Service):
     def __init__(self, package: Any, run: Path, config: dict[str, Any], done: int) -> None:
-        self._package = package
+        # what is passed here wins over the variables of Weights & Biases
+        project, name = os.environ.get("WANDB_PROJECT", PROJECT), os.environ.get("WANDB_NAME", run.resolve().name)
+        options = {"project": project, "dir": str(run), "id": _identity(run), "name": name}
+        super().__init__(package, package.init(**options, config=config, resume="allow"))
+
+
+class _Trackio(_Service):
+    def __init__(self, package: Any, run: Path, config: dict[str, Any], done: int) -> None:
         name = f"{run.resolve().name}-{_identity(run)}"
         package.init(project=PROJECT, name=name, config=config, resume="allow")
-
-    def row(self, row: dict[str, Any], step: int) -> None:
-        self._package.log(row, step=step)
-
-    def grid(self, path: Path, step: int) -> None:
-        self._package.log({"grid": self._package.Image(str(path))}, step=step)
-
-    def close(self) -> None:
-        self._package.finish()
+        # its module logs to the run that was begun last
+        super().__init__(package, package)
 
 
 def _identity(run: Path) -> str:

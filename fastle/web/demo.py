@@ -20,7 +20,7 @@ from .pictures import PICTURES, make_pictures
 
 BATCH = 16  # most images or latents in one request
 LARGE = 128  # pixels at which a smaller spatial model is shown that has no pictures of its own
-LARGEST = 512  # a picture of which still moves
+LARGEST = 512  # pixels; larger pictures do not follow the pointer
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from fastle.training.display import format_metric, format_seconds
 from fastle.training.report import TERMS, grids, read_grid, read_metrics, read_starts
 
 PARTS = Path(__file__).parent / "report"
+BASE = PARTS.parent / "base.css"
 MOST_GRIDS = 16  # of a run, evenly spaced, since each adds pictures to the file
 # curves in the order of the page, and whether their axis is logarithmic
 CURVES = {
@@ -102,7 +103,7 @@ def make_page(runs: Sequence[Run]) -> str:
     data = {"runs": [{"name": run.name, "curves": _curves(run)} for run in runs], "grids": pictures}
     parts = {
         "title": escape(runs[0].name if len(runs) == 1 else f"{len(runs)} runs"),
-        "style": (PARTS / "report.css").read_text(encoding="utf-8"),
+        "style": "\n".join(path.read_text(encoding="utf-8") for path in (BASE, PARTS / "report.css")),
         "script": (PARTS / "report.js").read_text(encoding="utf-8"),
         # a script ends at its first "</script", wherever that stands
         "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),

@@ -27,7 +27,7 @@ from PIL import Image
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
@@ -39,6 +39,7 @@ from .demo import BATCH, Demo
 from .guard import Guard
 
 PAGE = Path(__file__).parent / "brush"
+BASE = Path(__file__).parent / "base.css"
 MOST_WAITING = 8  # requests for the model at once; the page has one under way
 SECONDS_TO_SEND = 10.0  # that a request may take to arrive
 
@@ -72,6 +73,7 @@ def make_app(demo: Demo, port: int) -> ASGIApp:
         Route("/model.json", manifest),
         Route("/pictures/{index:int}.png", picture),
         *(Route(f"/{made.__name__}", made, methods=["POST"]) for made in (encode, decode, reconstruct)),
+        Route("/base.css", lambda request: FileResponse(BASE)),
         Mount("/", StaticFiles(directory=PAGE, html=True)),
     ]
     return Guard(Starlette(routes=routes), port)

@@ -74,7 +74,7 @@ class Allocator:
         with graph:
             try:
                 yield
-            except Exception:  # noqa: BLE001
+            except RuntimeError:
                 # as by CUDA, and before PyTorch has told its allocator
                 raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
         self.under_way.remove(pool)
