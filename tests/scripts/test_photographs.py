@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -38,6 +39,9 @@ def test_figures_at_every_size_and_a_picture(photograph: Path, tmp_path: Path) -
     drawn = Image.open(picture)
     # two photographs beside each other, above their reconstructions
     assert drawn.size == (2 * 80 + 8, 2 * 80 + 8)
+    above, below = (np.asarray(drawn.crop((0, top, 80, top + 80))).astype(float) for top in (0, 88))
+    # nearly random weights make nearly grey pictures
+    assert above.std() > 30 > below.std()
 
 
 def test_what_cannot_be_measured_is_one_line(photograph: Path, tmp_path: Path) -> None:

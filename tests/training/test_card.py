@@ -54,6 +54,7 @@ def test_a_card_says_what_the_model_is_and_what_it_reaches(finished: Path, tmp_p
         "| 2,000 of test split | clean | 21.23 | 0.876 | 0.900 | 0.800 |",
         "| 2,000 of faces | clean | 21.23 | 0.876 | 0.900 | 0.800 |",
         "The weights: cc-by-4.0.",
+        "- It learnt on grey images of 16×16 pixels, and takes any whose sides are divisible by 8.",
     ):
         assert f"{line}\n" in card
     # the configuration's size is not a preset's, and its widths are set by hand
