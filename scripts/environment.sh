@@ -29,6 +29,16 @@ find_python() {
     return 1
 }
 
+# pip would say so after minutes, and leave half an environment. PyTorch's directory is there after the first time.
+check_space() {
+    local free need=7
+    free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1e6) }')
+    if ((free < need)) && ! compgen -G ".venv/lib/python*/site-packages/torch" >/dev/null; then
+        echo "error: .venv takes $need GB, and $PWD has $free GB free; free some, or clone to another disk" >&2
+        return 1
+    fi
+}
+
 # use_environment EXTRA: .venv holds fastle, editable, with its dependencies and those of EXTRA ("" for no extra).
 # FASTLE_VERSIONS chooses their versions: "tested" (constraints/tested.txt, the default), "oldest"
 # (constraints/oldest.txt), or "newest" (whatever pip finds).
@@ -46,6 +56,7 @@ use_environment() {
     stamp=.venv/fastle-installed${extra:+-$extra}
     state="$(cat setup.py constraints/*.txt | cksum) $versions $PWD"
     [[ -f $stamp && $(<"$stamp") == "$state" ]] && return
+    check_space
     if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
         python=$(find_python)
         echo "making .venv with $python" >&2
