@@ -227,10 +227,10 @@ def test_gradcheck(operator: ImageOperator) -> None:
 
 
 @every_operator
-@every_impl
-def test_opcheck(operator: ImageOperator, impl: str) -> None:
+def test_opcheck(operator: ImageOperator) -> None:
+    # registration, fake and gradient are the operator's, whichever implementation computes
     images = [made(1, 1, *SIZE), laid_out(made(1, 2, *SIZE, dtype=torch.bfloat16), "channels-last")]
-    bound = operator.bound(1, impl=impl)
+    bound = operator.bound(1, impl="torch")
     views.passes_opcheck(operator.schema, lambda *x: bound(x), images)
 
 

@@ -22,8 +22,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     # in a separate process, because Triton may run its interpreter in this one
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     report = tmp_path_factory.mktemp("resources") / "report.json"
-    # two architectures stand for all; the script's default has one more
-    command = [sys.executable, str(SCRIPT), "--architectures", "sm_90", "gfx942", "--json", str(report)]
+    # one architecture stands for all that the script compiles for by default
+    command = [sys.executable, str(SCRIPT), "--architectures", "sm_90", "--json", str(report)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     report_rows: list[dict[str, Any]] = json.loads(report.read_text())["rows"]
@@ -33,10 +33,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_kernels_spill_nothing(rows: list[dict[str, Any]]) -> None:
     for operator in ("sigreg", "views", "halving_conv"):
         architectures = {row["architecture"] for row in rows if row["operator"] == operator}
-        assert architectures == {"sm_90", "gfx942"}
+        assert architectures == {"sm_90"}
     for row in rows:
-        # each counts values in slow memory that should be in registers. AMD's scalar spills are left out: they go
-        # to vector registers, and their number depends on the compiler (triton 3.8.0: 6, 3.9.0: none)
+        # each counts values in slow memory that should be in registers
         stack, spills = KNOWN.get((triton.__version__, row["architecture"], row["kernel"]), (0, 0))
         assert (row["stack"], row["local"], row["spill_instructions"]) == (stack, 0, spills), row
         assert 0 < row["registers"] <= 255
@@ -50,11 +49,7 @@ def test_sigreg_computes_one_sine_and_cosine_for_each_sample_and_slice(rows: lis
 
 def test_sigreg_leaves_fp64_and_barriers_alone(rows: list[dict[str, Any]]) -> None:
     # fp64 has 1/64 of the speed on consumer GPUs, and a thread that has a slice to itself waits for no other
-    counts = [
-        (row["fp64_instructions"], row["barriers"])
-        for row in rows
-        if row["operator"] == "sigreg" and row["architecture"] == "sm_90"
-    ]
+    counts = [(row["fp64_instructions"], row["barriers"]) for row in rows if row["operator"] == "sigreg"]
     assert counts and set(counts) == {(0, 0)}
 
 
@@ -64,5 +59,5 @@ def test_what_sigreg_executes(rows: list[dict[str, Any]]) -> None:
 
 
 def test_nothing_is_added_atomically(rows: list[dict[str, Any]]) -> None:
-    counts = [row["atomics"] for row in rows if row["architecture"] != "gfx942"]
+    counts = [row["atomics"] for row in rows]
     assert counts and not any(counts)
