@@ -1,7 +1,8 @@
 """Trained models: where a name leads, and the folder in which a model is saved and shared.
 
 A saved model is a folder of three files. model.safetensors holds the state dict, its parameters in fp32 or bf16.
-config.json says "format": "fastle model", and "model" holds the fields of `ModelConfig`. README.md is the model's card.
+config.json says "format": "fastle model", and "model" holds the fields of `ModelConfig`; "hole_ratio" is there if the
+model was trained with holes. README.md is the model's card.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from fastle.checkpoint import (
 from fastle.config import ConfigError, ModelConfig, RunConfig
 from fastle.files import one_line, open_regular, read_header, read_json, read_tensor
 from fastle.hub import HUB_ID, download_folder, upload_folder
-from fastle.options import check_names, from_fields
+from fastle.options import check_names, from_fields, shown
 
 from .model import Autoencoder
 
@@ -112,6 +113,21 @@ def config_of(path: Path) -> RunConfig | None:
     return None if is_saved_model(path) else read_run_config(path)
 
 
+def hole_ratio_of(path: Path) -> float | None:
+    """The share of the input that a hole covered in the training of what `find_model` found; None without holes.
+
+    Raises:
+        FastleError: The configuration cannot be read.
+    """
+    config = config_of(path)
+    if config is not None:
+        return config.objective.hole_ratio
+    ratio = _saved_values(path).get("hole_ratio")
+    if ratio is not None and not (isinstance(ratio, float) and 0 < ratio < 1):
+        raise CheckpointError(f"{path / CONFIG} cannot be used (hole_ratio is {shown(ratio)}): {WAY_OUT}")
+    return ratio
+
+
 def shipped_models() -> list[str]:
     """The names of the models that ship with fastle."""
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
@@ -126,8 +142,10 @@ def is_saved_model(folder: Path) -> bool:
     return isinstance(content, dict) and content.get("format") == MODEL_FORMAT
 
 
-def save_pretrained(model: Autoencoder, folder: Path, *, bf16: bool, card: str | None) -> None:
-    """See `Autoencoder.save_pretrained`."""
+def save_pretrained(
+    model: Autoencoder, folder: Path, *, bf16: bool, card: str | None, hole_ratio: float | None = None
+) -> None:
+    """See `Autoencoder.save_pretrained`; also the share of the input that a hole covered in training."""
     check_folder(folder)
     # an average of the weights has no gradients, and is a model all the same
     parameters = {name for name, _ in model.named_parameters()}
@@ -137,7 +155,9 @@ def save_pretrained(model: Autoencoder, folder: Path, *, bf16: bool, card: str |
     }
     if fault := not_finite("model", tensors):
         raise CheckpointError(f"{folder} is not written: {fault}")
-    config = {"format": MODEL_FORMAT, "model": asdict(model.config)}
+    config: dict[str, Any] = {"format": MODEL_FORMAT, "model": asdict(model.config)}
+    if hole_ratio is not None:
+        config["hole_ratio"] = hole_ratio
     text = plain_card(model.config, folder.resolve().name, bf16=bf16) if card is None else card
     # the configuration last: without it the folder is no model
     for name, content in (
@@ -223,15 +243,22 @@ def _config_of_checkpoint(checkpoint: Checkpoint) -> RunConfig:
     return read_run_config(checkpoint.path.absolute().parents[1]) if known is None else RunConfig.from_dict(known)
 
 
-def _of_folder(folder: Path, device: str | torch.device) -> Autoencoder:
+def _saved_values(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         values: dict[str, Any] = read_json(path)
         check_names("a saved model", values, required=("format", "model"))
         check_names("model", values["model"])
-        config = from_fields(ModelConfig, values["model"])
     except (OSError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{path} cannot be used ({one_line(error)}): {WAY_OUT}") from None
+    return values
+
+
+def _of_folder(folder: Path, device: str | torch.device) -> Autoencoder:
+    try:
+        config = from_fields(ModelConfig, _saved_values(folder)["model"])
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CONFIG} cannot be used ({one_line(error)}): {WAY_OUT}") from None
     path = folder / WEIGHTS
     try:
         tensors = _read_weights(path, _state_of(config))

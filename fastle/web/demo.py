@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastle.checkpoint import read_run_config
 from fastle.config import ConfigError, ModelConfig
 from fastle.method.model import STRIDE, Autoencoder
-from fastle.method.pretrained import find_model, is_saved_model, of_run
+from fastle.method.pretrained import find_model, hole_ratio_of, is_saved_model, of_run
 from fastle.method.transforms import hole_side
 from fastle.training.report import grids, read_grid
 
@@ -125,13 +124,13 @@ def open_demo(name: str, device: torch.device, size: int | None = None) -> tuple
         FastleError: There is no such model, it cannot be used, its images are neither RGB nor grey, or it cannot take
             images of that size.
     """
-    path, remark, ratio = find_model(name), None, None
+    path, remark = find_model(name), None
     saved = is_saved_model(path)
     if saved:
         model = Autoencoder.from_pretrained(path, device)
     else:
         model, _, remark = of_run(path, device)
-        ratio = read_run_config(path).objective.hole_ratio
+    ratio = hole_ratio_of(path)
     config = model.config
     if config.channels not in (1, 3):
         raise ConfigError(f"{name} has images of {config.channels} channels: a page can show 1 (grey) or 3 (RGB)")

@@ -94,6 +94,18 @@ def test_bf16_halves_the_parameters_and_loads_as_fp32(tmp_path: Path, model: Aut
     assert torch.equal(statistics(loaded), statistics(model))
 
 
+def test_a_saved_model_knows_its_hole(tmp_path: Path, model: Autoencoder) -> None:
+    model.save_pretrained(tmp_path)
+    assert pretrained.hole_ratio_of(tmp_path) is None
+    pretrained.save_pretrained(model, tmp_path, bf16=False, card=None, hole_ratio=0.35)
+    assert pretrained.hole_ratio_of(tmp_path) == 0.35 and equal(Autoencoder.from_pretrained(tmp_path), model)
+    for wrong in (1.5, "0.35", True):
+        values = json.loads((tmp_path / "config.json").read_text()) | {"hole_ratio": wrong}
+        (tmp_path / "config.json").write_text(json.dumps(values))
+        with pytest.raises(FastleError, match=r"config\.json cannot be used \(hole_ratio is "):
+            pretrained.hole_ratio_of(tmp_path)
+
+
 def test_a_shipped_name_and_what_comes_before_it(shipped: Path, model: Autoencoder) -> None:
     assert equal(Autoencoder.from_pretrained("toy-6x"), model)
     other = Autoencoder(CONFIG)
@@ -300,4 +312,5 @@ def test_what_ships_can_be_loaded() -> None:
             across = torch.linspace(0, 2, loaded.config.size)
             waves = [torch.sin(3 * across[:, None] + k + across) * torch.cos(k * across) for k in range(6)]
             images = 0.5 + 0.4 * torch.stack(waves).unflatten(0, (-1, loaded.config.channels))
-        assert (loaded(images) - images).square().mean() < 0.003
+        bound = 0.003 if loaded.config.latent is None else 0.025
+        assert (loaded(images) - images).square().mean() < bound < images.var() / 1.5

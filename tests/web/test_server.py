@@ -44,6 +44,8 @@ def test_a_spatial_model_is_shown_at_any_size(tmp_path: Path) -> None:
         return manifest["size"], manifest["latent"]
 
     assert facts("cifar10-6x") == (128, [32, 16, 16])
+    # a model that was trained with holes has the panel for them
+    assert [open_demo(name, torch.device("cpu"))[0].hole for name in ("cifar10-6x", "cifar10-masked")] == [None, 19]
     run = untrained_run(tmp_path / "run")
     assert facts(run) == (32, [8, 4, 4]) and facts(run, 64) == (64, [8, 8, 8])
     for size in (60, 0, 520):
