@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -23,9 +24,11 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from fastle.config import Size, sides_of
 from fastle.errors import DataError
 from fastle.files import one_line, open_regular, read_header
 from fastle.machine import format_bytes
+from fastle.options import pair_text
 
 from .cache_file import BLOCK, Checksums, ImagesOnDisk, check_blocks, read_layout
 from .decode import BadFiles, ImageFile
@@ -52,7 +55,7 @@ class CacheKey:
 
     name: str
     root: str
-    size: int
+    size: Size
     channels: int
     resize: bool
     upscale: bool = False
@@ -68,11 +71,13 @@ class CacheKey:
 
     def bytes(self, count: int) -> int:
         """The size of `count` decoded images."""
-        return count * self.channels * self.size**2
+        return count * self.channels * math.prod(sides_of(self.size))
 
     def metadata(self, fingerprint: str) -> dict[str, str]:
         """The metadata of the cache file of source files with this fingerprint."""
-        rule = f"shorter side resized to {self.size}, centre cut out" if self.resize else f"centre {self.size} cut out"
+        size = pair_text(self.size)
+        resized = f"shorter side resized to {size}" if isinstance(self.size, int) else f"resized to cover {size}"
+        rule = f"{resized}, centre cut out" if self.resize else f"centre {size} cut out"
         return {
             "fastle_cache": VERSION,
             "fingerprint": fingerprint,
@@ -260,7 +265,7 @@ def _read(path: Path, key: CacheKey, count: int, place: Place, loading: Loading)
     except (OSError, ValueError) as error:
         return f"damaged ({one_line(error)})"
     found = entry.shape[0]
-    if entry.shape[1:] != (key.size, key.size, key.channels) or found + len(faults) != count:
+    if entry.shape[1:] != (*sides_of(key.size), key.channels) or found + len(faults) != count:
         return f"damaged (it holds {found} images of {'x'.join(map(str, entry.shape[1:]))})"
     kept = None
     if place != "disk":
@@ -332,7 +337,7 @@ def _write(file: BinaryIO, images: EncodedImages, key: CacheKey, fingerprint: st
     ends = [0, sums.total, sums.total + len(checksums), sums.total + len(checksums) + len(skipped)]
     header = {
         "__metadata__": key.metadata(fingerprint),
-        "images": _entry("U8", (count, key.size, key.size, key.channels), ends[0:2]),
+        "images": _entry("U8", (count, *sides_of(key.size), key.channels), ends[0:2]),
         "checksums": _entry("I64", (len(checksums) // 8,), ends[1:3]),
         "skipped": _entry("U8", (len(skipped),), ends[2:4]),
     }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fastle.errors import DataError
 from fastle.folders import Split, split_paths
+from fastle.options import pair_text
 
 from . import celeba, cifar10, folder, shapes
 from .cache import CacheKey, open_cached
@@ -32,7 +33,7 @@ IN_MEMORY = ("shapes", "cifar10")
 
 
 def open_images(config: DataConfig, split: Split, loading: Loading | None = None) -> Images:
-    """Opens the images of a split, uint8 (C, size, size) each.
+    """Opens the images of a split, uint8 (C, H, W) each, of the configuration's size.
 
     Args:
         config: The dataset, where it lies, and the size of its images.
@@ -107,7 +108,7 @@ def open_files(config: DataConfig, paths: Sequence[Path], loading: Loading, name
 
 
 def decode_files(config: DataConfig, paths: Sequence[Path]) -> Tensor:
-    """Decodes image files to uint8 (B, C, size, size), resized and cropped as the images of the dataset are.
+    """Decodes image files to uint8 (B, C, H, W), resized and cropped as the images of the dataset are.
 
     Raises:
         DataError: A file cannot be used. The message names it.
@@ -120,7 +121,7 @@ def decode_files(config: DataConfig, paths: Sequence[Path]) -> Tensor:
 def cache_key(config: DataConfig, split: Split, *, gpu: bool) -> CacheKey:
     """Identifies the cache file of a split, whose images were decoded on a GPU or not."""
     return CacheKey(
-        name=f"{config.dataset}-{split}-{config.size}",
+        name=f"{config.dataset}-{split}-{pair_text(config.size)}",
         root=str(_root(config)),
         size=config.size,
         channels=config.channels,
@@ -151,9 +152,13 @@ def _open(
 
 def _open_arrays(config: DataConfig, split: Split) -> ArrayImages:
     if config.dataset == "shapes":
+        if not isinstance(config.size, int):
+            raise DataError(f"--size {pair_text(config.size)} cannot be: shapes are drawn on squares; give one number")
         return shapes.make_shapes(split, config.size)
     if config.size != cifar10.SIZE:
-        raise DataError(f"--size {config.size} cannot be: the images of CIFAR-10 are 32x32 and are not resized")
+        raise DataError(
+            f"--size {pair_text(config.size)} cannot be: the images of CIFAR-10 are 32x32 and are not resized"
+        )
     return cifar10.open_cifar10(_root(config), split)
 
 
