@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fastle.config import OPTIONS, RunConfig
+from fastle.folders import find_shards
 from fastle.lengths import steps_per_epoch, total_steps, train_size
 
 from .cli import wrapped
@@ -27,13 +28,18 @@ def show_config(config: RunConfig, path: Path, console: Console) -> None:
     show("run", str(path))
 
 
+def _why_unknown(config: RunConfig) -> str:
+    root = config.data.root
+    return "whose images are counted once it starts" if root and find_shards(Path(root)) else "which is not there"
+
+
 def _length(config: RunConfig) -> str:
     images = train_size(config.data)
     if images is None:
         return (
             f"{config.train.steps:,}"
             if config.train.steps
-            else f"{config.train.epochs} epochs of --data, which is not there"
+            else f"{config.train.epochs} epochs of --data, {_why_unknown(config)}"
         )
     epoch_steps = steps_per_epoch(images, config.train.batch_size)
     total = total_steps(config, epoch_steps)

@@ -40,7 +40,7 @@ class DataConfig(Checked):
 
     Attributes:
         dataset: the kind of source.
-        root: absolute path of the data; None for shapes, which are made.
+        root: absolute path of the data, or a pattern of paths of shards; None for shapes, which are made.
         size: of the images that the loader hands out, pixels: a number for a square, or (height, width).
         channels: of these images.
         bad_images: whether an image file that cannot be used is an error, or is left out.
@@ -49,7 +49,12 @@ class DataConfig(Checked):
 
     dataset: DatasetName = option("shapes are made on the fly; folder is any tree of images", group="data", default="")
     root: str | None = option(
-        "the folder that holds the images", initial=None, name="data", group="data", metavar="DIR", default=""
+        "the folder that holds the images, or shards: .tar, .zip, .parquet, a folder of them or a quoted pattern",
+        initial=None,
+        name="data",
+        group="data",
+        metavar="DIR",
+        default="",
     )
     size: int | tuple[int, int] = image_size()
     channels: int = option("1 reads a folder's images as grey, 3 as colour", choices=(1, 3), group="data")

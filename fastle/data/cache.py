@@ -34,6 +34,7 @@ from .cache_file import BLOCK, Checksums, ImagesOnDisk, check_blocks, read_layou
 from .decode import BadFiles, ImageFile
 from .images import ArrayImages, EncodedImages, Images
 from .loading import Loading
+from .shards import ShardFiles
 
 HEADER = 4096  # bytes, padded, because the header is written after the images that follow it
 # of the rules by which files become pixels: 1 did not turn images as their EXIF orientation asks
@@ -108,7 +109,7 @@ def open_cached(images: EncodedImages, key: CacheKey, loading: Loading) -> tuple
     if place is None:
         return images, []
     fingerprint = _fingerprint(images.files)
-    with _locked(path, loading):
+    with locked(path, loading):
         stale = _why_stale(path, key.metadata(fingerprint))
         contents = stale or _read(path, key, count, place, loading)
         reused = isinstance(contents, _Contents)
@@ -162,7 +163,7 @@ def _choose_place(loading: Loading, size: int, path: Path) -> Place | None:
     if choice != "auto":
         return choice
     folder = _first_existing(path.parent)
-    if fault := _why_read_only(path.parent, folder):
+    if fault := why_read_only(path.parent):
         loading.say(
             f"cache: none: {path.parent} cannot be written to ({fault}), so that every epoch decodes the images again; "
             "set XDG_CACHE_HOME to a folder that can"
@@ -184,9 +185,9 @@ def _first_existing(folder: Path) -> Path:
     return next(parent for parent in (folder, *folder.parents) if parent.exists())
 
 
-def _why_read_only(folder: Path, existing: Path) -> str | None:
-    """Why no file can be made in a folder, of whose path `existing` exists; None if it can."""
-    if not existing.is_dir():
+def why_read_only(folder: Path) -> str | None:
+    """Why no file can be made in a folder, which may not exist yet; None if it can."""
+    if not _first_existing(folder).is_dir():
         return os.strerror(errno.ENOTDIR)
     try:
         # asking for permissions would not tell of a disk that is mounted read-only, and root may do anything
@@ -211,6 +212,8 @@ def _free_memory() -> int:
 
 def _fingerprint(files: Sequence[ImageFile]) -> str:
     """A digest that changes when a file is added, removed, renamed or written to."""
+    if isinstance(files, ShardFiles):
+        return files.fingerprint()
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
         try:
@@ -222,8 +225,8 @@ def _fingerprint(files: Sequence[ImageFile]) -> str:
 
 
 @contextmanager
-def _locked(path: Path, loading: Loading) -> Iterator[None]:
-    """Holds the lock of a cache file while other processes wait. If this process dies, the lock is released."""
+def locked(path: Path, loading: Loading) -> Iterator[None]:
+    """Holds the lock of a file in the cache folder while other processes wait. If this one dies, it is released."""
     lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

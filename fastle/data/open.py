@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastle.errors import DataError
-from fastle.folders import Split, split_paths
+from fastle.folders import Split
 from fastle.options import pair_text
 
 from . import celeba, cifar10, folder, shapes
@@ -19,6 +19,7 @@ from .decode import BadFiles, Decoder, DiskFile, ImageFile, TorchvisionDecoder
 from .identity import Identity, identify
 from .images import ArrayImages, EncodedImages, Images, check_split
 from .loading import Loading, make_decoder
+from .shards import ShardFiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,19 +69,23 @@ def open_training(config: DataConfig, loading: Loading) -> tuple[Images, Images,
     valid, valid_faults, _ = _open(config, "valid", uncached, decoder)
     _report_faults({"train": faults, "valid": valid_faults}, config, loading)
     _say_remarks(loading)
-    identity = Identity(len(train), config.dataset) if files is None else identify(_usable(files, faults))
+    if isinstance(files, ShardFiles):
+        identity = replace(files.identity(), count=len(train))
+    else:
+        identity = Identity(len(train), config.dataset) if files is None else identify(_usable(files, faults))
     return _not_empty(train, "train"), _not_empty(valid, "valid"), identity
 
 
 def open_tree(config: DataConfig, root: Path, loading: Loading | None = None) -> EncodedImages:
-    """Opens every image below a folder, resized and cropped as the images of the dataset are.
+    """Opens every image below a folder, or of shards, resized and cropped as the images of the dataset are.
 
     Raises:
         DataError: There is no such folder, or it holds no image.
         BadFiles: See `open_images`.
     """
     loading = loading or Loading()
-    return open_files(config, split_paths(root, None), loading, str(root))
+    decoder = _file_decoder(config, loading)
+    return _open_encoded(config, folder.open_folder(root, None, decoder, loading), loading, str(root))
 
 
 def open_files(config: DataConfig, paths: Sequence[Path], loading: Loading, name: str = "images") -> EncodedImages:
@@ -96,10 +101,11 @@ def open_files(config: DataConfig, paths: Sequence[Path], loading: Loading, name
         DataError: Every image is unusable and was skipped.
         BadFiles: See `open_images`.
     """
-    decoder = make_decoder(
-        loading, size=config.size, channels=config.channels, resize=_resizes(config), upscale=config.upscale
-    )
-    files = EncodedImages([DiskFile(str(path)) for path in paths], decoder)
+    files = EncodedImages([DiskFile(str(path)) for path in paths], _file_decoder(config, loading))
+    return _open_encoded(config, files, loading, name)
+
+
+def _open_encoded(config: DataConfig, files: EncodedImages, loading: Loading, name: str) -> EncodedImages:
     images, faults = _checked(files, config, loading)
     _report_faults({name: faults}, config, loading)
     _say_remarks(loading)
@@ -139,8 +145,10 @@ def _open(
     if decoder is None:
         return _place(_open_arrays(config, split), config, loading), [], None
     root = _root(config)
-    open_files = celeba.open_celeba if config.dataset == "celeba" else folder.open_folder
-    images = open_files(root, split, decoder)
+    if config.dataset == "celeba":
+        images = celeba.open_celeba(root, split, decoder)
+    else:
+        images = folder.open_folder(root, split, decoder, loading)
     if loading.cache == "none":
         return *_checked(images, config, loading), images.files
     key = cache_key(config, split, gpu=loading.decoder == "dali-gpu")
@@ -227,8 +235,10 @@ def _not_empty(images: Images, name: str) -> Images:
 
 def _decoder(config: DataConfig, loading: Loading) -> Decoder | None:
     """The decoder of a dataset; None if its images are not encoded."""
-    if config.dataset in IN_MEMORY:
-        return None
+    return None if config.dataset in IN_MEMORY else _file_decoder(config, loading)
+
+
+def _file_decoder(config: DataConfig, loading: Loading) -> Decoder:
     return make_decoder(
         loading, size=config.size, channels=config.channels, resize=_resizes(config), upscale=config.upscale
     )

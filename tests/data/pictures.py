@@ -236,12 +236,10 @@ def oracle(data: bytes, size: Size, *, resize: bool) -> Tensor:
     else:
         image = pil_to_tensor(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     if resize:
-        # a square is covered once the shorter side is; otherwise the shorter side is as short as covers both
         sides, (height, width) = sides_of(size), image.shape[1:]
         scale = max(Fraction(sides[0], height), Fraction(sides[1], width))
-        image = F.resize(image, [int(scale * min(height, width))], antialias=True)
-        if sides[0] == sides[1]:
-            assert min(image.shape[1:]) == sides[0]
+        covering = [size] if isinstance(size, int) else [int(scale * height), int(scale * width)]
+        image = F.resize(image, covering, antialias=True)
     return CenterCrop(size)(image)
 
 
@@ -265,7 +263,7 @@ class Memory:
         return self.name
 
 
-def decoder_of(name: str, size: int, *, resize: bool, threads: int | None = None) -> Decoder:
+def decoder_of(name: str, size: Size, *, resize: bool, threads: int | None = None) -> Decoder:
     if name == "torchvision":
         return TorchvisionDecoder(size, 3, resize, threads)
     dali_or_skip()

@@ -35,7 +35,7 @@ SIZES: list[tuple[int, int, Size]] = [
     (97, 130, 32),
     (98, 131, (64, 40)),
     (37, 50, 37),
-    (300, 41, (40, 96)),
+    (300, 101, (40, 96)),
 ]
 # valid files that DALI would decode differently or reject, and that it must leave to torchvision
 ODD: dict[str, Encode] = {
