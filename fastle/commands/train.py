@@ -21,7 +21,7 @@ from .show import show_config
 FLAGS = {
     flag.name: flag
     for flag in (
-        Option(name="download", kind=bool, help="fetch CIFAR-10 into --data first", group="data"),
+        Option(name="download", kind=bool, help="fetch CIFAR-10 or CelebA into --data first", group="data"),
         replace(DEVICE, group="speed"),
         Option(
             name="step",
@@ -118,8 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check_flags(flags: dict[str, Any], config: RunConfig) -> None:
-    if flags["download"] and config.data.dataset != "cifar10":
-        raise ConfigError(f"--download fetches CIFAR-10 only, not {config.data.dataset}")
+    if flags["download"] and config.data.dataset not in ("cifar10", "celeba"):
+        raise ConfigError(f"--download fetches CIFAR-10 and CelebA only, not {config.data.dataset}")
     if flags["profile"] is None:
         if flags["against"] is not None:
             raise ConfigError(f"--against {flags['against']} has no effect without --profile N")

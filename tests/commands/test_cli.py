@@ -302,7 +302,7 @@ def test_a_default_run_directory_for_each_setting(command: Command, tmp_path: Pa
         (("shapes", "--objective", "pixel", "--judge", "ema"), "--judge has no effect with --objective pixel"),
         (("shapes", "--steps", "5", "--epochs", "5"), "give either --steps or --epochs, not both"),
         (("shapes", "--data", "here"), "--data has no effect with shapes"),
-        (("shapes", "--download"), "--download fetches CIFAR-10 only"),
+        (("shapes", "--download"), "--download fetches CIFAR-10 and CelebA only"),
         (("shapes", "--batch-size", "20000"), "use --batch-size 12000 or less"),
         (("mnist",), "invalid choice: 'mnist'"),
         (("folder",), "folder needs --data"),
