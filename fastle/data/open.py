@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from .decode import BadFiles, Decoder, DiskFile, ImageFile, TorchvisionDecoder
 from .identity import Identity, identify
 from .images import ArrayImages, EncodedImages, Images, check_split
 from .loading import Loading, make_decoder
+from .shard_index import known_faults
 from .shards import ShardFiles
 
 if TYPE_CHECKING:
@@ -190,9 +192,12 @@ def _place(images: ArrayImages, config: DataConfig, loading: Loading) -> ArrayIm
 
 def _checked(images: EncodedImages, config: DataConfig, loading: Loading) -> tuple[EncodedImages, list[str]]:
     """The images without the files that the check finds unusable, and the faults of those."""
-    faults = find_faults(
-        images.files, images.decoder, loading, size=config.size, resize=_resizes(config), upscale=config.upscale
-    )
+    resize, upscale = _resizes(config), config.upscale
+    find = partial(find_faults, images.files, images.decoder, loading, size=config.size, resize=resize, upscale=upscale)
+    if isinstance(images.files, ShardFiles):
+        faults = known_faults(images.files, f"{config.channels} {config.size} {resize} {upscale}", find)
+    else:
+        faults = find()
     return (images.without(faults) if faults else images), list(faults.values())
 
 

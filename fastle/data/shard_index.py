@@ -21,7 +21,8 @@ import tempfile
 import zipfile
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -30,15 +31,17 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from fastle.errors import DataError
-from fastle.files import one_line, open_regular, read_header, read_tensor
+from fastle.checkpoint import write_atomic
+from fastle.errors import DataError, FastleError
+from fastle.files import one_line, open_regular, read_header, read_json, read_tensor
 from fastle.folders import EXTENSIONS, KINDS, UNSUPPORTED
 
+from .cache import VERSION as CACHE_VERSION
 from .cache import cache_folder, locked, why_read_only
 from .header import download_fault
 from .loading import Loading
 from .parquet import image_column, open_parquet
-from .shards import DEFLATED, ROW_BITS, SPLIT_CODES, STORED, ShardIndex
+from .shards import DEFLATED, ROW_BITS, SPLIT_CODES, STORED, ShardFiles, ShardIndex
 
 VERSION = "1"
 HEADER = 4096  # bytes, padded, because the header is written after the names that follow it
@@ -107,6 +110,30 @@ def _kept(
             partial.unlink(missing_ok=True)
         loading.say(f"index: of {len(paths):,} shards, {path} (built)")
         return _read(path, paths, columns, fingerprint)
+
+
+def known_faults(files: ShardFiles, rules: str, find: Callable[[], dict[int, str]]) -> dict[int, str]:
+    """The bad images among those of shards. Each set is checked once: of millions of images, that takes hours.
+
+    Args:
+        files: The images.
+        rules: What else makes an image good or bad, such as the size asked for.
+        find: Checks all images, see `find_faults`.
+    """
+    key = hashlib.blake2b(f"{CACHE_VERSION} {files.fingerprint()} {rules}".encode(), digest_size=16).hexdigest()
+    path = cache_folder() / f"checked-{key[:12]}.json"
+    try:
+        known = read_json(path)
+        if isinstance(known, dict) and known.get("of") == key:
+            return {int(position): fault for position, fault in known["faults"].items()}
+    except (OSError, ValueError, KeyError, AttributeError):
+        # it is not there, or not in order: they are checked again
+        pass
+    faults = find()
+    with suppress(FastleError, OSError):
+        # of a folder that cannot be written, the index has said so
+        write_atomic(path, json.dumps({"of": key, "faults": faults}).encode())
+    return faults
 
 
 def _unkept(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import fastle.data.open
 from fastle.data import Loading, open_training, open_tree
 from fastle.data.cache import cache_folder
 from fastle.data.images import EncodedImages
@@ -80,9 +81,9 @@ def pixels_of(root: Path, cache: str = "none") -> dict[Split, torch.Tensor]:
     return {split: everything(opened(root, cache, split=split)[0]) for split in SPLITS}
 
 
-def refusal(root: Path, cache: str = "none", split: Split = "train") -> str:
+def refusal(root: Path, cache: str = "none", split: Split = "train", **more: Any) -> str:
     with pytest.raises(FastleError) as error:
-        opened(root, cache, split=split)
+        opened(root, cache, split=split, **more)
     return str(error.value)
 
 
@@ -202,6 +203,19 @@ def test_bad_members_are_named_with_their_shards_and_can_be_skipped(tmp_path: Pa
         assert f"{root}, {bad[2]} is an HTML page" in faults and f"{root}, {bad[0]} is empty" in faults
         assert f"{root}, {bad[1]} does not decode" in faults
         assert len(opened(root, cache, bad_images="skip")[0]) == 26 - 3
+
+
+def test_images_of_shards_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = contents(30)
+    root = write_tar(tmp_path / "a.tar", files | {"0/9.jpg": b"", "1/9.jpg": b"", "2/9.jpg": b""})
+    found = len(opened(root, "none", bad_images="skip")[0])
+    with monkeypatch.context() as patched:
+        patched.setattr(fastle.data.open, "find_faults", lambda *_, **__: pytest.fail("checked again"))
+        assert len(opened(root, "none", bad_images="skip")[0]) == found < 30
+    # but anew for another size, which some may be too small for
+    assert "smaller than the 24x24 asked for" in refusal(root, size=24)
+    write_tar(root, files)
+    assert len(opened(root, "none")[0]) == 26
 
 
 def cut(path: Path, keep: float) -> Path:
