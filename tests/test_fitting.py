@@ -140,6 +140,13 @@ class OneReader(Pairs):
         return super().__getitem__(index)
 
 
+def test_images_are_cut_to_a_size_that_is_not_square() -> None:
+    images = GivenImages(PIXELS, np.arange(20), size=(8, 16), channels=3)
+    assert torch.equal(images.batch([3, 0]), PIXELS[[3, 0], :, 4:12])
+    with pytest.raises(FastleError, match="image 2 is 16 px high and 16 px wide, smaller than the 24x16 asked for"):
+        GivenImages(PIXELS, np.arange(20), size=(24, 16), channels=3).batch([2])
+
+
 def test_one_thread_at_a_time_reads() -> None:
     train(OneReader(list(PIXELS)), steps=6)
 

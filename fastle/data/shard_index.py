@@ -72,7 +72,9 @@ def open_shards(root: Path, shards: Sequence[Path], loading: Loading) -> ShardIn
     """
     paths = [str(shard) for shard in shards]
     fingerprint = _fingerprint(paths)
-    path = cache_folder() / f"index-{hashlib.blake2b(os.fsencode(root), digest_size=6).hexdigest()}.safetensors"
+    path = (
+        cache_folder() / f"index-{hashlib.blake2b(os.fsencode(root.absolute()), digest_size=6).hexdigest()}.safetensors"
+    )
     if (known := _open_indexes.get((str(path), fingerprint))) is not None:
         return known
     columns = [_column(path) for path in paths]
@@ -151,7 +153,7 @@ def _fingerprint(paths: Sequence[str]) -> str:
     digest = hashlib.blake2b(VERSION.encode(), digest_size=16)
     for path in paths:
         status = os.stat(path)  # noqa: PTH116 (as of images: there may be very many)
-        digest.update(os.fsencode(f"{path}\0{status.st_size} {status.st_mtime_ns}\n"))
+        digest.update(os.fsencode(f"{os.path.abspath(path)}\0{status.st_size} {status.st_mtime_ns}\n"))  # noqa: PTH100 (a link may lead elsewhere later)
     return digest.hexdigest()
 
 

@@ -19,7 +19,7 @@ from typing import BinaryIO, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fastle.files import Entry, open_regular, read_at
+from fastle.files import Entry, one_line, open_regular, read_at
 
 from .decode import MAX_BYTES
 from .identity import Identity
@@ -70,16 +70,16 @@ class ShardIndex:
     def read(self, row: int) -> bytes:
         """The encoded image. Raises OSError if it is not where the index says."""
         path, start, size = self.shards[self.shard[row]], int(self.start[row]), int(self.size[row])
-        if path.lower().endswith(".parquet"):
-            return read_row(path, self.columns[self.shard[row]], start >> ROW_BITS, start & (1 << ROW_BITS) - 1)
         if size > MAX_BYTES:
             raise OSError(errno.EFBIG, f"it has {size:,} bytes, where {MAX_BYTES:,} are the most")
         try:
+            if path.lower().endswith(".parquet"):
+                return read_row(path, self.columns[self.shard[row]], start >> ROW_BITS, start & (1 << ROW_BITS) - 1)
             if path.lower().endswith(".zip"):
                 return _read_zipped(_open(path), start, size)
             return bytes(read_at(_open(path), start, size))
         except (ValueError, zlib.error) as error:
-            raise OSError(errno.EIO, f"{error}, copy the shard again") from None
+            raise OSError(errno.EIO, f"{one_line(error)}, copy the shard again") from None
 
     def of_split(self, split: str | None) -> ShardFiles:
         """The images of a split, or all."""
