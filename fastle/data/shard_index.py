@@ -153,7 +153,8 @@ def _fingerprint(paths: Sequence[str]) -> str:
     digest = hashlib.blake2b(VERSION.encode(), digest_size=16)
     for path in paths:
         status = os.stat(path)  # noqa: PTH116 (as of images: there may be very many)
-        digest.update(os.fsencode(f"{os.path.abspath(path)}\0{status.st_size} {status.st_mtime_ns}\n"))  # noqa: PTH100 (a link may lead elsewhere later)
+        whole = os.path.abspath(path)  # noqa: PTH100 (as above)
+        digest.update(os.fsencode(f"{whole}\0{status.st_size} {status.st_mtime_ns}\n"))
     return digest.hexdigest()
 
 
