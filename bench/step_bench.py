@@ -192,13 +192,13 @@ def make_case(shape: StepShape, names: Sequence[str], device: torch.device) -> C
 
 
 def make_batch(config: RunConfig, generator: torch.Generator) -> Tensor:
-    """uint8 (B, C, size, size): patches of colour with soft edges, and a little noise.
+    """uint8 (B, C, H, W): patches of colour with soft edges, and a little noise.
 
     Noise alone would not do: its codes are so similar that the BatchNorm turns rounding into signal.
     """
-    batch, channels, size = config.train.batch_size, config.model.channels, config.model.size
+    batch, channels = config.train.batch_size, config.model.channels
     coarse = torch.rand(batch, channels, 4, 4, generator=generator)
-    smooth = F.interpolate(coarse, (size, size), mode="bilinear", align_corners=True)
+    smooth = F.interpolate(coarse, config.model.sides, mode="bilinear", align_corners=True)
     noise = torch.randn(smooth.shape, generator=generator)
     return (255 * (smooth + 0.02 * noise).clamp(0, 1)).round().to(torch.uint8)
 
@@ -295,7 +295,7 @@ def exact(start: StartingPoint, images: Tensor) -> tuple[Tensor, list[Tensor]]:
 def count_flops(config: RunConfig, device: torch.device) -> dict[str, float]:
     """FLOP per image that a step executes, of "fastle" and "plain", each eager in fp32."""
     start = StartingPoint(config, device)
-    shape = (COUNTED, config.model.channels, config.model.size, config.model.size)
+    shape = (COUNTED, config.model.channels, *config.model.sides)
     images = torch.zeros(shape, dtype=torch.uint8, device=device)
     names = {"fastle": "fastle eager", "plain": "plain"}
     return {structure: count_flop(make_side(start, name).make(), images) for structure, name in names.items()}

@@ -84,7 +84,8 @@ def fit(
             slower or other than it might seem is said, on stderr.
         log: A logger that gets metrics and grids too: "tensorboard", "wandb" or "trackio". If it fails, the run goes
             on without it.
-        settings: Any of `make_config`'s overrides, such as `size`, `steps`, `batch_size`, `lr` and `recipe`.
+        settings: Any of `make_config`'s overrides, such as `size` (a number, or height and width as a pair), `steps`,
+            `batch_size`, `lr` and `recipe`.
 
     Raises:
         FastleError: A setting, an image, the run directory or a checkpoint cannot be used, or the loss is not finite.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+from glob import glob
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,12 +18,54 @@ EXTENSIONS = (
     ".tif", ".tiff", ".bmp", ".dib", ".gif", ".avif", ".heic", ".heif", ".hif",
 )  # fmt: skip
 KINDS = ".jpg .png .webp .tif .bmp .gif .avif .heic"  # in messages, the usual ones
+SHARDS = (".tar", ".zip", ".parquet")
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 # image formats that fastle does not decode: they are reported as bad files rather than silently left out
 UNSUPPORTED = (
     ".jxl", ".jp2", ".j2k", ".jpx", ".tga", ".psd", ".exr", ".hdr", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi", ".ico",
     # of cameras
     ".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf", ".rw2", ".raf", ".pef", ".srw",
 )  # fmt: skip
+
+
+def find_shards(root: Path) -> list[Path]:
+    """The shards that a path stands for, in order; none if it leads to a folder of images, or nowhere.
+
+    Args:
+        root: A shard, a pattern of shards such as "shards/*.tar", or a folder that holds shards and no image.
+
+    Raises:
+        DataError: A tar is compressed as a whole, or the pattern matches no shard.
+    """
+    if root.is_dir():
+        return _shards_below(root)
+    pattern = not root.exists() and bool(re.search(r"[*?\[]", str(root)))
+    # pathlib's takes no absolute pattern
+    found = sorted(Path(path) for path in glob(str(root))) if pattern else [root]  # noqa: PTH207
+    shards = [path for path in found if path.is_file() and _is_shard(path)]
+    if pattern and not shards:
+        raise DataError(f"{root} matches no shard ({', '.join(SHARDS)}): give a folder, a shard or another pattern")
+    return shards
+
+
+def _shards_below(root: Path) -> list[Path]:
+    shards = []
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        visible = [name for name in files if not name.startswith(".")]
+        if any(name.lower().endswith(EXTENSIONS + UNSUPPORTED) for name in visible):
+            # a folder of images, which may well hold an archive too
+            return []
+        shards += [Path(folder, name) for name in visible if name.lower().endswith(SHARDS + COMPRESSED)]
+    return sorted(shard for shard in shards if _is_shard(shard))
+
+
+def _is_shard(path: Path) -> bool:
+    if path.name.lower().endswith(COMPRESSED):
+        raise DataError(
+            f"{path} is compressed as a whole, so that no image can be read without all before it: unpack it to a .tar"
+        )
+    return path.suffix.lower() in SHARDS
 
 
 def split_paths(root: Path, split: Split | None) -> list[Path]:

@@ -39,6 +39,22 @@ def download_folder(repo_id: str, names: Sequence[str]) -> Path:
         return Path(hub.snapshot_download(repo_id, allow_patterns=list(names)))
 
 
+def download_dataset(repo_id: str, patterns: Sequence[str], folder: Path) -> None:
+    """Fetches files of a data set into a folder, those that are not there yet; huggingface_hub resumes and checks them.
+
+    Args:
+        repo_id: "user/dataset".
+        patterns: Of the files' paths, with "*".
+        folder: Where they go, created if need be.
+
+    Raises:
+        HubError: huggingface_hub is not installed, there is no such data set, or the hub cannot be reached.
+    """
+    hub = _hub(f"to fetch {repo_id} takes")
+    with _one_line_errors(f"the Hugging Face hub does not give {repo_id}; the same command goes on with what is there"):
+        hub.snapshot_download(repo_id, repo_type="dataset", allow_patterns=list(patterns), local_dir=folder)
+
+
 def upload_folder(folder: Path, repo_id: str, *, private: bool) -> str:
     """Uploads the files of a folder to a model's repository, which is created if need be.
 

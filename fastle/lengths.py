@@ -6,19 +6,21 @@ from pathlib import Path
 
 from .config import DataConfig, RunConfig
 from .errors import FastleError
-from .folders import split_paths
+from .folders import find_shards, split_paths
 
 TRAIN_IMAGES = {"shapes": 12_000, "cifar10": 45_000, "celeba": 162_770}
 
 
 def train_size(config: DataConfig) -> int | None:
-    """The number of training images, found without reading one; None for a folder that does not exist.
+    """The number of training images, found without reading one; None for shards, and a folder that does not exist.
 
     Raises:
         DataError: The folder exists, but cannot be split.
     """
     if config.dataset == "folder":
         root = None if config.root is None else Path(config.root)
+        if root is not None and find_shards(root):
+            return None
         return len(split_paths(root, "train")) if root is not None and root.exists() else None
     return TRAIN_IMAGES[config.dataset]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Container, Hashable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, replace
 from types import MappingProxyType
@@ -18,6 +19,7 @@ from .errors import FastleError
 
 # far beyond every use, and within what 64-bit and single-precision arithmetic can bear
 CAPS: dict[type, float] = {int: 2**31, float: 1e30}
+PAIR = "a whole number, or HEIGHTxWIDTH such as 96x128"
 SHOWN = 60  # characters of a value in a message
 # the argument groups of --help
 Group = Literal["data", "model", "objective", "training", "speed", "output"]
@@ -42,6 +44,7 @@ class Option:
             the cap of all numbers of the kind that have no upper bound.
         multiple_of: what divides the number.
         many: whether it is a tuple of such values.
+        pair: whether it may be two such numbers as well, (height, width), which people write HEIGHTxWIDTH.
         default: what holds when nobody sets the value, in words.
         group, metavar: where and how --help shows the flag.
     """
@@ -58,6 +61,7 @@ class Option:
     cap: float | None = None
     multiple_of: int | None = None
     many: bool = False
+    pair: bool = False
     default: str | None = None
     group: Group = "training"
     metavar: str = "N"
@@ -94,25 +98,54 @@ class Option:
             known = any(type(value) is type(choice) and value == choice for choice in self.choices)
             self._require(known, self.rule, value)
             return
+        if self.pair and isinstance(value, tuple):
+            self._require(len(value) == 2, PAIR, value)
+            for side in value:
+                self._check_one(side, value)
+            return
+        self._check_one(value, value)
+
+    def parse(self, text: str) -> Any:
+        """What somebody wrote for an option that may be a pair.
+
+        Raises:
+            ConfigError: It is neither a whole number nor HEIGHTxWIDTH.
+        """
+        sides = text.split("x")
+        # int takes more than people mean: signs, spaces, underscores, digits of every script
+        self._require(len(sides) <= 2 and all(re.fullmatch(r"[0-9]{1,9}", side) for side in sides), PAIR, text)
+        return int(text) if len(sides) == 1 else tuple(map(int, sides))
+
+    def written(self, value: Any) -> Any:
+        """A value as people write it: of a pair, HEIGHTxWIDTH."""
+        return pair_text(value) if self.pair else value
+
+    def _check_one(self, value: Any, whole: Any) -> None:
+        """Raises ConfigError, which shows `whole`, if a value or one of a pair is of another type or out of bounds."""
         # a bool is an int to Python, and a whole number is as good as a float to everybody
         types, words = {
             int: ((int,), "a whole number"), float: ((int, float), "a number"), bool: ((bool,), "true or false")
         }.get(self.kind, ((str,), "text"))  # fmt: skip
-        self._require(type(value) in types, words, value)
+        self._require(type(value) in types, words, whole)
         if self.kind in (int, float):
             inside = self.above < value < self.below and self.at_least <= value <= self.at_most
-            self._require(inside and abs(value) < math.inf, self.rule or "finite", value)
+            self._require(inside and abs(value) < math.inf, self.rule or "finite", whole)
             cap = CAPS[self.kind] if self.cap is None else self.cap
             bounded = min(self.at_most, self.below) < math.inf
-            self._require(bounded or value <= cap, f"at most {cap:,}", value)
+            self._require(bounded or value <= cap, f"at most {cap:,}", whole)
             if self.multiple_of is not None:
                 nearest = max(1, round(value / self.multiple_of)) * self.multiple_of
                 rule = f"divisible by {self.multiple_of}, such as {nearest}"
-                self._require(value % self.multiple_of == 0, rule, value)
+                self._require(value % self.multiple_of == 0, rule, whole)
 
     def _require(self, ok: bool, rule: str, value: Any) -> None:
         if not ok:
-            raise ConfigError(f"{self.flag} must be {rule}, not {shown(value)}")
+            raise ConfigError(f"{self.flag} must be {rule}, not {shown(self.written(value))}")
+
+
+def pair_text(value: Any) -> Any:
+    """A pair as people write it, HEIGHTxWIDTH; another value as it is."""
+    return "x".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def shown(value: Any) -> str:

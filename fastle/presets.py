@@ -26,6 +26,8 @@ from .config import (
     ObjectiveConfig,
     RunConfig,
     TrainConfig,
+    plain_size,
+    sides_of,
     transform_config,
 )
 from .options import options_of, pick
@@ -126,7 +128,10 @@ def make_config(dataset: DatasetName, **overrides: Any) -> RunConfig:
     schedule = given.get("schedule", RECIPES[recipe].get("schedule", "constant"))
     _check_effects(given, dataset, masked=masked, transform=None if pixel else transform, schedule=schedule)
 
-    small = dataset == "folder" and given.get("size", SMALL) < SMALL
+    if "size" in given:
+        given["size"] = plain_size(given["size"])
+        OPTIONS["size"].check(given["size"])
+    small = dataset == "folder" and min(sides_of(given.get("size", SMALL))) < SMALL
     preset = PRESETS["small folder" if small else dataset]
     defaults = _defaults(preset, given, masked=masked, transform=transform, post=recipe == "post")
     settings = {"dataset": dataset, "precision": "auto"} | defaults | RECIPES[recipe] | given
@@ -168,7 +173,9 @@ def command_of(config: RunConfig) -> str | None:
         if OPTIONS[name].kind is bool:
             words.append(flag if value else f"--no-{flag[2:]}")
         else:
-            values = ["DIR"] if name == "data" else list(value) if OPTIONS[name].many else [value]
+            values = (
+                ["DIR"] if name == "data" else list(value) if OPTIONS[name].many else [OPTIONS[name].written(value)]
+            )
             words += [flag, *map(str, values)]
     return " ".join(words)
 

@@ -53,7 +53,7 @@ Any one of these is enough (the makers of CelebA permit non-commercial research 
       pip install kaggle
       kaggle datasets download jessicali9530/celeba-dataset -p {shell} --unzip
 
-  Hugging Face, as parquet files
+  Hugging Face, as parquet files; `fastle-train celeba --download` fetches the same
       pip install huggingface_hub pyarrow
       hf download flwrlabs/celeba --repo-type dataset --include "img_align+identity+attr/*" --local-dir {shell}
 """

@@ -12,8 +12,10 @@ import pytest
 import torch
 from rich.console import Console
 
+import fastle.commands.train
 import fastle.training.loop
 from fastle.checkpoint import read_run_config
+from fastle.commands.settings import read_settings, settings_text
 from fastle.config import (
     OPTIONS,
     ConfigError,
@@ -30,7 +32,7 @@ from fastle.config import (
 from fastle.data import open_images
 from fastle.method.model import Autoencoder
 from fastle.method.transforms import make_transform
-from fastle.presets import make_config
+from fastle.presets import command_of, make_config
 from fastle.training.evaluate import evaluate
 from fastle.training.loop import train
 
@@ -155,6 +157,10 @@ def test_small_folders_take_the_cifar_model() -> None:
         ({"schedule": "cosine", "decay": 0.2}, "--decay has no effect with --schedule cosine"),
         ({"size": 30}, "--size must be divisible by 8, such as 32, not 30"),
         ({"size": 0}, "--size must be at least 1, not 0"),
+        ({"size": (96, 100)}, "--size must be divisible by 8, such as 96, not 96x100"),
+        ({"size": (8, 16, 24)}, "--size must be a whole number, or HEIGHTxWIDTH such as 96x128, not 8x16x24"),
+        ({"size": (96, 128.0)}, "--size must be a whole number, not 96x128.0"),
+        ({"size": "96x128"}, "--size must be a whole number, not 96x128"),
         ({"crop_ratio": 1.5}, "--crop-ratio must be above 0 and at most 1, not 1.5"),
         ({"crop_ratio": 0.0}, "--crop-ratio must"),
         ({"crop_ratio": 0.005}, "less than a pixel"),
@@ -302,6 +308,31 @@ def test_configurations_of_before_load(flags: dict[str, Any], written: dict[str,
     assert RunConfig.from_dict(values) == config
 
 
+def test_a_size_that_is_not_square_everywhere_it_is_written(tmp_path: Path) -> None:
+    config = make_config("folder", data="photographs", size=(96, 128))
+    assert config.model.latent_shape == (32, 12, 16) and config.model.compression == 6
+    assert make_config("folder", data="photographs", size=[96, 128]) == config
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert command_of(config) == "fastle-train folder --data DIR --size 96x128"
+    (tmp_path / "run.toml").write_text(settings_text(config))
+    assert 'size = "96x128"' in (tmp_path / "run.toml").read_text()
+    assert make_config(**read_settings(tmp_path / "run.toml", {})) == config
+    # a square has one form, that of before
+    square = make_config("folder", data="photographs", size=(64, 64))
+    assert square == make_config("folder", data="photographs", size=64) and square.to_dict()["data"]["size"] == 64
+    # the shorter side decides which preset it is
+    assert make_config("folder", size=(32, 128)).model.hidden == 64
+
+
+@pytest.mark.parametrize("text", ["96×128", "96x", "x128", "96x128x3", "96X128", "9 6", "1_6", ""])
+def test_a_size_that_cannot_be_read_is_one_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        fastle.commands.train.main(["folder", "--size", text, "--dry-run"])
+    assert left.value.code == (
+        f"fastle-train: error: --size must be a whole number, or HEIGHTxWIDTH such as 96x128, not {text}"
+    )
+
+
 OLD_RUN = Path(__file__).parent / "data_files" / "run-of-0.1"
 
 
@@ -364,6 +395,8 @@ NONSENSE = {
     "layer": ("model.latent", 2**31, "model: a layer of 1.8e+13 weights fits nowhere"),
     "huge": ("train.lr", 1e300, "train: --lr must be at most 1e+30, not 1e+300"),
     "unequal": ("model.size", 136, "the model's size is 136 and the images' is 128: they must be equal"),
+    "unequal sides": ("model.size", [8, 136], "the model's size is 8x136 and the images' is 128: they must be equal"),
+    "three sides": ("model.size", [8, 8, 8], "model: --size must be a whole number, or HEIGHTxWIDTH such as 96x128"),
     "large": ("data.size", 10**9, "data: --size must be at most 10,000"),
     "nul": ("data.root", "a\0b", "data: --data must be a path"),
     "object": ("train", [1], "not a configuration of this version of fastle: train is [1], not an object"),

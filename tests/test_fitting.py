@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+import zipfile
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -23,6 +24,7 @@ from fastle.checkpoint import latest_checkpoint
 from fastle.data.given import GivenImages
 from fastle.presets import make_config
 from fastle.training.run import RunDirectory
+from tests.data.pictures import write_pictures
 from tests.training.runs import assert_same, weights
 
 TINY: dict[str, Any] = {"steps": 2, "batch_size": 4, "slices": 8, "hidden": 8, "map_channels": 8}
@@ -59,6 +61,18 @@ def test_a_call_and_a_command_give_the_same_bits(tmp_path: Path, capsys: pytest.
             name.removeprefix("model."): value for name, value in weights(made.run).items() if name[:6] == "model."
         }
         assert_same(made.model.state_dict(), saved)
+
+
+def test_a_packed_folder_is_trained_on_as_the_folder_is(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "images", 30)
+    with zipfile.ZipFile(tmp_path / "images.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        for path in (tmp_path / "images").iterdir():
+            packed.write(path, f"images/{path.name}")
+    # the second call goes on where the first one stopped, in the second epoch
+    for steps in (9, 16):
+        train(tmp_path / "images.zip", run="packed", steps=steps, cache="none", schedule="constant")
+    train(tmp_path / "images", run="whole", steps=16, cache="none", schedule="constant")
+    assert_same(weights(Path("whole")), weights(Path("packed")))
 
 
 def test_a_configuration_in_place_of_settings() -> None:
@@ -124,6 +138,13 @@ class OneReader(Pairs):
         time.sleep(0.001)
         self.reading.release()
         return super().__getitem__(index)
+
+
+def test_images_are_cut_to_a_size_that_is_not_square() -> None:
+    images = GivenImages(PIXELS, np.arange(20), size=(8, 16), channels=3)
+    assert torch.equal(images.batch([3, 0]), PIXELS[[3, 0], :, 4:12])
+    with pytest.raises(FastleError, match="image 2 is 16 px high and 16 px wide, smaller than the 24x16 asked for"):
+        GivenImages(PIXELS, np.arange(20), size=(24, 16), channels=3).batch([2])
 
 
 def test_one_thread_at_a_time_reads() -> None:

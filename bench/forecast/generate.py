@@ -238,8 +238,7 @@ def _trace(case: Case) -> int:
                 model = ours = Autoencoder(config.model)
             _to_channels_last(ours)
             objective = method.make_objective(ours, config.objective)
-        size = config.model.size
-        images = torch.empty(case.batch, config.model.channels, size, size, dtype=torch.uint8, device=device)
+        images = torch.empty(case.batch, config.model.channels, *config.model.sides, dtype=torch.uint8, device=device)
         corner = torch.zeros(case.batch, dtype=torch.int64, device=device)
         draws = method.Draws(
             slices=torch.empty(config.model.latent_shape[0], config.objective.slices, device=device),

@@ -53,7 +53,8 @@ def add_option(parser: argparse._ActionsContainer, option: Option) -> None:
         parser.add_argument(option.flag, type=kind, choices=option.choices, help=text)
     else:
         nargs = "*" if option.many else None
-        parser.add_argument(option.flag, type=option.kind, nargs=nargs, metavar=option.metavar, help=text)
+        read = option.parse if option.pair else option.kind
+        parser.add_argument(option.flag, type=read, nargs=nargs, metavar=option.metavar, help=text)
 
 
 def wrapped(label: str, items: list[str], gap: str = "  ") -> str:

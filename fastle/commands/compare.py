@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastle.checkpoint import CheckpointError, checkpoints, read_run_config, write_atomic
-from fastle.config import ConfigError, RunConfig
+from fastle.config import OPTIONS, ConfigError, RunConfig
 from fastle.files import read_json
 from fastle.options import shown
 from fastle.training.report import grids, read_metrics
@@ -90,7 +90,11 @@ def _measured(stem: str, values: dict[str, Any]) -> Column:
 def _differing(configs: list[RunConfig]) -> list[Column]:
     """The settings of each run that are not the same in all."""
     columns = [
-        {name.replace("_", "-"): shown(value) for group in config.settings().values() for name, value in group.items()}
+        {
+            name.replace("_", "-"): shown(OPTIONS[name].written(value))
+            for group in config.settings().values()
+            for name, value in group.items()
+        }
         for config in configs
     ]
     names = {name for column in columns for name in column}

@@ -13,6 +13,7 @@ from fastle.config import ConfigError, DataConfig
 from fastle.data import Images, decode_files, open_tree
 from fastle.data.images import ArrayImages
 from fastle.data.latents import ENDINGS, check_latents_file, names_file, writing_latents
+from fastle.folders import find_shards
 from fastle.machine import pick_device
 from fastle.training.loop import make_loading
 
@@ -32,7 +33,7 @@ def run(flags: argparse.Namespace, console: Console) -> None:
 
 @torch.no_grad()
 def _encode(name: str, path: Path, output: Path, device: torch.device, weights: str | None, console: Console) -> None:
-    if not path.exists():
+    if not path.exists() and not find_shards(path):
         raise ConfigError(f"{path}: no such file or folder: give an image, or a folder of images")
     loaded = load_model(name, device, weights)
     images, names = _open(loaded.data, path, device, console)
@@ -55,8 +56,11 @@ def _encode(name: str, path: Path, output: Path, device: torch.device, weights: 
 
 
 def _open(config: DataConfig, path: Path, device: torch.device, console: Console) -> tuple[Images, list[str]]:
-    """The images of a file or a folder, and their names below the folder."""
-    if not path.is_dir():
+    """The images of a file, a folder or shards, and their names: below the folder, or with their shards."""
+    shards = find_shards(path)
+    if not path.is_dir() and not shards:
         return ArrayImages(decode_files(config, [path])), [path.name]
     images = open_tree(config, path, make_loading("auto", "none", device, console))
+    if shards:
+        return images, [file.name for file in images.files]
     return images, [Path(file.name).relative_to(path).as_posix() for file in images.files]

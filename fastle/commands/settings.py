@@ -59,6 +59,7 @@ def read_settings(path: Path, flags: Mapping[str, Option]) -> dict[str, Any]:
 
 def _checked(option: Option, value: Any) -> Any:
     value = tuple(value) if option.many and isinstance(value, list) else value
+    value = option.parse(value) if option.pair and isinstance(value, str) else value
     option.check(value)
     # 1 is a number as good as 1.0 to a person, and another line of config.json
     return float(value) if option.kind is float and type(value) is int else value
@@ -79,7 +80,7 @@ def settings_text(config: RunConfig) -> str:
         lines += ["", f"[{group}]"]
         for name, value in values.items():
             mark = "" if name in chosen or name == "dataset" else "# "
-            lines.append(f"{mark}{name.replace('_', '-')} = {_toml(value)}")
+            lines.append(f"{mark}{name.replace('_', '-')} = {_toml(OPTIONS[name].written(value))}")
     return "\n".join(lines)
 
 

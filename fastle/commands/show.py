@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fastle.config import RunConfig
+from fastle.config import OPTIONS, RunConfig
+from fastle.folders import find_shards
 from fastle.lengths import steps_per_epoch, total_steps, train_size
 
 from .cli import wrapped
@@ -19,12 +20,17 @@ def show_config(config: RunConfig, path: Path, console: Console) -> None:
         console.print(wrapped(label, list(items)), highlight=False, markup=False, soft_wrap=True)
 
     for group, values in config.settings().items():
-        show(group, *(f"{name.replace('_', '-')} {value}" for name, value in values.items()))
+        show(group, *(f"{name.replace('_', '-')} {OPTIONS[name].written(value)}" for name, value in values.items()))
     count = f"{config.model.parameter_count / 1e6:.2f} M"
     latent = " x ".join(map(str, config.model.latent_shape))
     show("parameters", count, f"compression {config.model.compression:g}x", f"latent {latent}")
     show("steps", _length(config))
     show("run", str(path))
+
+
+def _why_unknown(config: RunConfig) -> str:
+    root = config.data.root
+    return "whose images are counted once it starts" if root and find_shards(Path(root)) else "which is not there"
 
 
 def _length(config: RunConfig) -> str:
@@ -33,7 +39,7 @@ def _length(config: RunConfig) -> str:
         return (
             f"{config.train.steps:,}"
             if config.train.steps
-            else f"{config.train.epochs} epochs of --data, which is not there"
+            else f"{config.train.epochs} epochs of --data, {_why_unknown(config)}"
         )
     epoch_steps = steps_per_epoch(images, config.train.batch_size)
     total = total_steps(config, epoch_steps)

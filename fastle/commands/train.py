@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from fastle.choices import CacheChoice, DecoderChoice, LoggerName, StepMode
 from fastle.config import OPTIONS, ConfigError, RunConfig
+from fastle.folders import SHARDS
 from fastle.options import Group, Option
 from fastle.presets import default_run, make_config
 
@@ -21,7 +22,7 @@ from .show import show_config
 FLAGS = {
     flag.name: flag
     for flag in (
-        Option(name="download", kind=bool, help="fetch CIFAR-10 into --data first", group="data"),
+        Option(name="download", kind=bool, help="fetch CIFAR-10 or CelebA into --data first", group="data"),
         replace(DEVICE, group="speed"),
         Option(
             name="step",
@@ -90,7 +91,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """fastle-train: trains a run, or goes on with it."""
     with one_line_errors("fastle-train"):
         parser = _parser()
-        flags = vars(parser.parse_args(argv))
+        parsed, rest = parser.parse_known_args(argv)
+        if rest:
+            shards = all(word.endswith(SHARDS) for word in rest)
+            hint = "; put a pattern of shards in quotes, or give their folder" if shards else ""
+            parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
+        flags = vars(parsed)
         if flags["config"] is not None:
             known = {name: FLAGS[name] for name in IN_FILE}
             given = {name: value for name, value in flags.items() if value is not None}
@@ -118,8 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check_flags(flags: dict[str, Any], config: RunConfig) -> None:
-    if flags["download"] and config.data.dataset != "cifar10":
-        raise ConfigError(f"--download fetches CIFAR-10 only, not {config.data.dataset}")
+    if flags["download"] and config.data.dataset not in ("cifar10", "celeba"):
+        raise ConfigError(f"--download fetches CIFAR-10 and CelebA only, not {config.data.dataset}")
     if flags["profile"] is None:
         if flags["against"] is not None:
             raise ConfigError(f"--against {flags['against']} has no effect without --profile N")

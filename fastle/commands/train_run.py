@@ -9,6 +9,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from fastle.config import ConfigError, RunConfig
+from fastle.data.celeba import download_celeba
 from fastle.data.cifar10 import download_cifar10
 from fastle.errors import FastleError
 from fastle.fitting import fit, pick_mode, process_group
@@ -40,7 +41,7 @@ def run(config: RunConfig, path: Path, flags: dict[str, Any]) -> None:
     device = pick_device(flags["device"] or "auto", console)
     with process_group(device, world_size):
         if flags["download"]:
-            _download(config, world_size)
+            _download(config, world_size, console)
         choices: dict[str, Any] = {name: flags[name] or "auto" for name in ("step", "decoder", "cache")}
         if flags["profile"] is not None:
             profile(
@@ -79,11 +80,14 @@ def _write_page(run: Path, console: Console) -> None:
     console.print(said, highlight=False, markup=False, soft_wrap=True)
 
 
-def _download(config: RunConfig, world_size: int) -> None:
+def _download(config: RunConfig, world_size: int, console: Console) -> None:
     if config.data.root is None:
-        raise ConfigError("--download needs --data, the folder to fetch CIFAR-10 into")
+        raise ConfigError("--download needs --data, the folder to download into")
+    root = Path(config.data.root)
     # the processes of one machine share the folder
-    if from_torchrun("LOCAL_RANK", 0) == 0:
-        download_cifar10(Path(config.data.root))
+    if from_torchrun("LOCAL_RANK", 0) == 0 and config.data.dataset == "cifar10":
+        download_cifar10(root)
+    elif from_torchrun("LOCAL_RANK", 0) == 0:
+        download_celeba(root, lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
     if world_size > 1:
         dist.barrier()

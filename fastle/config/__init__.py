@@ -6,7 +6,7 @@ carries its range, its help text and its name as a flag (see `fastle.options`).
 
 from fastle.options import ConfigError
 
-from .data import DataConfig, DatasetName
+from .data import DataConfig, DatasetName, Size, plain_size, sides_of
 from .model import POOLED_LATENT, ModelConfig
 from .objective import (
     HOLE_RATIO,
@@ -59,7 +59,10 @@ __all__ = [
     "ObjectiveConfig",
     "Precision",
     "RunConfig",
+    "Size",
     "TrainConfig",
     "TransformConfig",
+    "plain_size",
+    "sides_of",
     "transform_config",
 ]

@@ -13,10 +13,25 @@ BadImages = Literal["error", "skip"]
 LARGEST_SIZE = 10_000  # pixels: larger images are refused
 
 
+Size = int | tuple[int, int]  # the side of square images, or (height, width) of others, pixels
+
+
 def image_size(multiple_of: int | None = None) -> Any:
     """A field of the data and of the model, which alone needs sizes divisible by 8."""
-    text = "height and width of the images, pixels, divisible by 8"
-    return option(text, at_least=1, cap=LARGEST_SIZE, multiple_of=multiple_of, group="data", metavar="PX")
+    text = "height and width of the images, pixels, divisible by 8: 96 for both, or 96x128"
+    return option(text, at_least=1, cap=LARGEST_SIZE, multiple_of=multiple_of, pair=True, group="data", metavar="PX")
+
+
+def sides_of(size: Size) -> tuple[int, int]:
+    """(height, width) in pixels."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def plain_size(size: Any) -> Any:
+    """A size in its one form: a number for a square, and a tuple for a pair, as which JSON has a list."""
+    if isinstance(size, (list, tuple)):
+        return size[0] if len(size) == 2 and size[0] == size[1] else tuple(size)
+    return size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,17 +40,23 @@ class DataConfig(Checked):
 
     Attributes:
         dataset: the kind of source.
-        root: absolute path of the data; None for shapes, which are made.
-        size, channels: of the images that the loader hands out.
+        root: absolute path of the data, or a pattern of paths of shards; None for shapes, which are made.
+        size: of the images that the loader hands out, pixels: a number for a square, or (height, width).
+        channels: of these images.
         bad_images: whether an image file that cannot be used is an error, or is left out.
         upscale: whether images of a folder that are smaller than `size` are enlarged; otherwise they cannot be used.
     """
 
     dataset: DatasetName = option("shapes are made on the fly; folder is any tree of images", group="data", default="")
     root: str | None = option(
-        "the folder that holds the images", initial=None, name="data", group="data", metavar="DIR", default=""
+        "the folder that holds the images, or shards: .tar, .zip, .parquet, a folder of them or a quoted pattern",
+        initial=None,
+        name="data",
+        group="data",
+        metavar="DIR",
+        default="",
     )
-    size: int = image_size()
+    size: int | tuple[int, int] = image_size()
     channels: int = option("1 reads a folder's images as grey, 3 as colour", choices=(1, 3), group="data")
     bad_images: BadImages = option(
         "whether image files that cannot be used are an error, which names all of them, or are left out",
@@ -50,6 +71,7 @@ class DataConfig(Checked):
     )
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "size", plain_size(self.size))
         # slots=True makes the class anew, and super() without arguments would mean the old one
         Checked.__post_init__(self)
         if self.root is not None and "\0" in self.root:

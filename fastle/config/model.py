@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fastle.options import Checked, ConfigError, option, shown
 
-from .data import image_size
+from .data import image_size, plain_size, sides_of
 
 # features of the masked setting's latent
 POOLED_LATENT = 128
@@ -20,14 +20,14 @@ class ModelConfig(Checked):
     """The autoencoder of docs/method.md, section 4.
 
     Attributes:
-        size: height and width of the images, pixels; divisible by 8.
+        size: of the images, pixels: a number for a square, or (height, width), each divisible by 8.
         channels: of the images, at least 1.
         hidden: h, the width after the stem.
-        map_channels: c, channels of the (c, size/8, size/8) map; divides 8 h.
+        map_channels: c, channels of the (c, height/8, width/8) map; divides 8 h.
         latent: features of a pooled latent, or None for a spatial one (the map itself).
     """
 
-    size: int = image_size(multiple_of=8)
+    size: int | tuple[int, int] = image_size(multiple_of=8)
     channels: int
     hidden: int = option("channels after the first convolution", at_least=1, group="model")
     map_channels: int = option(
@@ -41,6 +41,7 @@ class ModelConfig(Checked):
     )
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "size", plain_size(self.size))
         Checked.__post_init__(self)
         if type(self.channels) is not int or not 1 <= self.channels <= MOST_CHANNELS:
             raise ConfigError(f"channels must be at least 1 and at most {MOST_CHANNELS}, not {shown(self.channels)}")
@@ -55,9 +56,15 @@ class ModelConfig(Checked):
             )
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """(height, width) of the images, pixels."""
+        return sides_of(self.size)
+
+    @property
     def map_shape(self) -> tuple[int, int, int]:
-        """(c, size/8, size/8)."""
-        return (self.map_channels, self.size // 8, self.size // 8)
+        """(c, height/8, width/8)."""
+        height, width = self.sides
+        return (self.map_channels, height // 8, width // 8)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -87,7 +94,7 @@ class ModelConfig(Checked):
     @property
     def compression(self) -> float:
         """Numbers in an image for each number in its latent."""
-        return self.channels * self.size**2 / math.prod(self.latent_shape)
+        return self.channels * math.prod(self.sides) / math.prod(self.latent_shape)
 
 
 def _conv(side: int, channels_in: int, channels_out: int) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
-from fastle.options import ConfigError, Option, check_names, from_fields, options_of, shown
+from fastle.options import ConfigError, Option, check_names, from_fields, options_of, pair_text, shown
 
 from .data import DataConfig
 from .model import ModelConfig
@@ -57,8 +57,9 @@ class RunConfig:
             ("size", self.model.size, self.data.size), ("channels", self.model.channels, self.data.channels)
         ):  # fmt: skip
             if model != data:
-                raise ConfigError(f"the model's {name} is {model} and the images' is {data}: they must be equal")
-        size, transform, hole = self.model.size, self.objective.transform, self.objective.hole_ratio
+                pair = f"the model's {name} is {pair_text(model)} and the images' is {pair_text(data)}"
+                raise ConfigError(f"{pair}: they must be equal")
+        size, transform, hole = min(self.model.sides), self.objective.transform, self.objective.hole_ratio
         if isinstance(transform, CropResizeConfig) and int(transform.ratio * size) < 1:
             raise ConfigError(
                 f"--crop-ratio {transform.ratio:g} of {size} px is less than a pixel: use {1 / size:.3g} or more"

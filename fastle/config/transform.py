@@ -15,10 +15,10 @@ DEFAULT_TRANSFORM: TransformName = "crop-resize"
 
 @dataclass(frozen=True, slots=True)
 class CropResizeConfig(Checked):
-    """A square crop of each image, resized to the image's size.
+    """A crop of each image, with its proportions, resized to the image's size.
 
     Attributes:
-        ratio: side of the crop over the image's, in (0, 1].
+        ratio: sides of the crop over the image's, in (0, 1].
         ratio_max: each step draws the side, up to this share, in (ratio, 1]; None keeps `ratio`.
         crops: crops of each image, at least 1.
         full_view: whether the whole image is compared too, with the weight of all crops together.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -23,14 +24,17 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from fastle.config import Size, sides_of
 from fastle.errors import DataError
 from fastle.files import one_line, open_regular, read_header
 from fastle.machine import format_bytes
+from fastle.options import pair_text
 
 from .cache_file import BLOCK, Checksums, ImagesOnDisk, check_blocks, read_layout
 from .decode import BadFiles, ImageFile
 from .images import ArrayImages, EncodedImages, Images
 from .loading import Loading
+from .shards import ShardFiles
 
 HEADER = 4096  # bytes, padded, because the header is written after the images that follow it
 # of the rules by which files become pixels: 1 did not turn images as their EXIF orientation asks
@@ -52,7 +56,7 @@ class CacheKey:
 
     name: str
     root: str
-    size: int
+    size: Size
     channels: int
     resize: bool
     upscale: bool = False
@@ -68,11 +72,13 @@ class CacheKey:
 
     def bytes(self, count: int) -> int:
         """The size of `count` decoded images."""
-        return count * self.channels * self.size**2
+        return count * self.channels * math.prod(sides_of(self.size))
 
     def metadata(self, fingerprint: str) -> dict[str, str]:
         """The metadata of the cache file of source files with this fingerprint."""
-        rule = f"shorter side resized to {self.size}, centre cut out" if self.resize else f"centre {self.size} cut out"
+        size = pair_text(self.size)
+        resized = f"shorter side resized to {size}" if isinstance(self.size, int) else f"resized to cover {size}"
+        rule = f"{resized}, centre cut out" if self.resize else f"centre {size} cut out"
         return {
             "fastle_cache": VERSION,
             "fingerprint": fingerprint,
@@ -103,7 +109,7 @@ def open_cached(images: EncodedImages, key: CacheKey, loading: Loading) -> tuple
     if place is None:
         return images, []
     fingerprint = _fingerprint(images.files)
-    with _locked(path, loading):
+    with locked(path, loading):
         stale = _why_stale(path, key.metadata(fingerprint))
         contents = stale or _read(path, key, count, place, loading)
         reused = isinstance(contents, _Contents)
@@ -157,7 +163,7 @@ def _choose_place(loading: Loading, size: int, path: Path) -> Place | None:
     if choice != "auto":
         return choice
     folder = _first_existing(path.parent)
-    if fault := _why_read_only(path.parent, folder):
+    if fault := why_read_only(path.parent):
         loading.say(
             f"cache: none: {path.parent} cannot be written to ({fault}), so that every epoch decodes the images again; "
             "set XDG_CACHE_HOME to a folder that can"
@@ -179,9 +185,9 @@ def _first_existing(folder: Path) -> Path:
     return next(parent for parent in (folder, *folder.parents) if parent.exists())
 
 
-def _why_read_only(folder: Path, existing: Path) -> str | None:
-    """Why no file can be made in a folder, of whose path `existing` exists; None if it can."""
-    if not existing.is_dir():
+def why_read_only(folder: Path) -> str | None:
+    """Why no file can be made in a folder, which may not exist yet; None if it can."""
+    if not _first_existing(folder).is_dir():
         return os.strerror(errno.ENOTDIR)
     try:
         # asking for permissions would not tell of a disk that is mounted read-only, and root may do anything
@@ -206,6 +212,8 @@ def _free_memory() -> int:
 
 def _fingerprint(files: Sequence[ImageFile]) -> str:
     """A digest that changes when a file is added, removed, renamed or written to."""
+    if isinstance(files, ShardFiles):
+        return files.fingerprint()
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
         try:
@@ -217,8 +225,8 @@ def _fingerprint(files: Sequence[ImageFile]) -> str:
 
 
 @contextmanager
-def _locked(path: Path, loading: Loading) -> Iterator[None]:
-    """Holds the lock of a cache file while other processes wait. If this process dies, the lock is released."""
+def locked(path: Path, loading: Loading) -> Iterator[None]:
+    """Holds the lock of a file in the cache folder while other processes wait. If this one dies, it is released."""
     lock = FileLock(path.with_name(f"{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -260,7 +268,7 @@ def _read(path: Path, key: CacheKey, count: int, place: Place, loading: Loading)
     except (OSError, ValueError) as error:
         return f"damaged ({one_line(error)})"
     found = entry.shape[0]
-    if entry.shape[1:] != (key.size, key.size, key.channels) or found + len(faults) != count:
+    if entry.shape[1:] != (*sides_of(key.size), key.channels) or found + len(faults) != count:
         return f"damaged (it holds {found} images of {'x'.join(map(str, entry.shape[1:]))})"
     kept = None
     if place != "disk":
@@ -332,7 +340,7 @@ def _write(file: BinaryIO, images: EncodedImages, key: CacheKey, fingerprint: st
     ends = [0, sums.total, sums.total + len(checksums), sums.total + len(checksums) + len(skipped)]
     header = {
         "__metadata__": key.metadata(fingerprint),
-        "images": _entry("U8", (count, key.size, key.size, key.channels), ends[0:2]),
+        "images": _entry("U8", (count, *sides_of(key.size), key.channels), ends[0:2]),
         "checksums": _entry("I64", (len(checksums) // 8,), ends[1:3]),
         "skipped": _entry("U8", (len(skipped),), ends[2:4]),
     }

@@ -7,21 +7,30 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from fastle.errors import DataError
+from fastle.extras import missing_extra
 from fastle.folders import SPLITS, Split
+from fastle.hub import download_dataset
 from fastle.lengths import TRAIN_IMAGES
 
 from .decode import Decoder, DiskFile, ImageFile, file_stamp
 from .header import download_fault
 from .images import EncodedImages
+from .parquet import open_parquet, read_row
 
 TRAIN = TRAIN_IMAGES["celeba"]
+COLUMN = "image.bytes"  # of the parquet files
+HUB_DATASET = "flwrlabs/celeba"
+HUB_FILES = ("img_align+identity+attr/*.parquet", "LICENSE")
+TERMS = f"""\
+CelebA is for non-commercial research only. Its makers, the Multimedia Laboratory of the Chinese University of Hong
+Kong, allow no other use, no sale and no copies for others: https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html
+By downloading it you agree to that. Ctrl-C stops; the same command goes on.
+downloading 12 GB of https://huggingface.co/datasets/{HUB_DATASET}, with its LICENSE"""
 MAX_PARTITION = 2**27  # bytes
 
 
@@ -37,13 +46,18 @@ def open_celeba(root: Path, split: Split, decoder: Decoder) -> EncodedImages:
     Raises:
         DataError: The folder has none of these layouts, or is not complete. The message says what to do.
     """
+    return EncodedImages(find_files(root, split), decoder)
+
+
+def find_files(root: Path, split: Split) -> Sequence[ImageFile]:
+    """The files of a split; see `open_celeba`."""
     bases = [base for base in (root, root / "celeba", root / "img_align+identity+attr", root / "data") if base.is_dir()]
     for base in bases:
         for partition in (base / "list_eval_partition.txt", base / "list_eval_partition.csv"):
             if partition.is_file():
-                return EncodedImages(_partition_files(base, partition, split), decoder)
+                return _partition_files(base, partition, split)
         if shards := sorted(shard for shard in base.glob(f"{split}-*.parquet") if shard.is_file()):
-            return EncodedImages(_parquet_rows(shards), decoder)
+            return _parquet_rows(shards)
     for base in bases:
         _refuse_archive(base)
         if any(base.glob("*.parquet")):
@@ -51,8 +65,36 @@ def open_celeba(root: Path, split: Split, decoder: Decoder) -> EncodedImages:
         if folder := _image_folder(base):
             raise DataError(f"{folder}: images without a partition: put list_eval_partition.txt or .csv in {base}")
     raise DataError(
-        f"no CelebA at {root}: --data needs a folder with img_align_celeba and list_eval_partition, or parquet files"
+        f"no CelebA at {root}: --data needs a folder with img_align_celeba and list_eval_partition, or parquet files, "
+        "which --download fetches"
     )
+
+
+def download_celeba(root: Path, say: Callable[[str], object]) -> None:
+    """Downloads CelebA from the Hugging Face hub to where `open_celeba` looks for it, unless it is there already.
+
+    Args:
+        root: The folder, created if need be. What a download that broke off has left there is used.
+        say: Shows a line: the terms of CelebA, before anything is fetched.
+
+    Raises:
+        FastleError: A package is missing, the hub cannot be reached, or what it gives is not complete.
+    """
+    try:
+        for split in SPLITS:
+            find_files(root, split)
+        return
+    except DataError:
+        pass
+    try:
+        # before the download, which takes hours
+        import pyarrow  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise missing_extra(error, "to read CelebA's parquet files") or error from None
+    say(TERMS)
+    download_dataset(HUB_DATASET, HUB_FILES, root)
+    for split in SPLITS:
+        find_files(root, split)
 
 
 def _partition_files(base: Path, partition: Path, split: Split) -> list[DiskFile]:
@@ -127,8 +169,7 @@ class _ParquetRow:
         return f"{self.shard}, row group {self.group}, row {self.row}"
 
     def read(self) -> bytes:
-        # a null gives the message of an empty file
-        return _row_group(self.shard, self.group)[self.row].as_py() or b""
+        return read_row(self.shard, COLUMN, self.group, self.row)
 
     def stamp(self) -> str:
         return file_stamp(self.shard)
@@ -138,8 +179,8 @@ def _parquet_rows(shards: Sequence[Path]) -> list[ImageFile]:
     _check_shards(shards)
     rows: list[ImageFile] = []
     for shard in shards:
-        with _open_parquet(str(shard)) as parquet:
-            if "image.bytes" not in [column.path for column in parquet.schema]:
+        with open_parquet(str(shard)) as parquet:
+            if COLUMN not in [column.path for column in parquet.schema]:
                 raise DataError(f"{shard}: no column image.bytes: this is not flwrlabs/celeba, download that")
             for group in range(parquet.num_row_groups):
                 count = parquet.metadata.row_group(group).num_rows
@@ -159,24 +200,3 @@ def _check_shards(shards: Sequence[Path]) -> None:
             raise DataError(
                 f"{folder}: {len(missing)} of {len(expected)} files are missing, {missing[0]} first: download them"
             )
-
-
-def _open_parquet(shard: str) -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError(f'{shard} needs pyarrow: pip install "fastle[parquet]"') from None
-    with Path(shard).open("rb") as file:
-        fault = download_fault(file.read(256))
-    try:
-        return pyarrow.parquet.ParquetFile(shard)
-    except pyarrow.ArrowInvalid:
-        raise DataError(f"{shard} {fault or 'is damaged or not a parquet file: download it again'}") from None
-
-
-# reading a row reads its whole row group (100 images in Hugging Face's files), so the last few groups are kept for the
-# neighbouring rows
-@lru_cache(maxsize=4)
-def _row_group(shard: str, group: int) -> Any:
-    with _open_parquet(shard) as parquet:
-        return parquet.read_row_group(group, columns=["image.bytes"])["image"].combine_chunks().field("bytes")

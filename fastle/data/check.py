@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from fastle.config import Size
 from fastle.files import open_regular
 
 from .decode import MAX_BYTES, BadFiles, Decoder, DiskFile, ImageFile, check_size, default_threads
@@ -18,7 +19,7 @@ CHUNK = 256  # files
 
 
 def find_faults(
-    files: Sequence[ImageFile], decoder: Decoder, loading: Loading, *, size: int, resize: bool, upscale: bool
+    files: Sequence[ImageFile], decoder: Decoder, loading: Loading, *, size: Size, resize: bool, upscale: bool
 ) -> dict[int, str]:
     """Finds the bad files that can be found without decoding every file.
 
@@ -52,7 +53,7 @@ def find_faults(
     return faults
 
 
-def _check_file(file: ImageFile, *, loading: Loading, size: int, resize: bool, upscale: bool) -> str | None:
+def _check_file(file: ImageFile, *, loading: Loading, size: Size, resize: bool, upscale: bool) -> str | None:
     """The fault of a file, "" if it has none, or None if only decoding can tell."""
     try:
         head, tail, length = _read_ends(file)

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from fastle.config import Size, sides_of
+
 from .decode import (
     ImageFile,
     Tally,
@@ -47,8 +49,7 @@ class DaliDecoder:
     do not end properly, and every batch that DALI rejects, because DALI does not say which of its files is bad.
 
     Args:
-        size: Height and width of the decoded images, in pixels.
-        resize, upscale: See `TorchvisionDecoder`.
+        size, resize, upscale: See `TorchvisionDecoder`.
         threads: The number of DALI's threads and of torchvision's; see `TorchvisionDecoder`.
         gpu: The CUDA device that decodes and holds the batches, whose pixels differ slightly from the CPU's. None for
             the CPU.
@@ -57,7 +58,7 @@ class DaliDecoder:
 
     def __init__(
         self,
-        size: int,
+        size: Size,
         *,
         resize: bool,
         threads: int | None = None,
@@ -79,7 +80,7 @@ class DaliDecoder:
         self._batch_size = 0
 
     def __call__(self, files: Sequence[ImageFile]) -> Tensor:
-        """Decodes files to uint8 (B, 3, size, size), see `Decoder`. Later calls do not overwrite the memory."""
+        """Decodes files to uint8 (B, 3, H, W), see `Decoder`. Later calls do not overwrite the memory."""
         try:
             images = self._read(files)
             for_dali = [i for i, image in enumerate(images) if self._takes(image)]
@@ -91,7 +92,7 @@ class DaliDecoder:
             if batch is not None and not others:
                 return batch
             together = torch.empty(
-                (len(files), 3, self._size, self._size),
+                (len(files), 3, *sides_of(self._size)),
                 dtype=torch.uint8,
                 memory_format=torch.channels_last,
                 device=self._device,
@@ -158,12 +159,13 @@ class DaliDecoder:
 
     def _anchors(self, headers: Sequence[Header]) -> NDArray[np.int32]:
         """Top and left of each crop, int32 (B, 2), rounded as by torchvision's `CenterCrop`."""
-        margins = [(header.height - self._size, header.width - self._size) for header in headers]
+        height, width = sides_of(self._size)
+        margins = [(header.height - height, header.width - width) for header in headers]
         return np.array([(round(y / 2), round(x / 2)) for y, x in margins], np.int32)
 
     def _resized(self, images: Sequence[Tensor], orientations: Sequence[int]) -> Tensor:
-        """Turns, resizes and crops whole images, (H, W, 3) each, to uint8 (B, 3, size, size)."""
-        shape = (len(images), 3, self._size, self._size)
+        """Turns, resizes and crops whole images, (H, W, 3) each, to uint8 (B, 3, *size)."""
+        shape = (len(images), 3, *sides_of(self._size))
         batch = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last, device=self._device)
 
         def resize(row: Tensor, image: Tensor, orientation: int) -> None:
@@ -182,7 +184,11 @@ class DaliDecoder:
         if self._pipeline is None or batch_size > self._batch_size:
             self._batch_size = max(self._batch_size, batch_size)
             self._pipeline = _build(
-                self._size, resize=self._resize, batch_size=self._batch_size, threads=self._threads, gpu=self._gpu
+                sides_of(self._size),
+                resize=self._resize,
+                batch_size=self._batch_size,
+                threads=self._threads,
+                gpu=self._gpu,
             )
         return self._pipeline
 
@@ -205,7 +211,7 @@ class _EncodedImage:
         return self.header.plain and complete and scan_is_clean(self.data, self.header)
 
 
-def _build(size: int, *, resize: bool, batch_size: int, threads: int, gpu: int | None) -> Any:
+def _build(sides: tuple[int, int], *, resize: bool, batch_size: int, threads: int, gpu: int | None) -> Any:
     from nvidia.dali import fn, types
     from nvidia.dali.pipeline import Pipeline
 
@@ -229,7 +235,7 @@ def _build(size: int, *, resize: bool, batch_size: int, threads: int, gpu: int |
             crop = fn.decoders.image_slice(
                 encoded,
                 anchors,
-                np.array([size, size], np.int32),
+                np.array(sides, np.int32),
                 axis_names="HW",
                 normalized_anchor=False,
                 normalized_shape=False,

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastle.config import Size, sides_of
 from fastle.errors import DataError
 from fastle.files import open_regular
 
@@ -68,7 +69,7 @@ class Decoder(Protocol):
     """
 
     def __call__(self, files: Sequence[ImageFile]) -> Tensor:
-        """Decodes files to uint8 (B, C, size, size) in channels-last memory, in the order of `files`.
+        """Decodes files to uint8 (B, C, H, W) in channels-last memory, in the order of `files`.
 
         Raises:
             BadFiles: Files cannot be used. The error lists every one of them.
@@ -119,10 +120,11 @@ class TorchvisionDecoder:
     """Decodes with torchvision, or Pillow what that cannot, in threads. It runs everywhere, and decodes to RGB or grey.
 
     Args:
-        size: Height and width of the decoded images, in pixels.
+        size: Of the decoded images, in pixels: a number for a square, or (height, width).
         channels: 3 for RGB or 1 for grey, whatever a file holds.
-        resize: Whether the shorter side is first resized to `size` (bilinear, antialiased). In either case the centre
-            is then cropped as by torchvision's `CenterCrop`, and a smaller image is a bad file.
+        resize: Whether images are first resized (bilinear, antialiased) until they just cover `size`: of a square,
+            until the shorter side has it. In either case the centre is then cropped as by torchvision's `CenterCrop`,
+            and a smaller image is a bad file.
         upscale: Whether smaller images are resized, too.
         threads: The number of threads; by default, that of the processors, but at most 16.
         tally: Counts the files.
@@ -130,7 +132,7 @@ class TorchvisionDecoder:
 
     def __init__(
         self,
-        size: int,
+        size: Size,
         channels: int,
         resize: bool,
         threads: int | None = None,
@@ -147,7 +149,7 @@ class TorchvisionDecoder:
 
     def __call__(self, files: Sequence[ImageFile]) -> Tensor:
         # the decoders write interleaved pixels, which channels-last memory takes without a transpose
-        shape = (len(files), self._channels, self._size, self._size)
+        shape = (len(files), self._channels, *sides_of(self._size))
         batch = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
         faults = {}
         for position, image in enumerate(self._pool.map(self._load, files)):
@@ -194,27 +196,41 @@ def read_file(file: ImageFile) -> bytes:
         raise ValueError(f"cannot be read: {error.strerror or error}") from None
 
 
-def check_size(header: Header, size: int, *, resize: bool, upscale: bool) -> None:
+def check_size(header: Header, size: Size, *, resize: bool, upscale: bool) -> None:
     """Raises ValueError, with the fault alone, if an image is too small to crop `size` pixels from it.
 
     Args:
         header: The image's.
         size, resize, upscale: See `TorchvisionDecoder`.
     """
-    if min(header.width, header.height) < size and not upscale:
+    height, width = sides_of(size)
+    if (header.height < height or header.width < width) and not upscale:
         # no image is enlarged silently
         hint = "; --upscale enlarges such images" if resize else ""
-        raise ValueError(f"is {header.width}x{header.height}, smaller than the {size}x{size} asked for{hint}")
+        raise ValueError(too_small(header.height, header.width, size) + hint)
 
 
-def resize_and_crop(image: Tensor, size: int, resize: bool) -> Tensor:
-    """Crops the centre of (C, H, W) to uint8 (C, size, size); `resize` resizes the shorter side to `size` before."""
+def too_small(height: int, width: int, size: Size) -> str:
+    """What is wrong with an image that is smaller than `size`."""
+    if isinstance(size, int):
+        return f"is {width}x{height}, smaller than the {size}x{size} asked for"
+    return f"is {height} px high and {width} px wide, smaller than the {size[0]}x{size[1]} asked for"
+
+
+def resize_and_crop(image: Tensor, size: Size, resize: bool) -> Tensor:
+    """Crops the centre of (C, H, W) to uint8 (C, *size); `resize` resizes it before, until it just covers `size`."""
     # importing it takes seconds
     import torchvision.transforms.v2.functional as F
 
+    height, width = sides_of(size)
     if resize:
-        image = F.resize(image, [size], antialias=True)
-    return F.center_crop(image, [size, size])
+        before, across = image.shape[-2:]
+        # the side that covers last gets its length, and the other one keeps the proportions, rounded down
+        if height * across >= width * before:
+            image = F.resize(image, [height, height * across // before], antialias=True)
+        else:
+            image = F.resize(image, [width * before // across, width], antialias=True)
+    return F.center_crop(image, [height, width])
 
 
 def decode(data: bytes, header: Header, channels: int) -> Tensor:

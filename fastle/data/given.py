@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastle.config import DataConfig
+from fastle.config import DataConfig, Size, sides_of
 from fastle.errors import DataError
 
-from .decode import resize_and_crop
+from .decode import resize_and_crop, too_small
 from .identity import Identity
 from .images import Images
 
@@ -32,11 +32,11 @@ class GivenImages:
         source: Has a length and an index. An item is an image, a pair that begins with one, or a mapping with "image".
             An image is (C, H, W) or (H, W), uint8 or floating in [0, 1], or a PIL image.
         positions: The images that are taken, as indices of the source.
-        size, channels: Of the batches. The shorter side is shrunk to `size`, and the centre cut out; grey becomes RGB
-            and RGB grey, as for files.
+        size, channels: Of the batches. Images are shrunk until they just cover `size`, and the centre is cut out; grey
+            becomes RGB and RGB grey, as for files.
     """
 
-    def __init__(self, source: Any, positions: NDArray[np.int64], *, size: int, channels: int) -> None:
+    def __init__(self, source: Any, positions: NDArray[np.int64], *, size: Size, channels: int) -> None:
         self._source, self._positions = source, positions
         self._size, self._channels = size, channels
         self._lock = Lock()
@@ -82,17 +82,15 @@ class GivenImages:
         elif image.dtype != torch.uint8:
             raise DataError(f"image {position} is {image.dtype}: give uint8, or floats in [0, 1]")
         height, width = image.shape[1:]
-        if min(height, width) < self._size:
-            raise DataError(
-                f"image {position} is {width}x{height}, smaller than the {self._size}x{self._size} asked for: "
-                "give a smaller size"
-            )
+        sides = sides_of(self._size)
+        if height < sides[0] or width < sides[1]:
+            raise DataError(f"image {position} {too_small(height, width, self._size)}: give a smaller size")
         if len(image) != self._channels:
             # importing it takes seconds
             import torchvision.transforms.v2.functional as F
 
             image = image.expand(3, -1, -1) if self._channels == 3 else F.rgb_to_grayscale(image)
-        return image if height == width == self._size else resize_and_crop(image, self._size, resize=True)
+        return image if (height, width) == sides else resize_and_crop(image, self._size, resize=True)
 
 
 def open_given(
@@ -119,9 +117,9 @@ def open_given(
         source, held_out, positions = data, np.sort(shuffled[:share]), np.sort(shuffled[share:])
     else:
         source, held_out = valid, np.arange(_length(valid))
-    size = {"size": config.size, "channels": config.channels}
-    train = GivenImages(data, positions, **size)
-    return train, GivenImages(source, held_out, **size), _identify(train, say)
+    train = GivenImages(data, positions, size=config.size, channels=config.channels)
+    held = GivenImages(source, held_out, size=config.size, channels=config.channels)
+    return train, held, _identify(train, say)
 
 
 def shape_of(data: Any) -> tuple[int, int] | None:

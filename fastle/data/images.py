@@ -13,6 +13,7 @@ from fastle.errors import DataError
 from fastle.folders import SPLITS
 
 from .decode import Decoder, ImageFile
+from .shards import ShardFiles
 
 
 class Images(Protocol):
@@ -64,6 +65,8 @@ class EncodedImages:
 
     def without(self, positions: Container[int]) -> EncodedImages:
         """The images except those at `positions`."""
+        if isinstance(self.files, ShardFiles):
+            return EncodedImages(self.files.without(positions), self.decoder)
         return EncodedImages([file for i, file in enumerate(self.files) if i not in positions], self.decoder)
 
 

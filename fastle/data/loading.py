@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastle.choices import CacheChoice, DecoderChoice
+from fastle.config import Size
 from fastle.errors import DataError
 
 from . import dali
@@ -50,7 +51,7 @@ class Loading:
     tally: Tally = field(default_factory=Tally, compare=False)
 
 
-def make_decoder(loading: Loading, *, size: int, channels: int, resize: bool, upscale: bool = False) -> Decoder:
+def make_decoder(loading: Loading, *, size: Size, channels: int, resize: bool, upscale: bool = False) -> Decoder:
     """Makes the decoder that `loading` asks for, with a message if "auto" cannot take the fastest.
 
     Args:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastle.errors import DataError
-from fastle.folders import Split, split_paths
+from fastle.folders import Split
+from fastle.options import pair_text
 
 from . import celeba, cifar10, folder, shapes
 from .cache import CacheKey, open_cached
@@ -18,6 +20,8 @@ from .decode import BadFiles, Decoder, DiskFile, ImageFile, TorchvisionDecoder
 from .identity import Identity, identify
 from .images import ArrayImages, EncodedImages, Images, check_split
 from .loading import Loading, make_decoder
+from .shard_index import known_faults
+from .shards import ShardFiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +36,7 @@ IN_MEMORY = ("shapes", "cifar10")
 
 
 def open_images(config: DataConfig, split: Split, loading: Loading | None = None) -> Images:
-    """Opens the images of a split, uint8 (C, size, size) each.
+    """Opens the images of a split, uint8 (C, H, W) each, of the configuration's size.
 
     Args:
         config: The dataset, where it lies, and the size of its images.
@@ -67,19 +71,23 @@ def open_training(config: DataConfig, loading: Loading) -> tuple[Images, Images,
     valid, valid_faults, _ = _open(config, "valid", uncached, decoder)
     _report_faults({"train": faults, "valid": valid_faults}, config, loading)
     _say_remarks(loading)
-    identity = Identity(len(train), config.dataset) if files is None else identify(_usable(files, faults))
+    if isinstance(files, ShardFiles):
+        identity = replace(files.identity(), count=len(train))
+    else:
+        identity = Identity(len(train), config.dataset) if files is None else identify(_usable(files, faults))
     return _not_empty(train, "train"), _not_empty(valid, "valid"), identity
 
 
 def open_tree(config: DataConfig, root: Path, loading: Loading | None = None) -> EncodedImages:
-    """Opens every image below a folder, resized and cropped as the images of the dataset are.
+    """Opens every image below a folder, or of shards, resized and cropped as the images of the dataset are.
 
     Raises:
         DataError: There is no such folder, or it holds no image.
         BadFiles: See `open_images`.
     """
     loading = loading or Loading()
-    return open_files(config, split_paths(root, None), loading, str(root))
+    decoder = _file_decoder(config, loading)
+    return _open_encoded(config, folder.open_folder(root, None, decoder, loading), loading, str(root))
 
 
 def open_files(config: DataConfig, paths: Sequence[Path], loading: Loading, name: str = "images") -> EncodedImages:
@@ -95,10 +103,11 @@ def open_files(config: DataConfig, paths: Sequence[Path], loading: Loading, name
         DataError: Every image is unusable and was skipped.
         BadFiles: See `open_images`.
     """
-    decoder = make_decoder(
-        loading, size=config.size, channels=config.channels, resize=_resizes(config), upscale=config.upscale
-    )
-    files = EncodedImages([DiskFile(str(path)) for path in paths], decoder)
+    files = EncodedImages([DiskFile(str(path)) for path in paths], _file_decoder(config, loading))
+    return _open_encoded(config, files, loading, name)
+
+
+def _open_encoded(config: DataConfig, files: EncodedImages, loading: Loading, name: str) -> EncodedImages:
     images, faults = _checked(files, config, loading)
     _report_faults({name: faults}, config, loading)
     _say_remarks(loading)
@@ -107,7 +116,7 @@ def open_files(config: DataConfig, paths: Sequence[Path], loading: Loading, name
 
 
 def decode_files(config: DataConfig, paths: Sequence[Path]) -> Tensor:
-    """Decodes image files to uint8 (B, C, size, size), resized and cropped as the images of the dataset are.
+    """Decodes image files to uint8 (B, C, H, W), resized and cropped as the images of the dataset are.
 
     Raises:
         DataError: A file cannot be used. The message names it.
@@ -120,7 +129,7 @@ def decode_files(config: DataConfig, paths: Sequence[Path]) -> Tensor:
 def cache_key(config: DataConfig, split: Split, *, gpu: bool) -> CacheKey:
     """Identifies the cache file of a split, whose images were decoded on a GPU or not."""
     return CacheKey(
-        name=f"{config.dataset}-{split}-{config.size}",
+        name=f"{config.dataset}-{split}-{pair_text(config.size)}",
         root=str(_root(config)),
         size=config.size,
         channels=config.channels,
@@ -138,8 +147,10 @@ def _open(
     if decoder is None:
         return _place(_open_arrays(config, split), config, loading), [], None
     root = _root(config)
-    open_files = celeba.open_celeba if config.dataset == "celeba" else folder.open_folder
-    images = open_files(root, split, decoder)
+    if config.dataset == "celeba":
+        images = celeba.open_celeba(root, split, decoder)
+    else:
+        images = folder.open_folder(root, split, decoder, loading)
     if loading.cache == "none":
         return *_checked(images, config, loading), images.files
     key = cache_key(config, split, gpu=loading.decoder == "dali-gpu")
@@ -151,9 +162,13 @@ def _open(
 
 def _open_arrays(config: DataConfig, split: Split) -> ArrayImages:
     if config.dataset == "shapes":
+        if not isinstance(config.size, int):
+            raise DataError(f"--size {pair_text(config.size)} cannot be: shapes are drawn on squares; give one number")
         return shapes.make_shapes(split, config.size)
     if config.size != cifar10.SIZE:
-        raise DataError(f"--size {config.size} cannot be: the images of CIFAR-10 are 32x32 and are not resized")
+        raise DataError(
+            f"--size {pair_text(config.size)} cannot be: the images of CIFAR-10 are 32x32 and are not resized"
+        )
     return cifar10.open_cifar10(_root(config), split)
 
 
@@ -177,9 +192,12 @@ def _place(images: ArrayImages, config: DataConfig, loading: Loading) -> ArrayIm
 
 def _checked(images: EncodedImages, config: DataConfig, loading: Loading) -> tuple[EncodedImages, list[str]]:
     """The images without the files that the check finds unusable, and the faults of those."""
-    faults = find_faults(
-        images.files, images.decoder, loading, size=config.size, resize=_resizes(config), upscale=config.upscale
-    )
+    resize, upscale = _resizes(config), config.upscale
+    find = partial(find_faults, images.files, images.decoder, loading, size=config.size, resize=resize, upscale=upscale)
+    if isinstance(images.files, ShardFiles):
+        faults = known_faults(images.files, f"{config.channels} {config.size} {resize} {upscale}", find)
+    else:
+        faults = find()
     return (images.without(faults) if faults else images), list(faults.values())
 
 
@@ -222,8 +240,10 @@ def _not_empty(images: Images, name: str) -> Images:
 
 def _decoder(config: DataConfig, loading: Loading) -> Decoder | None:
     """The decoder of a dataset; None if its images are not encoded."""
-    if config.dataset in IN_MEMORY:
-        return None
+    return None if config.dataset in IN_MEMORY else _file_decoder(config, loading)
+
+
+def _file_decoder(config: DataConfig, loading: Loading) -> Decoder:
     return make_decoder(
         loading, size=config.size, channels=config.channels, resize=_resizes(config), upscale=config.upscale
     )

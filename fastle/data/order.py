@@ -45,7 +45,7 @@ def batch_indices(n: int, *, step: int, batch_size: int, seed: int, rank: int, w
     epoch, position = divmod(step, steps_per_epoch(n, batch_size))
     start = position * batch_size + rank * share
     # a copy, because all calls of an epoch share the permutation
-    return _permutation(n, seed, epoch)[start : start + share].clone()
+    return _permutation(n, seed, epoch)[start : start + share].to(torch.int64, copy=True)
 
 
 # two epochs, because near the end of one the feed's threads are already in the next
@@ -53,4 +53,6 @@ def batch_indices(n: int, *, step: int, batch_size: int, seed: int, rank: int, w
 def _permutation(n: int, seed: int, epoch: int) -> Tensor:
     # with a sum or product of the two, neighbouring seeds would share epochs
     mixed = np.random.SeedSequence(seed, spawn_key=(epoch,)).generate_state(1, np.uint64)
-    return torch.randperm(n, generator=torch.Generator().manual_seed(int(mixed[0])))
+    permutation = torch.randperm(n, generator=torch.Generator().manual_seed(int(mixed[0])))
+    # two epochs of a hundred million images are kept
+    return permutation.to(torch.int32) if n < 2**31 else permutation

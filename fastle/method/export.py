@@ -88,7 +88,7 @@ class _Part(nn.Module):
         generator = torch.Generator().manual_seed(count)
         if self.part == "decode":
             return torch.randn(count, *self.config.latent_shape, generator=generator)
-        return torch.rand(count, self.config.channels, self.config.size, self.config.size, generator=generator)
+        return torch.rand(count, self.config.channels, *self.config.sides, generator=generator)
 
 
 def _write_program(graph: _Part, example: Tensor, path: Path) -> None:

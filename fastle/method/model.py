@@ -81,8 +81,8 @@ class Encoder(nn.Module):
         uses the running ones.
 
         Args:
-            images: (B, C, size, size), uint8 or floats in [0, 1]. With a spatial latent any (B, C, H, W) will do whose
-                sides are divisible by 8, since every layer is a convolution.
+            images: (B, C, H, W) of the configuration's size, uint8 or floats in [0, 1]. With a spatial latent any H and
+                W will do that are divisible by 8, since every layer is a convolution.
 
         Returns:
             (B, latent), or (B, c, H/8, W/8) for a spatial latent, in the dtype of the weights.
@@ -159,11 +159,11 @@ class Encoder(nn.Module):
         return (code - mean.view(channels)) * scale.view(channels) + norm.bias.view(channels)
 
     def _check(self, images: Tensor) -> None:
-        channels, size = self.config.channels, self.config.size
+        channels, sides = self.config.channels, self.config.sides
         fits = images.ndim == 4 and images.shape[1] == channels
         if self.pool is not None:
-            if not fits or images.shape[2:] != (size, size):
-                raise ValueError(f"images must be (B, {channels}, {size}, {size}), not {tuple(images.shape)}")
+            if not fits or images.shape[2:] != sides:
+                raise ValueError(f"images must be (B, {channels}, {sides[0]}, {sides[1]}), not {tuple(images.shape)}")
         elif not fits or any(side % STRIDE or not side for side in images.shape[2:]):
             raise ValueError(
                 f"images must be (B, {channels}, H, W), H and W divisible by {STRIDE}, not {tuple(images.shape)}"
@@ -201,7 +201,8 @@ class Decoder(nn.Module):
             z: latents, shaped as `Encoder.forward` returns them: (B, latent) or (B, c, h, w).
 
         Returns:
-            (B, C, size, size), or (B, C, 8 h, 8 w) of a spatial latent, in [0, 1], fp32 (float64 for a float64 model).
+            (B, C, H, W) of the configuration's size, or (B, C, 8 h, 8 w) of a spatial latent, in [0, 1], fp32 (float64
+            for a float64 model).
 
         Raises:
             ValueError: the latents have another shape.

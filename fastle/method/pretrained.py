@@ -197,7 +197,7 @@ def plain_card(config: ModelConfig, name: str, *, bf16: bool, license_name: str 
         license_name: The licence of the weights, as the hub names it: "apache-2.0".
     """
     count = config.parameter_count
-    images = f"(B, {config.channels}, {config.size}, {config.size})"
+    images = f"(B, {config.channels}, {config.sides[0]}, {config.sides[1]})"
     head = ["library_name: fastle", *([f"license: {license_name}"] if license_name else [])]
     tags = "\n".join(f"- {tag}" for tag in ("fastle", "autoencoder", "image-feature-extraction"))
     newline = "\n"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,8 @@ MANY = 2**62
 class Boxes:
     """One box corner for each image: top and left, (B,) int64, in pixels.
 
-    Where the side is drawn too, it is () int64, in pixels, the same for all images; otherwise it is None.
+    Where the side is drawn too, it is () int64, in pixels, the same for all images; otherwise it is None. It is the
+    shorter one of boxes that are not square; see `box_size`.
     """
 
     top: Tensor
@@ -52,6 +53,7 @@ class Boxes:
 # what a transformation draws: boxes of one view or of several, seeds of masks, noise, or nothing
 ViewDraw = Boxes | tuple[Boxes, ...] | Tensor | None
 Shape = tuple[int, ...]  # (B, C, H, W)
+Side = TypeVar("Side", int, Tensor)
 
 
 class Transform(Protocol):
@@ -99,7 +101,9 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class CropResize:
-    """`crops` square boxes of side int(ratio · min(H, W)), their corners uniform, each resized back to (H, W).
+    """`crops` boxes of side int(ratio · min(H, W)), their corners uniform, each resized back to (H, W).
+
+    Boxes have the proportions of the images (see `box_size`), so that resizing them distorts nothing.
 
     With a `ratio_max` each crop draws a side s of its own, the same for all images: a whole number of pixels from
     a = int(ratio · min(H, W)) to b = int(ratio_max · min(H, W)), both included, with the log-uniform probability
@@ -112,7 +116,7 @@ class CropResize:
     full_view: bool = False
 
     def side(self, shape: Shape) -> int:
-        """Side of the box for images of `shape`, pixels; with a `ratio_max`, the smallest side."""
+        """The shorter side of the box for images of `shape`, pixels; with a `ratio_max`, the smallest one."""
         return int(self.ratio * min(shape[-2:]))
 
     def draw(self, shape: Shape, generator: Generator) -> Boxes | tuple[Boxes, ...]:
@@ -137,8 +141,10 @@ class CropResize:
 
     def _crop(self, images: Sequence[Tensor], boxes: Boxes | Tensor | None) -> tuple[Tensor, ...]:
         assert isinstance(boxes, Boxes)
-        side = self.side(images[0].shape) if boxes.side is None else boxes.side.expand(len(boxes.top))
-        return crop_resize(images, boxes.top, boxes.left, side)
+        shape = images[0].shape
+        if boxes.side is None:
+            return crop_resize(images, boxes.top, boxes.left, *box_size(self.side(shape), shape))
+        return crop_resize(images, boxes.top, boxes.left, *box_size(boxes.side.expand(shape[0]), shape))
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,24 +234,42 @@ class Detail:
 
 
 def draw_boxes(shape: Shape, side: int | Tensor, generator: Generator) -> Boxes:
-    """Corners of square boxes of `side`, uniform over all positions inside images of `shape`.
+    """Corners of boxes of `side`, uniform over all positions inside images of `shape`.
 
     Args:
         shape: (B, C, H, W).
-        side: pixels, from 1 to min(H, W). A tensor, () int64 on the generator's device, goes into the boxes.
+        side: the shorter one, pixels, from 1 to min(H, W). A tensor, () int64 on the generator's device, goes into the
+            boxes.
         generator: of the corners, which are on its device.
     """
-    batch, _, height, width = shape
 
     def integers(below: int) -> Tensor:
-        return torch.randint(below, (batch,), generator=generator, device=generator.device)
+        return torch.randint(below, shape[:1], generator=generator, device=generator.device)
 
     if isinstance(side, Tensor):
         # a bound of `randint` would have to be read from the device
-        top, left = (integers(MANY) % (extent - side + 1) for extent in (height, width))
+        free = [extent - length + 1 for extent, length in zip(shape[-2:], box_size(side, shape), strict=True)]
+        top, left = (integers(MANY) % positions for positions in free)
         return Boxes(top, left, side)
-    top, left = (integers(extent - side + 1) for extent in (height, width))
+    top, left = (integers(e - length + 1) for e, length in zip(shape[-2:], box_size(side, shape), strict=True))
     return Boxes(top, left)
+
+
+def box_size(side: Side, shape: Shape) -> tuple[Side, Side]:
+    """(height, width) of boxes with the proportions of the images, whole pixels.
+
+    Args:
+        side: the shorter one, pixels; a number, or a tensor of any shape.
+        shape: (B, C, H, W).
+
+    Returns:
+        `side` for the shorter side of the images, and side · longer / shorter, rounded, for the longer one.
+    """
+    short, long = sorted(shape[-2:])
+    if short == long:
+        return side, side
+    longer = (side * long + short // 2) // short
+    return (side, longer) if shape[-2] == short else (longer, side)
 
 
 def _draw_seeds(shape: Shape, generator: Generator) -> Tensor:
@@ -253,20 +277,20 @@ def _draw_seeds(shape: Shape, generator: Generator) -> Tensor:
 
 
 def hole_side(ratio: float, shape: Shape) -> int:
-    """Side of the square input hole: round(√ratio · min(H, W)), pixels."""
+    """The shorter side of the input hole, pixels: round(√ratio · min(H, W))."""
     return round(math.sqrt(ratio) * min(shape[-2:]))
 
 
 def cut_hole(images: Tensor, boxes: Boxes, ratio: float) -> Tensor:
     """y: the images with their hole filled by each image's own per-channel mean."""
-    side = hole_side(ratio, images.shape)
-    return mask_fill(images, boxes.top, boxes.left, side, side)
+    height, width = box_size(hole_side(ratio, images.shape), images.shape)
+    return mask_fill(images, boxes.top, boxes.left, height, width)
 
 
 def hole_mask(shape: Shape, boxes: Boxes, ratio: float) -> Tensor:
     """(B, 1, H, W) bool: True inside each image's hole."""
-    side = hole_side(ratio, shape)
-    return rectangle(boxes.top, boxes.left, side, side, shape[-2:])
+    height, width = box_size(hole_side(ratio, shape), shape)
+    return rectangle(boxes.top, boxes.left, height, width, shape[-2:])
 
 
 def to_grey(images: Tensor) -> Tensor:

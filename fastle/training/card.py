@@ -80,7 +80,12 @@ def _data(config: RunConfig, checkpoint: Checkpoint, about: str | None) -> str:
     count = checkpoint.metadata.get("train_images")
     number = "" if count is None else f" {count:,} images to train;"
     colour = "grey" if config.data.channels == 1 else "RGB"
-    return f"{what.rstrip('.')}.{number} {config.data.size}×{config.data.size} pixels, {colour}."
+    return f"{what.rstrip('.')}.{number} {_pixels(config)}, {colour}."
+
+
+def _pixels(config: RunConfig) -> str:
+    height, width = config.model.sides
+    return f"{height}×{width} pixels" + ("" if height == width else " (height × width)")
 
 
 def _source(config: RunConfig) -> str:
@@ -151,16 +156,16 @@ def _table(figures: list[dict[str, Any]], validation: float | None, *, bf16: boo
 
 
 def _limits(config: RunConfig) -> str:
-    size, channels = config.model.size, "grey" if config.model.channels == 1 else "RGB"
+    size, channels = _pixels(config), "grey" if config.model.channels == 1 else "RGB"
     loss = (
         "It was trained on pixel errors, so that fine texture is blurred."
         if config.objective.name == "pixel"
         else "No reconstruction loss was used: what the judge does not see, such as exact colour, may be off."
     )
     sizes = (
-        f"It takes {channels} images of {size}×{size} pixels."
+        f"It takes {channels} images of {size}."
         if config.model.latent is not None
-        else f"It learnt on {channels} images of {size}×{size} pixels, and takes any whose sides are divisible by 8."
+        else f"It learnt on {channels} images of {size}, and takes any whose sides are divisible by 8."
     )
     return f"""- {sizes}
 - It knows images like those above. Of others it loses more.

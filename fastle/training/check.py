@@ -27,6 +27,7 @@ from fastle.errors import FastleError
 from fastle.files import one_line, open_regular, read_json
 from fastle.machine import format_bytes
 from fastle.method.pretrained import check_model
+from fastle.options import pair_text
 
 from .report import check_metrics
 from .trainer import Trainer
@@ -118,7 +119,7 @@ def _check_config(run: Path, known: list[Checkpoint]) -> tuple[RunConfig | None,
         return None, Finding(path, str(error).removeprefix(f"{path}").lstrip(": "), good=False)
     if others and all(others):
         return None, Finding(path, f"is of another run than its checkpoints ({', '.join(others[0])})", good=False)
-    return config, Finding(path, f"{config.data.dataset}, {config.model.size} px")
+    return config, Finding(path, f"{config.data.dataset}, {pair_text(config.model.size)} px")
 
 
 def restore_config(run: Path, verdict: Verdict) -> Path:

@@ -68,10 +68,10 @@ def evaluate(
         TooSmall, NoWeights, MissingExtra: `perceptual` asks for what cannot be had, see `Perceptual`.
     """
     model.eval()
-    holes = None if hole_ratio is None else fixed_holes(len(images), model.config.size, hole_ratio)
+    holes = None if hole_ratio is None else fixed_holes(len(images), model.config.sides, hole_ratio)
     settings = ("clean",) if hole_ratio is None else ("clean", "masked")
     per_image: dict[str, list[dict[str, Tensor]]] = {setting: [] for setting in settings}
-    judges = {setting: Perceptual(model.config.size, device) for setting in settings} if perceptual else {}
+    judges = {setting: Perceptual(min(model.config.sides), device) for setting in settings} if perceptual else {}
     seen = 0
     for batch in _batches(images, range(len(images)), device):
         x = unit_range(batch)
@@ -91,12 +91,18 @@ def evaluate(
     return {setting: _means(batches) | further.get(setting, {}) for setting, batches in per_image.items()}
 
 
-def fixed_holes(count: int, size: int, hole_ratio: float) -> Boxes:
-    """The holes of the first `count` images of a split, on the CPU. The hole of image i does not depend on `count`."""
+def fixed_holes(count: int, sides: tuple[int, int], hole_ratio: float) -> Boxes:
+    """The holes of the first `count` images of a split, on the CPU. The hole of image i does not depend on `count`.
+
+    Args:
+        count: Of the images.
+        sides: (height, width) of the images, pixels.
+        hole_ratio: The hole's share of an image.
+    """
     # drawn image by image, so that a longer split does not change the earlier holes
     generator = Generator().manual_seed(HOLE_SEED)
-    side = hole_side(hole_ratio, (1, 1, size, size))
-    boxes = [draw_boxes((1, 1, size, size), side, generator) for _ in range(count)]
+    shape = (1, 1, *sides)
+    boxes = [draw_boxes(shape, hole_side(hole_ratio, shape), generator) for _ in range(count)]
     return Boxes(torch.cat([box.top for box in boxes]), torch.cat([box.left for box in boxes]))
 
 
@@ -123,14 +129,14 @@ def reconstruction_rows(model: Autoencoder, x: Tensor, hole_ratio: float | None)
 
     Args:
         model: The model, on the device of the images.
-        x: (B, C, size, size), uint8 or in [0, 1].
+        x: (B, C, H, W), uint8 or in [0, 1].
         hole_ratio: The hole's share of the image in the masked setting, or None.
     """
     model.eval()
     x = unit_range(x)
     images = [x, model(x)]
     if hole_ratio is not None:
-        holes = fixed_holes(len(x), model.config.size, hole_ratio)
+        holes = fixed_holes(len(x), model.config.sides, hole_ratio)
         holed = cut_hole(x, Boxes(holes.top.to(x.device), holes.left.to(x.device)), hole_ratio)
         images += [holed, model(holed)]
     return list(zip(GRID_ROWS, images, strict=False))

@@ -59,7 +59,7 @@ def estimate(config: RunConfig) -> Estimate:
     objective = make_objective(model, config.objective)
 
     def loss(batch: int) -> None:
-        images = torch.zeros(batch, config.model.channels, config.model.size, config.model.size, dtype=torch.uint8)
+        images = torch.zeros(batch, config.model.channels, *config.model.sides, dtype=torch.uint8)
         draws = objective.draw(images.shape, shared=Generator(), local=Generator())
         with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
             total = objective(images, draws).total

@@ -30,7 +30,7 @@ class Perceptual:
     """LPIPS and FID, added up batch by batch.
 
     Args:
-        size: Of the images, in pixels.
+        size: The shorter side of the images, in pixels.
         device: Of the images.
 
     Raises:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fastle.config import CropResizeConfig, ModelConfig, ObjectiveConfig, Precision, RunConfig
 from fastle.kernels import reference
 from fastle.method.objective import Draws
-from fastle.method.transforms import Boxes
+from fastle.method.transforms import Boxes, box_size
 from fastle.phases import phase
 
 from .trainer import Trainer
@@ -58,7 +58,7 @@ class PlainUp(nn.Module):
 
 
 class PlainEncoder(nn.Module):
-    """(B, C, size, size) in [0, 1] → codes."""
+    """(B, C, H, W) in [0, 1] → codes."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class PlainEncoder(nn.Module):
 
 
 class PlainDecoder(nn.Module):
-    """Codes → (B, C, size, size) in [0, 1]."""
+    """Codes → (B, C, H, W) in [0, 1]."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -131,10 +131,10 @@ class PlainObjective(nn.Module):
         config, encoder, decoder = self.config, self.model.encoder, self.model.decoder
         assert isinstance(draws.view, Boxes)
         x = images.float() / 255 if images.dtype == torch.uint8 else images
-        boxes, side = draws.view, int(self.crop_ratio * min(x.shape[2:]))
+        boxes, box = draws.view, box_size(int(self.crop_ratio * min(x.shape[2:])), x.shape)
 
         def agreement(xhat: Tensor) -> Tensor:
-            cropped = self._compare(crop(x, boxes, side), crop(xhat, boxes, side))
+            cropped = self._compare(crop(x, boxes, box), crop(xhat, boxes, box))
             return (cropped + self._compare(x, xhat)) / 2 if self.full_view else cropped
 
         with phase("encode"):
@@ -145,7 +145,7 @@ class PlainObjective(nn.Module):
         if draws.hole is None:
             return clean + config.sigreg_weight * self._sigreg(z, draws)
         assert config.hole_ratio is not None
-        y = cut(x, draws.hole, round(math.sqrt(config.hole_ratio) * min(x.shape[2:])))
+        y = cut(x, draws.hole, box_size(round(math.sqrt(config.hole_ratio) * min(x.shape[2:])), x.shape))
         with phase("encode"):
             z_masked = encoder(y)
         with phase("decode"):
@@ -195,16 +195,16 @@ def standardize(x: Tensor, like: Tensor | None, eps: float, affine: tuple[Tensor
     return x if affine is None else x * affine[0].view_as(mean) + affine[1].view_as(mean)
 
 
-def crop(x: Tensor, boxes: Boxes, side: int) -> Tensor:
-    """A square box of each image, resized back to the image's size."""
+def crop(x: Tensor, boxes: Boxes, box: tuple[int, int]) -> Tensor:
+    """A box of each image, (height, width) in pixels, resized back to the image's size."""
     with phase("views"):
-        return grid_crop(x, boxes.top, boxes.left, (side, side), (x.shape[2], x.shape[3]))
+        return grid_crop(x, boxes.top, boxes.left, box, (x.shape[2], x.shape[3]))
 
 
-def cut(x: Tensor, boxes: Boxes, side: int) -> Tensor:
-    """Each image with a square filled by the mean of each of its channels."""
+def cut(x: Tensor, boxes: Boxes, hole: tuple[int, int]) -> Tensor:
+    """Each image with a hole, (height, width) in pixels, filled by the mean of each of its channels."""
     with phase("views"):
-        return fill_with_mean(x, boxes.top, boxes.left, (side, side))
+        return fill_with_mean(x, boxes.top, boxes.left, hole)
 
 
 def grid_crop(x: Tensor, top: Tensor, left: Tensor, box: tuple[int, int], out: tuple[int, int]) -> Tensor:
@@ -306,7 +306,7 @@ class PlainStep:
             self.objective.compile(fullgraph=True, dynamic=False)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Takes one step on a batch, uint8 (B, C, size, size) on the device. Returns the loss."""
+        """Takes one step on a batch, uint8 (B, C, H, W) on the device. Returns the loss."""
         with phase("draws"):
             draws = self._start.draw(images, self.done)
         self.optimizer.zero_grad()

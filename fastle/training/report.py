@@ -16,8 +16,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fastle.checkpoint import CheckpointError, write_atomic
+from fastle.config import Size, sides_of
 from fastle.files import one_line, open_regular, parse_json
 from fastle.method.model import unit_range
+from fastle.options import pair_text
 
 TILE = 96  # pixels: small images are enlarged to about this size, by whole factors
 GAP = 4  # pixels between images
@@ -189,21 +191,22 @@ def grids(run: Path) -> list[Path]:
     return sorted((run / "grids").glob("step-*.png"))
 
 
-def read_grid(path: Path | str, size: int) -> dict[str, Tensor]:
+def read_grid(path: Path | str, size: Size) -> dict[str, Tensor]:
     """The images of a grid that `save_grid` wrote with rows of `GRID_ROWS`.
 
     Args:
         path: The PNG file.
-        size: Height and width of the run's images, pixels.
+        size: Of the run's images, pixels: a number for a square, or (height, width).
 
     Returns:
-        By the names of the rows, uint8 (B, 3, size, size): to the bit what `save_grid` was given, if that was uint8.
+        By the names of the rows, uint8 (B, 3, H, W): to the bit what `save_grid` was given, if that was uint8.
 
     Raises:
         CheckpointError: The file is damaged, or is no grid of images of this size.
     """
-    zoom = max(1, round(TILE / size))
-    pitch = size * zoom + GAP
+    height, width = sides_of(size)
+    zoom = max(1, round(TILE / height))
+    pitch, across = height * zoom + GAP, width * zoom + GAP
     try:
         with open_regular(path) as file:
             picture = np.array(Image.open(file).convert("RGB"))
@@ -211,11 +214,11 @@ def read_grid(path: Path | str, size: int) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read ({one_line(error)}): delete it") from None
     names = GRID_ROWS[: (len(picture) - GAP) // pitch]
     # another version of Pillow may have another font, whose names are a few pixels longer or shorter
-    count = round((picture.shape[1] - _margin(names)) / pitch)
+    count = round((picture.shape[1] - _margin(names)) / across)
     if len(names) not in (2, 4) or len(picture) != GAP + len(names) * pitch or count < 1:
-        raise CheckpointError(f"{path} is no grid of images of {size} px: delete it")
-    first = picture.shape[1] - count * pitch
-    tiles = picture[GAP:, first:].reshape(len(names), pitch, count, pitch, 3)[:, :-GAP:zoom, :, :-GAP:zoom]
+        raise CheckpointError(f"{path} is no grid of images of {pair_text(size)} px: delete it")
+    first = picture.shape[1] - count * across
+    tiles = picture[GAP:, first:].reshape(len(names), pitch, count, across, 3)[:, :-GAP:zoom, :, :-GAP:zoom]
     images = torch.from_numpy(np.ascontiguousarray(tiles.transpose(0, 2, 4, 1, 3)))
     return dict(zip(names, images, strict=True))
 

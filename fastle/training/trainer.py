@@ -121,7 +121,7 @@ class Trainer:
         """Takes one step, without waiting for the device.
 
         Args:
-            images: The batch of this rank, uint8 (B, C, size, size), on the device.
+            images: The batch of this rank, uint8 (B, C, H, W), on the device.
 
         Raises:
             CannotCompile: torch.compile failed; possible in the first step of the compiled and captured modes.

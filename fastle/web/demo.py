@@ -13,6 +13,7 @@ from fastle.config import ConfigError, ModelConfig
 from fastle.method.model import STRIDE, Autoencoder
 from fastle.method.pretrained import find_model, hole_ratio_of, is_saved_model, of_run
 from fastle.method.transforms import hole_side
+from fastle.options import pair_text
 from fastle.training.report import grids, read_grid
 
 from .pictures import PICTURES, make_pictures
@@ -136,9 +137,12 @@ def open_demo(name: str, device: torch.device, size: int | None = None) -> tuple
         raise ConfigError(f"{name} has images of {config.channels} channels: a page can show 1 (grey) or 3 (RGB)")
     if size is not None:
         _check_size(name, config, size)
-    pictures = _of_grid(path, config.size, config.channels) if size in (None, config.size) else []
+    elif not isinstance(config.size, int):
+        remark = "\n".join([*([remark] if remark else []), _not_square(name, config)])
+    own = min(config.sides)
+    pictures = _of_grid(path, own, config.channels) if config.size == own and size in (None, own) else []
     if size is None:
-        size = max(config.size, LARGE) if saved and config.latent is None else config.size
+        size = max(own, LARGE) if saved and config.latent is None else own
     hole = None if ratio is None else hole_side(ratio, (1, config.channels, size, size))
     # the layout in which the decoder computes: half the time of a frame on a CPU
     model = model.to(memory_format=torch.channels_last)
@@ -147,9 +151,21 @@ def open_demo(name: str, device: torch.device, size: int | None = None) -> tuple
 
 def _check_size(name: str, config: ModelConfig, size: int) -> None:
     if config.latent is not None and size != config.size:
-        raise ConfigError(f"--size {size}: the latent of {name} is pooled, so it takes images of {config.size} px only")
+        own = pair_text(config.size)
+        raise ConfigError(f"--size {size}: the latent of {name} is pooled, so it takes images of {own} px only")
     if size % STRIDE or not STRIDE <= size <= LARGEST:
         raise ConfigError(f"--size must be divisible by {STRIDE}, and at most {LARGEST}, not {size}")
+
+
+def _not_square(name: str, config: ModelConfig) -> str:
+    """The line to show of a model whose images are not square. Raises ConfigError if it takes no others."""
+    own = pair_text(config.size)
+    if config.latent is not None:
+        raise ConfigError(
+            f"the brush shows square images, and the latent of {name} is pooled, so it takes images of {own} px only: "
+            "use fastle reconstruct or fastle interpolate"
+        )
+    return f"{name} was trained on images of {own} px; the brush shows square ones"
 
 
 def _of_grid(run: Path, size: int, channels: int) -> list[Picture]:

@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from torchvision.transforms import CenterCrop
 from torchvision.transforms.functional import pil_to_tensor
 from torchvision.transforms.v2 import functional as F
 
+from fastle.config import Size, sides_of
 from fastle.data.dali import DaliDecoder, why_no_dali
 from fastle.data.decode import Decoder, TorchvisionDecoder
 
@@ -226,15 +228,18 @@ def write_celeba(root: Path, contents: Iterable[tuple[str, bytes]], valid: int =
     return folder
 
 
-def oracle(data: bytes, size: int, *, resize: bool) -> Tensor:
-    """uint8 (3, size, size) by torchvision's own functions and Pillow's, one after the other."""
+def oracle(data: bytes, size: Size, *, resize: bool) -> Tensor:
+    """uint8 (3, *size) by torchvision's own functions and Pillow's, one after the other."""
     if data.startswith((b"\xff\xd8", SIGNATURE)) or (data.startswith(b"RIFF") and b"ANMF" not in data):
         image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
         image = upright(F.to_dtype(image, torch.uint8, scale=True), data)
     else:
         image = pil_to_tensor(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     if resize:
-        image = F.resize(image, [size], antialias=True)
+        sides, (height, width) = sides_of(size), image.shape[1:]
+        scale = max(Fraction(sides[0], height), Fraction(sides[1], width))
+        covering = [size] if isinstance(size, int) else [int(scale * height), int(scale * width)]
+        image = F.resize(image, covering, antialias=True)
     return CenterCrop(size)(image)
 
 
@@ -258,7 +263,7 @@ class Memory:
         return self.name
 
 
-def decoder_of(name: str, size: int, *, resize: bool, threads: int | None = None) -> Decoder:
+def decoder_of(name: str, size: Size, *, resize: bool, threads: int | None = None) -> Decoder:
     if name == "torchvision":
         return TorchvisionDecoder(size, 3, resize, threads)
     dali_or_skip()

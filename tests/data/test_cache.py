@@ -19,7 +19,8 @@ from safetensors import safe_open
 
 from fastle.config import DataConfig
 from fastle.data import open_images
-from fastle.data.cache import cache_folder
+from fastle.data.cache import CacheKey, cache_folder
+from fastle.data.open import cache_key
 from fastle.errors import DataError
 from tests.data import pictures
 from tests.data.caches import LARGE, MANY, SIZE, everything, loading, opened, pixels, write_splits
@@ -391,3 +392,13 @@ def test_a_cache_folder_that_cannot_be_written_is_as_a_full_one(
     assert len(images) == 20 and "fastle cannot be written to (Not a directory)" in said
     # what was asked for by name is no choice of fastle's
     assert "the cache cannot be written to" in refusal(lambda: opened(few, "disk"))
+
+
+def test_a_square_has_the_cache_of_before_and_another_size_its_own() -> None:
+    def key(size: int | tuple[int, int]) -> CacheKey:
+        return cache_key(DataConfig(dataset="folder", root="/photographs", size=size, channels=3), "train", gpu=False)
+
+    assert key(64).path().name == key((64, 64)).path().name == "folder-train-64-59e7e7c71944.safetensors"
+    assert key(64).metadata("f")["crop"] == "shorter side resized to 64, centre cut out"
+    assert key((64, 96)).bytes(2) == 2 * 3 * 64 * 96
+    assert len({key(size).path() for size in (64, 96, (64, 96), (96, 64))}) == 4

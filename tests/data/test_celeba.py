@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import builtins
+import inspect
 import os
+import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
-from fastle.data.celeba import open_celeba
+from fastle.data import celeba
+from fastle.data.celeba import download_celeba, open_celeba
 from fastle.data.decode import TorchvisionDecoder
-from fastle.errors import DataError
+from fastle.errors import DataError, FastleError
 from fastle.folders import Split
 from tests.data.pictures import encoded, oracle, picture
 
@@ -214,3 +219,79 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
     monkeypatch.setattr(builtins, "__import__", without_pyarrow)
     assert 'pip install "fastle[parquet]"' in refusal(tmp_path)
+
+
+class Hub(ModuleType):
+    """A stand-in for huggingface_hub, which fetches one file of a data set and then fails, until it has all."""
+
+    def __init__(self, shards: Mapping[str, Sequence[int]]) -> None:
+        super().__init__("huggingface_hub")
+        self.shards, self.asked = dict(shards), list[tuple[object, ...]]()
+        self.errors = ModuleType("huggingface_hub.errors")
+        for name, kind in {"HfHubHTTPError": HubFault, "HFValidationError": ValueError}.items():
+            setattr(self.errors, name, kind)
+
+    def snapshot_download(
+        self, repo_id: str, *, repo_type: str | None = None, allow_patterns: list[str] | str | None = None,
+        local_dir: str | Path | None = None,
+    ) -> str:  # fmt: skip
+        assert local_dir is not None and allow_patterns is not None
+        self.asked.append((repo_id, repo_type, local_dir))
+        for name, numbers in self.shards.items():
+            path = f"img_align+identity+attr/{name}"
+            assert any(fnmatch(path, pattern) for pattern in allow_patterns)
+            if not (Path(local_dir) / path).exists():
+                write_parquet((Path(local_dir) / path).parent, {name: numbers})
+                raise HubFault(f"broke off\nbehind {name}")
+        return str(local_dir)
+
+
+class HubFault(OSError): ...
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
+    made = Hub(SHARDS)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", made)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", made.errors)
+    return made
+
+
+def test_a_download_shows_the_terms_first_and_goes_on_where_it_broke_off(hub: Hub, tmp_path: Path) -> None:
+    said: list[object] = []
+    for name in SHARDS:
+        with pytest.raises(FastleError, match=rf"does not give flwrlabs/celeba; .* \(broke off behind {name}\)"):
+            download_celeba(tmp_path / "celeba", lambda text: said.append((text, len(hub.asked))))
+    download_celeba(tmp_path / "celeba", said.append)
+    assert set(hub.asked) == {("flwrlabs/celeba", "dataset", tmp_path / "celeba")}
+    assert said[0] == (celeba.TERMS, 0) and "non-commercial research only" in celeba.TERMS
+    for split, numbers in PARTS.items():
+        assert len(open_celeba(tmp_path / "celeba", split, DECODER)) == len(numbers)
+    # what is there is not fetched, whatever its layout
+    asked = len(hub.asked)
+    write_images(tmp_path / "other")
+    write_txt(tmp_path / "other")
+    for root in (tmp_path / "celeba", tmp_path / "other"):
+        download_celeba(root, lambda text: pytest.fail("nothing is fetched"))
+    assert len(hub.asked) == asked
+
+
+def test_what_a_download_needs_is_said_before_it(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    del hub.shards["valid-00000-of-00001.parquet"]
+    for _ in range(3):
+        with pytest.raises(FastleError, match="broke off"):
+            download_celeba(tmp_path, lambda text: None)
+    with pytest.raises(FastleError, match=r"no valid-\*\.parquet beside the other parquet files"):
+        download_celeba(tmp_path, lambda text: None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(FastleError, match=r'takes huggingface_hub: pip install "fastle\[hub\]"'):
+        download_celeba(tmp_path / "new", lambda text: None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(FastleError, match=r'needs pyarrow, which is not installed: pip install "fastle\[parquet\]"'):
+        download_celeba(tmp_path / "new", lambda text: pytest.fail("the terms of what cannot be used"))
+
+
+def test_the_stand_in_is_like_huggingface_hub() -> None:
+    real = inspect.signature(pytest.importorskip("huggingface_hub").snapshot_download).parameters
+    for argument, parameter in list(inspect.signature(Hub.snapshot_download).parameters.items())[1:]:
+        assert real[argument].kind is parameter.kind

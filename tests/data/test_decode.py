@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.transforms import CenterCrop
 from torchvision.transforms.functional import pil_to_tensor
 
+from fastle.config import Size, sides_of
 from fastle.data.decode import BadFiles, Decoder, DiskFile, TorchvisionDecoder
 from fastle.errors import DataError
 from tests.data import pictures
@@ -28,7 +29,14 @@ DECODERS = ("torchvision", "dali")
 each_decoder = pytest.mark.parametrize("name", DECODERS)
 crop_and_resize = pytest.mark.parametrize("resize", [False, True], ids=["crop", "resize"])
 # CelebA's size, then odd and even margins in every combination, and none: croppers round differently there
-SIZES = [(178, 218, 128), (179, 219, 128), (97, 130, 32), (98, 131, 64), (37, 50, 37), (300, 41, 40)]
+SIZES: list[tuple[int, int, Size]] = [
+    (178, 218, 128),
+    (179, 219, 128),
+    (97, 130, 32),
+    (98, 131, (64, 40)),
+    (37, 50, 37),
+    (300, 101, (40, 96)),
+]
 # valid files that DALI would decode differently or reject, and that it must leave to torchvision
 ODD: dict[str, Encode] = {
     "jpeg-followed": lambda image: encoded(image, "JPEG") + b"more",
@@ -42,14 +50,14 @@ ODD: dict[str, Encode] = {
 
 @crop_and_resize
 @pytest.mark.parametrize(("width", "height", "size"), SIZES)
-def test_every_decoder_has_the_pixels_of_the_oracle(width: int, height: int, size: int, resize: bool) -> None:
+def test_every_decoder_has_the_pixels_of_the_oracle(width: int, height: int, size: Size, resize: bool) -> None:
     kinds = GOOD | ODD
     data = [encode(picture(seed, width, height)) for seed, encode in enumerate(kinds.values())]
     expected = [oracle(content, size, resize=resize) for content in data]
     for name in DECODERS:
         # no file has the extension of its format
         batch = decoder_of(name, size, resize=resize)([Memory("photo.gif", content) for content in data])
-        assert batch.dtype == torch.uint8 and batch.shape == (len(kinds), 3, size, size)
+        assert batch.dtype == torch.uint8 and batch.shape == (len(kinds), 3, *sides_of(size))
         assert batch.is_contiguous(memory_format=torch.channels_last)
         wrong = [kind for kind, ours, right in zip(kinds, batch, expected, strict=True) if not torch.equal(ours, right)]
         assert wrong == [], name

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastle.data.decode import ImageFile
 from fastle.data.folder import open_folder
+from fastle.data.loading import Loading
 from fastle.errors import DataError
 from fastle.folders import EXTENSIONS, SPLITS, Split, find_images, split_paths
 
@@ -119,6 +120,6 @@ def test_the_decoder_is_given_the_files(tmp_path: Path) -> None:
         assert [file.name for file in files] == [str(tmp_path / "b.png"), str(tmp_path / "a.png")]
         return torch.tensor([len(file.read()) > 0 for file in files], dtype=torch.uint8).view(-1, 1, 1, 1)
 
-    images = open_folder(tmp_path, None, decoder)
+    images = open_folder(tmp_path, None, decoder, Loading())
     assert len(images) == 2
     assert images.batch([1, 0]).flatten().tolist() == [0, 1]

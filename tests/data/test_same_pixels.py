@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastle.config import Size
 from fastle.data import open_images
 from tests.data import pictures
 from tests.data.caches import CACHES, config, everything, loading
@@ -49,16 +50,18 @@ def celeba(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def expected_of(dataset: str, root: Path, size: int) -> Tensor:
+def expected_of(dataset: str, root: Path, size: Size) -> Tensor:
     folder = root / "train" if dataset == "folder" else root / "celeba" / "img_align_celeba"
     paths = sorted(folder.iterdir())[: None if dataset == "folder" else -4]
     return torch.stack([oracle(path.read_bytes(), size, resize=dataset == "folder") for path in paths])
 
 
 @pytest.mark.parametrize("decoder", ["torchvision", "dali"])
-@pytest.mark.parametrize(("dataset", "size"), [("folder", 32), ("folder", 24), ("celeba", 32), ("celeba", 24)])
+@pytest.mark.parametrize(
+    ("dataset", "size"), [("folder", 32), ("folder", (24, 32)), ("celeba", 32), ("celeba", (32, 24))]
+)
 def test_every_cache_has_the_pixels_of_the_oracle(
-    dataset: str, size: int, decoder: str, request: pytest.FixtureRequest
+    dataset: str, size: Size, decoder: str, request: pytest.FixtureRequest
 ) -> None:
     root = request.getfixturevalue(dataset)
     expected, data = expected_of(dataset, root, size), config(root, dataset=dataset, size=size)

@@ -25,7 +25,7 @@ def tiny(size: int = 16, channels: int = 3, latent: int | None = None) -> ModelC
 
 
 def image_batch(config: ModelConfig, batch: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    shape = (batch, config.channels, config.size, config.size)
+    shape = (batch, config.channels, *config.sides)
     return torch.rand(shape, generator=Generator().manual_seed(1), dtype=torch.float64).to(dtype)
 
 
@@ -273,7 +273,7 @@ def test_weights_stay_in_the_plain_form(latent: int | None) -> None:
 def test_operations_of_the_celeba_decoder(latent: int | None) -> None:
     # 2 operations for each tap, counted by hand: a convolution on the small map costs 4 taps an output pixel, not 9
     config = preset("celeba", latent)
-    h, c, side = config.hidden, config.map_channels, config.size // 4
+    h, c, side = config.hidden, config.map_channels, config.sides[0] // 4
 
     def flops(decoder: nn.Module) -> int:
         with FlopCounterMode(display=False) as counter:

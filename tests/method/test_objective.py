@@ -42,7 +42,7 @@ class Case:
 
 CASES = {
     "spatial-grey-16": Case(ModelConfig(size=16, channels=1, hidden=3, map_channels=4, latent=None), 3),
-    "spatial-rgb-8": Case(ModelConfig(size=8, channels=3, hidden=4, map_channels=2, latent=None), 6),
+    "spatial-rgb-8x16": Case(ModelConfig(size=(8, 16), channels=3, hidden=4, map_channels=2, latent=None), 6),
     "pooled-rgb-16": Case(ModelConfig(size=16, channels=3, hidden=2, map_channels=4, latent=5), 5),
     "pooled-five-8": Case(ModelConfig(size=8, channels=5, hidden=3, map_channels=6, latent=3), 4),
 }
@@ -147,7 +147,7 @@ def build(case: Case, dtype: torch.dtype = torch.float64) -> Autoencoder:
 
 
 def images_of(case: Case, seed: int) -> Tensor:
-    shape = (case.batch, case.model.channels, case.model.size, case.model.size)
+    shape = (case.batch, case.model.channels, *case.model.sides)
     return torch.rand(shape, generator=Generator().manual_seed(seed), dtype=torch.float64)
 
 

@@ -309,7 +309,7 @@ def test_what_ships_can_be_loaded() -> None:
             images = unit_range(open_images(make_config("shapes").data, "test").batch(range(8)))
         else:
             # soft waves of all colours, which no random weights reconstruct
-            across = torch.linspace(0, 2, loaded.config.size)
+            across = torch.linspace(0, 2, loaded.config.sides[0])
             waves = [torch.sin(3 * across[:, None] + k + across) * torch.cos(k * across) for k in range(6)]
             images = 0.5 + 0.4 * torch.stack(waves).unflatten(0, (-1, loaded.config.channels))
         bound = 0.003 if loaded.config.latent is None else 0.025

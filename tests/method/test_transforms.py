@@ -25,6 +25,7 @@ from fastle.method.transforms import (
     Transform,
     ViewDraw,
     box_blur,
+    box_size,
     cut_hole,
     draw_boxes,
     hole_mask,
@@ -84,14 +85,25 @@ def assert_distributed(counts: Tensor, weights: Tensor) -> None:
     ids=str,
 )
 def test_corners_are_uniform_over_all_positions(height: int, width: int, side: int) -> None:
-    batch = 20_000
+    batch, box = 20_000, box_size(side, (1, 1, height, width))
     boxes = draw_boxes((batch, 3, height, width), side, seeded(1))
-    rows, columns = height - side + 1, width - side + 1
+    rows, columns = height - box[0] + 1, width - box[1] + 1
     assert boxes.top.shape == boxes.left.shape == (batch,)
     assert boxes.top.dtype == boxes.left.dtype == torch.int64
     counts = torch.bincount(boxes.top * columns + boxes.left, minlength=rows * columns)
     assert len(counts) == rows * columns and int(boxes.left.max()) < columns
     assert_distributed(counts, torch.ones(rows * columns))
+
+
+@pytest.mark.parametrize(
+    ("side", "size", "box"),
+    [(19, (128, 128), (19, 19)), (14, (96, 128), (14, 19)), (14, (128, 96), (19, 14)), (1, (8, 24), (1, 3)),
+     (96, (96, 128), (96, 128)), (5, (10, 21), (5, 11))],
+)  # fmt: skip
+def test_boxes_have_the_proportions_of_the_images(side: int, size: tuple[int, int], box: tuple[int, int]) -> None:
+    shape = (2, 3, *size)
+    assert box_size(side, shape) == box
+    assert tuple(map(int, box_size(torch.tensor(side), shape))) == box
 
 
 def test_default_draws_are_what_they_were() -> None:
@@ -138,7 +150,7 @@ def test_corners_of_every_drawn_side_are_uniform_over_all_positions(size: tuple[
     assert sorted(found) == list(range(1, min(size) + 1))
     for side, several in found.items():
         top, left = torch.cat([boxes.top for boxes in several]), torch.cat([boxes.left for boxes in several])
-        rows, columns = size[0] - side + 1, size[1] - side + 1
+        rows, columns = (extent - n + 1 for extent, n in zip(size, box_size(side, (1, 1, *size)), strict=True))
         assert int(top.min()) == int(left.min()) == 0
         assert int(top.max()) == rows - 1 and int(left.max()) == columns - 1
         assert_distributed(torch.bincount(top * columns + left, minlength=rows * columns), torch.ones(rows * columns))
@@ -167,9 +179,9 @@ def test_crops_are_those_of_each_image_by_itself(name: str) -> None:
         assert [len(crops) for crops in views] == [made.crops, made.crops]
         for image, crops in zip((x, xhat), views, strict=True):
             for view, boxes in zip(crops, drawn if isinstance(drawn, tuple) else (drawn,), strict=True):
-                side = made.side(shape) if boxes.side is None else int(boxes.side)
+                box = box_size(made.side(shape) if boxes.side is None else int(boxes.side), shape)
                 for b in range(shape[0]):
-                    alone = crop_resize(image[b : b + 1], boxes.top[b : b + 1], boxes.left[b : b + 1], side)
+                    alone = crop_resize(image[b : b + 1], boxes.top[b : b + 1], boxes.left[b : b + 1], *box)
                     torch.testing.assert_close(view[b : b + 1], alone, rtol=1e-6, atol=1e-6)
 
 
@@ -182,8 +194,15 @@ def test_crop_of_the_greatest_side_is_the_whole_image() -> None:
 
 @pytest.mark.parametrize(
     ("ratio", "size", "side"),
-    [(0.15, (128, 128), 19), (0.3, (32, 32), 9), (0.05, (32, 32), 1), (1.0, (32, 32), 32), (0.5, (10, 21), 5)],
-    ids=["celeba", "cifar10", "cifar10-least", "whole", "ragged"],
+    [
+        (0.15, (128, 128), 19),
+        (0.3, (32, 32), 9),
+        (0.05, (32, 32), 1),
+        (1.0, (32, 32), 32),
+        (0.5, (10, 21), 5),
+        (1.0, (16, 24), 16),
+    ],
+    ids=["celeba", "cifar10", "cifar10-least", "whole", "ragged", "whole-oblong"],
 )
 def test_crop_side(ratio: float, size: tuple[int, int], side: int) -> None:
     crop = make_transform(CropResizeConfig(ratio))
@@ -191,7 +210,8 @@ def test_crop_side(ratio: float, size: tuple[int, int], side: int) -> None:
     assert crop.side((2, 3, *size)) == side
     boxes = crop.draw((500, 3, *size), seeded(0))
     assert isinstance(boxes, Boxes) and boxes.side is None
-    assert int(boxes.top.max()) == size[0] - side and int(boxes.left.max()) <= size[1] - side
+    height, width = box_size(side, (2, 3, *size))
+    assert int(boxes.top.max()) == size[0] - height and int(boxes.left.max()) == size[1] - width
     assert int(boxes.top.min()) == int(boxes.left.min()) == 0
 
 
@@ -212,7 +232,7 @@ def test_hole_is_filled_with_the_mean_of_each_image_and_channel(size: tuple[int,
     inside = hole_mask(shape, boxes, 0.35)
     holed = cut_hole(images, boxes, 0.35)
     assert inside.shape == (6, 1, *size) and inside.dtype == torch.bool
-    assert (inside.sum((1, 2, 3)) == hole_side(0.35, shape) ** 2).all()
+    assert (inside.sum((1, 2, 3)) == math.prod(box_size(hole_side(0.35, shape), shape))).all()
     assert torch.equal(holed[~inside.expand_as(holed)], images[~inside.expand_as(holed)])
     means = images.mean((2, 3), keepdim=True).expand_as(images)
     torch.testing.assert_close(holed[inside.expand_as(holed)], means[inside.expand_as(holed)])

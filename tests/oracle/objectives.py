@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 from .model import State, decode, encode, judge, mse, stage_error, stages
 from .sigreg_formulas import sigreg
-from .transforms import fill_rectangle, views
+from .transforms import box_of, fill_rectangle, views
 
 EMA_DECAY = 0.999
 
@@ -38,7 +38,7 @@ def detached(state: State) -> State:
 
 def cut_hole(x: Tensor, hole: Boxes, ratio: float) -> Tensor:
     side = round(math.sqrt(ratio) * min(x.shape[2:]))
-    return fill_rectangle(x, hole.top, hole.left, side, side)
+    return fill_rectangle(x, hole.top, hole.left, *box_of(side, x))
 
 
 def objective(

@@ -15,19 +15,20 @@ if TYPE_CHECKING:
     from fastle.method.transforms import ViewDraw
 
 
-def resize_crops(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
+def resize_crops(images: Tensor, top: Tensor, left: Tensor, box: tuple[int, int]) -> Tensor:
     """The box of each image back to (H, W): bilinear, corners aligned, from four gathered neighbours."""
+    height, width = box
     crops = torch.stack(
-        [images[b, :, top[b] : top[b] + side, left[b] : left[b] + side] for b in range(images.shape[0])]
+        [images[b, :, top[b] : top[b] + height, left[b] : left[b] + width] for b in range(images.shape[0])]
     )
 
-    def neighbours(out: int) -> tuple[Tensor, Tensor, Tensor]:
+    def neighbours(out: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
         position = torch.arange(out, dtype=images.dtype) * (side - 1) / max(out - 1, 1)
         low = position.floor().long().clamp(0, side - 1)
         return low, (low + 1).clamp(max=side - 1), position - low
 
-    y0, y1, fy = neighbours(images.shape[2])
-    x0, x1, fx = neighbours(images.shape[3])
+    y0, y1, fy = neighbours(images.shape[2], height)
+    x0, x1, fx = neighbours(images.shape[3], width)
     fy = fy[:, None]
 
     def at(rows: Tensor, columns: Tensor) -> Tensor:
@@ -36,6 +37,12 @@ def resize_crops(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor
     above = at(y0, x0) * (1 - fx) + at(y0, x1) * fx
     below = at(y1, x0) * (1 - fx) + at(y1, x1) * fx
     return above * (1 - fy) + below * fy
+
+
+def box_of(side: int, x: Tensor) -> tuple[int, int]:
+    """A box with the proportions of the images, to the nearest pixel."""
+    height, width = (int(side * extent / min(x.shape[2:]) + 0.5) for extent in x.shape[2:])
+    return height, width
 
 
 def fill_rectangle(images: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
@@ -170,4 +177,5 @@ def views(config: TransformConfig | None, x: Tensor, drawn: ViewDraw) -> list[Te
     assert isinstance(config, CropResizeConfig)
     fixed = int(config.ratio * min(x.shape[2:]))
     crops = drawn if isinstance(drawn, tuple) else (drawn,)
-    return [resize_crops(x, box.top, box.left, fixed if box.side is None else int(box.side)) for box in crops]
+    sides = [fixed if box.side is None else int(box.side) for box in crops]
+    return [resize_crops(x, box.top, box.left, box_of(side, x)) for box, side in zip(crops, sides, strict=True)]

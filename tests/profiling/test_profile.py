@@ -72,7 +72,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def flop(config: RunConfig, images: int = 2) -> float:
     side = fastle.profiling.profile._fastle(config, CPU, "eager")
-    zeros = torch.zeros(images, 1, config.model.size, config.model.size, dtype=torch.uint8)
+    zeros = torch.zeros(images, 1, *config.model.sides, dtype=torch.uint8)
     return count_flop(lambda batch: side.loss(batch).backward(), zeros)
 
 

@@ -159,7 +159,7 @@ def test_inside_and_outside_of_the_hole() -> None:
     images = pictures(3)
     figures = evaluate(Filler(), images, hole_ratio=0.35, device=CPU)["masked"]  # type: ignore[arg-type]
     assert figures["psnr_outside"] == pytest.approx(100)
-    holes, x = fixed_holes(3, SIZE, 0.35), images.batch(range(3)) / 255
+    holes, x = fixed_holes(3, (SIZE, SIZE), 0.35), images.batch(range(3)) / 255
     side = round(math.sqrt(0.35) * SIZE)
     expected = []
     for i in range(3):
@@ -172,7 +172,7 @@ def test_inside_and_outside_of_the_hole() -> None:
 
 
 def test_holes_do_not_depend_on_the_count_and_lie_inside() -> None:
-    few, many = fixed_holes(5, 32, 0.35), fixed_holes(300, 32, 0.35)
+    few, many = fixed_holes(5, (32, 32), 0.35), fixed_holes(300, (32, 32), 0.35)
     assert torch.equal(few.top, many.top[:5]) and torch.equal(few.left, many.left[:5])
     assert many.top.min() == 0 and many.top.max() == 32 - 19
 
@@ -206,6 +206,6 @@ def test_rows_of_a_grid() -> None:
     model, x = Autoencoder(Shifted.config), pictures(2).batch([0, 1])
     rows = dict(reconstruction_rows(model, x, 0.35))
     assert list(rows) == ["input", "reconstruction", "masked input", "its reconstruction"]
-    assert torch.equal(rows["masked input"], cut_hole(x / 255, fixed_holes(2, SIZE, 0.35), 0.35))
+    assert torch.equal(rows["masked input"], cut_hole(x / 255, fixed_holes(2, (SIZE, SIZE), 0.35), 0.35))
     assert torch.equal(rows["its reconstruction"], model.eval()(rows["masked input"]))
     assert list(dict(reconstruction_rows(model, x, None))) == ["input", "reconstruction"]

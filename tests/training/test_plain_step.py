@@ -19,7 +19,7 @@ from fastle.training.trainer import Trainer
 CPU = torch.device("cpu")
 
 
-def tiny(masked: bool = True, latent: int | None = 6, size: int = 16, batch_size: int = 4, **flags: Any) -> RunConfig:
+def tiny(masked: bool = True, latent: int | None = 6, size: Any = 16, batch_size: int = 4, **flags: Any) -> RunConfig:
     flags = {"recipe": "post", "steps": 3, "judge_statistics": "own"} | flags  # as CelebA's
     config = make_config(
         "cifar10", masked=masked, latent=latent, size=size, slices=8, crop_ratio=0.4, batch_size=batch_size, **flags
@@ -29,10 +29,10 @@ def tiny(masked: bool = True, latent: int | None = 6, size: int = 16, batch_size
 
 CONFIGS = {
     "celeba-masked": tiny(),
-    "celeba-spatial": tiny(masked=False, latent=None, size=24),
+    "celeba-spatial": tiny(masked=False, latent=None, size=(24, 16)),
     "cifar10": tiny(masked=False, latent=None),
     "pooled": tiny(masked=False),
-    "target-statistics": tiny(judge_statistics="target"),
+    "target-statistics": tiny(judge_statistics="target", size=(16, 24)),
     # a rate that rises: steps of a wrong one would show
     "tuned": tiny(recipe="tuned", judge_statistics="target", warmup=0.9),
     "tuned-spatial": tiny(False, None, recipe="tuned", judge_statistics="target"),
@@ -42,7 +42,7 @@ CONFIGS = {
 
 
 def a_start(config: RunConfig) -> tuple[StartingPoint, Tensor]:
-    size = (config.train.batch_size, config.model.channels, config.model.size, config.model.size)
+    size = (config.train.batch_size, config.model.channels, *config.model.sides)
     images = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
     return StartingPoint(config, CPU), images
 
