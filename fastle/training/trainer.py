@@ -345,7 +345,7 @@ def _joined(parts: list[Losses]) -> Losses:
 def _why_no_capture(device: torch.device, world_size: int) -> str | None:
     """Why steps cannot be captured, as far as that is known without trying, or None."""
     if device.type != "cuda":
-        return f"a {device.type} has no CUDA graphs"
+        return f"a {device.type} device has no CUDA graphs"
     if is_old(device):
         return f"on {torch.cuda.get_device_name(device)} operators run in torch, and some of them wait for the GPU"
     return f"a graph holds the step of one process, not of {world_size}" if world_size > 1 else None
