@@ -141,5 +141,5 @@ def _as_map(stage: Tensor, norm: nn.BatchNorm1d) -> Tensor:
 
 
 def _squares(view: Tensor, target: Tensor) -> Tensor:
-    """Their squared differences, whose gradient lies in memory as they do; that of `square` follows its own gradient."""
+    """Their squared differences. Their gradient lies in memory as they do; that of `square` would not."""
     return F.mse_loss(view, target, reduction="none")

@@ -220,9 +220,8 @@ def test_a_graph_compares_in_another_form_to_the_same(name: str, depth: JudgeDep
             errors = torch.stack([torch.stack(row) for row in compare(encoder, targets, branches, "target")])
         # each weighs differently, and the targets have gradients too, as with a live judge
         weighted = errors * torch.arange(1, 5, dtype=errors.dtype).view(2, 2)
-        return errors.detach(), dict(
-            zip(learnt, torch.autograd.grad(weighted.sum(), list(learnt.values())), strict=True)
-        )
+        gradients = torch.autograd.grad(weighted.sum(), list(learnt.values()))
+        return errors.detach(), dict(zip(learnt, gradients, strict=True))
 
     (ours, our_gradients), (theirs, their_gradients) = result(graph=True), result(graph=False)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
