@@ -41,7 +41,8 @@ def with_precision(config: RunConfig, device: torch.device, kept: Path | None = 
 
 def takes_tf32(device: torch.device, precision: Precision) -> bool:
     """Whether a step in fp32 multiplies in TF32: on GPUs that have it, unless cuDNN may not (`allow_tf32`)."""
-    return precision == "fp32" and device.type == "cuda" and not is_old(device) and torch.backends.cudnn.allow_tf32
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    return precision == "fp32" and nvidia and not is_old(device) and torch.backends.cudnn.allow_tf32
 
 
 @contextlib.contextmanager

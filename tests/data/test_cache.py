@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 
 from fastle.config import DataConfig
+from fastle.data import cache as cache_module
 from fastle.data import open_images
 from fastle.data.cache import cache_folder
 from fastle.errors import DataError
@@ -391,3 +392,10 @@ def test_a_cache_folder_that_cannot_be_written_is_as_a_full_one(
     assert len(images) == 20 and "fastle cannot be written to (Not a directory)" in said
     # what was asked for by name is no choice of fastle's
     assert "the cache cannot be written to" in refusal(lambda: opened(few, "disk"))
+
+
+def test_a_whole_cache_is_read_without_the_lock(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(few)
+    # ranks read at once, and not one after the other
+    monkeypatch.setattr(cache_module, "FileLock", None)
+    assert "reused" in opened(few)[1]
