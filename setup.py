@@ -25,10 +25,9 @@ PERCEPTUAL = ["torch-fidelity"]
 HUB = ["huggingface_hub>=1.0"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 LOGGERS = {name: [name] for name in ("tensorboard", "trackio", "wandb")}
-TRAIN = [
+# what training needs with any build of torch: the one for ROCm has a triton of its own, which upstream's would replace
+TRAIN_NO_CUDA = [
     "torchvision>=0.26",
-    f"triton>=3.6; {LINUX}",
-    f"nvidia-dali-cuda130>=2.4; {LINUX}",
     "filelock",
     "matplotlib",
     "pillow",
@@ -36,6 +35,7 @@ TRAIN = [
     "tomli; python_version < '3.11'",
     "torchmetrics",
 ]
+TRAIN = [*TRAIN_NO_CUDA, f"triton>=3.6; {LINUX}", f"nvidia-dali-cuda130>=2.4; {LINUX}"]
 DEMO = ["pillow", "rich", "starlette", "uvicorn"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings[python]>=1"]
 DEV = [
@@ -80,6 +80,7 @@ setup(
     install_requires=["torch>=2.11", "numpy", "safetensors"],
     extras_require={
         "train": TRAIN,
+        "train-no-cuda": TRAIN_NO_CUDA,
         "hub": HUB,
         "parquet": PARQUET,
         "heic": HEIC,

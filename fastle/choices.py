@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+DeviceName = Literal["auto", "cpu", "cuda", "xpu", "mps"]
 StepMode = Literal["eager", "compiled", "captured"]
 DecoderChoice = Literal["auto", "dali", "dali-gpu", "torchvision"]
 CacheChoice = Literal["auto", "device", "host", "disk", "none"]

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from .choices import CacheChoice, DecoderChoice, LoggerName, StepMode
+from .choices import CacheChoice, DecoderChoice, DeviceName, LoggerName, StepMode
 from .config import OPTIONS, ConfigError, RunConfig
 from .data import Identity, Images, Loading, open_training
 from .data.given import open_given, shape_of
@@ -98,7 +98,7 @@ def fit(
     if images is not None and (decoder, cache) != ("auto", "auto"):
         raise ConfigError("decoder and cache have no effect on images given in Python, which are not decoded")
     for name, value, choices in (
-        ("device", str(device).split(":")[0], ("auto", "cpu", "cuda")),
+        ("device", str(device).split(":")[0], get_args(DeviceName)),
         ("step", step, ("auto", *get_args(StepMode))),
         ("decoder", decoder, get_args(DecoderChoice)),
         ("cache", cache, get_args(CacheChoice)),
@@ -184,6 +184,10 @@ def process_group(device: torch.device, world_size: int) -> Iterator[None]:
     if world_size == 1 or dist.is_initialized():
         yield
         return
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"several processes train on CUDA GPUs or on the CPU, not on {device}: start one, or give --device cpu"
+        )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # torch would wait half an hour for a rank that is gone, and in several places

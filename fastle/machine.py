@@ -16,35 +16,60 @@ from rich.console import Console
 
 from fastle.config import ConfigError
 
+# whose they are, by torch's names; the first that there is becomes "auto"
+GPUS = {"cuda": "NVIDIA or AMD", "xpu": "Intel", "mps": "Apple"}
+
 
 def find_device(requested: str) -> torch.device:
-    """The device that a flag asks for: "auto" takes a GPU if there is one.
+    """The device that a flag asks for: "auto" takes the first GPU of CUDA or ROCm, XPU and MPS that there is.
 
     Args:
-        requested: "auto", "cpu" or "cuda".
+        requested: "auto", "cpu", "cuda" (ROCm too), "xpu" (Intel) or "mps" (Apple).
 
     Raises:
-        ConfigError: "cuda" is requested, and PyTorch cannot use a GPU.
+        ConfigError: A GPU is requested that PyTorch cannot use.
     """
-    reason = None if torch.cuda.is_available() else why_no_gpu()
-    if requested == "cuda" and reason:
-        raise ConfigError(f"--device cuda is not available: {reason}; use --device cpu")
-    if requested == "cpu" or reason:
-        return torch.device("cpu")
-    return torch.device("cuda", from_torchrun("LOCAL_RANK", 0))
+    kind = next((gpu for gpu in GPUS if _is_usable(gpu)), "cpu") if requested == "auto" else requested
+    device = torch.device(kind)
+    if device.type != "cpu" and not _is_usable(device.type):
+        reason = why_no_gpu() if device.type == "cuda" else f"PyTorch finds no {GPUS[device.type]} GPU"
+        raise ConfigError(f"--device {requested} is not available: {reason}; use --device cpu")
+    return torch.device(kind, from_torchrun("LOCAL_RANK", 0)) if kind == "cuda" else device
+
+
+def _is_usable(gpu: str) -> bool:
+    if gpu == "mps":
+        return torch.backends.mps.is_available()
+    return torch.xpu.is_available() if gpu == "xpu" else torch.cuda.is_available()
 
 
 def pick_device(requested: str, console: Console) -> torch.device:
-    """As `find_device`, and prints which device it is. If "auto" finds no GPU, it says why."""
+    """As `find_device`, and prints which device it is, and what is slow there; of a missing GPU why it is missing."""
     device = find_device(requested)
     if device.type == "cpu":
         console.print(f"device: cpu, {torch.get_num_threads()} threads", highlight=False)
         if requested == "auto":
             console.print(f"no GPU: {why_no_gpu()}", highlight=False, markup=False, soft_wrap=True)
             console.print("a CPU is many times slower than a GPU", highlight=False)
-    else:
-        console.print(f"device: {device}, {torch.cuda.get_device_name(device)}", highlight=False)
+        return device
+    console.print(f"device: {device}, {device_name(device)}", highlight=False, markup=False, soft_wrap=True)
+    if reason := why_untested(device):
+        console.print(reason, highlight=False, soft_wrap=True)
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """What the maker calls a GPU; of Apple's, which are parts of their processors, and of a CPU the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return torch.xpu.get_device_name(device) if device.type == "xpu" else _cpu_name()
+
+
+def why_untested(device: torch.device) -> str | None:
+    """What to expect of a GPU that fastle has no kernels for, or None."""
+    if device.type not in ("xpu", "mps"):
+        return None
+    return f"SIGReg and views run in torch on {device.type}, slower than their kernels on CUDA; nobody has tested it"
 
 
 def why_no_gpu() -> str:
@@ -70,10 +95,12 @@ def synchronize(device: torch.device) -> None:
     """Waits until a GPU has done all its work; on a CPU there is nothing to wait for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type in ("xpu", "mps"):
+        torch.accelerator.synchronize(device)
 
 
 def allocated_memory(device: torch.device) -> int:
-    """Bytes of a GPU that live tensors hold, after garbage was collected; 0 on a CPU, where nobody counts them."""
+    """Bytes of a CUDA GPU that live tensors hold, after garbage was collected; elsewhere 0, nobody counts them."""
     gc.collect()
     if device.type != "cuda":
         return 0
@@ -82,7 +109,7 @@ def allocated_memory(device: torch.device) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a process can still allocate, after garbage was collected."""
+    """Bytes that a process can still allocate, after garbage was collected: of a CUDA GPU, or else of the host."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -131,7 +158,7 @@ def environment(device: torch.device) -> dict[str, str | int | None]:
     """What a measurement depends on besides the command: device, driver, versions, threads, commit and date."""
     cuda = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if cuda else _cpu_name(),
+        "device": device_name(device),
         "device_type": device.type,
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
         if cuda

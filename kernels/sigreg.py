@@ -25,6 +25,7 @@ from torch import Tensor
 
 from . import reference, sigreg_torch
 from .impl import HAS_TRITON, choose, traced
+from .products import exact_product, exact_products
 from .sigreg_knots import Knots, sum_dtype
 
 sigreg_triton: Any = None
@@ -184,7 +185,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grid, (batch, samples, _) = Knots(t_max, knots), z.shape
     # autocast would compute the product in bf16, which users report to give NaN and spikes
-    with torch.autocast(z.device.type, enabled=False):
+    with torch.autocast(z.device.type, enabled=False), exact_products():
         if impl == "triton":
             p = z.reshape(batch * samples, -1) @ slices
             statistics, deviations = sigreg_triton.statistics(p, weights, samples, grid)
@@ -240,7 +241,7 @@ def _projection_gradient(
         gradient = torch.zeros_like(deviations)
     if impl == "triton":
         return sigreg_triton.projection_gradient(gradient, deviations, kept, weights, samples, grid)
-    with torch.autocast(kept.device.type, enabled=False):
+    with torch.autocast(kept.device.type, enabled=False), exact_products():
         return sigreg_torch.projection_gradient(kept, kept_cosine, weights, gradient, samples, grid)
 
 
@@ -289,11 +290,11 @@ def _gradient(
     to_z, to_slices = None, None
     with torch.autocast(z.device.type, enabled=False):
         if ctx.needs_input_grad[0]:
-            to_z = (grad_p @ slices.to(grad_p.dtype).T).view(batch, -1, dim)[:, :samples].to(z.dtype)
+            to_z = exact_product(grad_p, slices.to(grad_p.dtype).T).view(batch, -1, dim)[:, :samples].to(z.dtype)
         if ctx.needs_input_grad[1]:
             padding = grad_p.shape[0] // batch - samples
             rows = torch.nn.functional.pad(z, (0, 0, 0, padding)).reshape(-1, dim).to(grad_p.dtype)
-            to_slices = (rows.T @ grad_p).to(slices.dtype)
+            to_slices = exact_product(rows.T, grad_p).to(slices.dtype)
     return to_z, to_slices, None, None, None, None
 
 

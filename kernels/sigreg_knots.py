@@ -91,8 +91,8 @@ class Knots:
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
-    """The dtype of sums over chunks, deviations and coefficients, which are few: fp64, but Apple's GPUs have none."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    """The dtype of sums over chunks, deviations and coefficients, which are few: fp64, which not all GPUs have."""
+    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
 
 
 def phi(k: int, step: float) -> float:
@@ -116,7 +116,8 @@ def _placed(
     make: Callable[..., Tensor], arguments: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """A table on a device. It is kept there: every copy from the host's memory would make the host wait."""
-    return make(*arguments).to(device, dtype)
+    # the dtype first, since a GPU without fp64 cannot even receive it
+    return make(*arguments).to(dtype).to(device)
 
 
 def _trapezoid(points: Tensor, step: float) -> Tensor:

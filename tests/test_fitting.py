@@ -216,7 +216,7 @@ def test_ctrl_c_is_the_keyboard_interrupt_of_python() -> None:
         ({"config": make_config("shapes"), "steps": 3}, "not both: steps"),
         ({"config": "shapes", "valid": PIXELS}, "valid has no effect"),
         ({"data": PIXELS, "cache": "disk"}, "have no effect on images given in Python"),
-        ({"config": "shapes", "device": "gpu"}, "device must be one of auto, cpu, cuda, not gpu"),
+        ({"config": "shapes", "device": "gpu"}, "device must be one of auto, cpu, cuda, xpu, mps, not gpu"),
         ({"config": "shapes", "lr": -1.0}, "--lr must be above 0"),
         ({"data": iter(PIXELS), "size": 16}, "without a length and an index"),
         ({"data": PIXELS, "size": 32}, "image 0 is 16x16, smaller than the 32x32"),

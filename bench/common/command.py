@@ -94,6 +94,8 @@ def measure_all(benchmark: Benchmark, flags: argparse.Namespace, command: list[s
         FastleError: the device or a case cannot be had.
     """
     device = find_device(flags.device)
+    if device.type not in ("cpu", "cuda"):
+        raise FastleError(f"benchmarks measure CPUs and CUDA GPUs, not {device}: give --device cpu")
     # no TF32: the matrix products of all sides are as exact as fp32 allows
     torch.set_float32_matmul_precision("highest")
     cases = benchmark.cases(flags, device)

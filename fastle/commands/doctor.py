@@ -24,7 +24,7 @@ from fastle.fitting import pick_mode
 from fastle.kernels.impl import choose
 from fastle.kernels.sigreg_cpu import available
 from fastle.kernels.sigreg_knots import Knots
-from fastle.machine import environment, find_device, format_bytes, package_version, why_no_gpu
+from fastle.machine import environment, find_device, format_bytes, package_version, why_no_gpu, why_untested
 from fastle.training.precision import precision_on
 
 from .cli import wrapped
@@ -67,9 +67,11 @@ def _versions(found: Findings, device: torch.device) -> None:
 
 def _device(found: Findings, device: torch.device) -> None:
     found.lines["device"] = [str(device), str(environment(device)["device"]), f"{torch.get_num_threads()} threads"]
-    if device.type == "cuda":
+    if reason := why_untested(device):
+        found.slow.append(reason)
+    elif device.type == "cuda":
         return
-    if NVIDIA.exists():
+    elif NVIDIA.exists():
         found.broken.append(f"there is an NVIDIA driver, and torch cannot use a GPU: {why_no_gpu()}")
     else:
         found.slow.append(f"everything: it runs on the CPU, because there is no GPU ({why_no_gpu()})")
@@ -80,6 +82,8 @@ def _operators(found: Findings, device: torch.device) -> None:
         if device.type == "cuda":
             found.lines["SIGReg"] = [choose("sigreg", "auto", device, None)]
             found.lines["views"] = [choose("crop_resize", "auto", device, None)]
+        elif device.type != "cpu":
+            found.lines["SIGReg"] = found.lines["views"] = ["torch"]
         else:
             compiled = available(Knots(t_max=3.0, knots=17))
             found.lines["SIGReg"] = ["C++, compiled for this CPU" if compiled else "torch"]

@@ -109,15 +109,24 @@ def open_cached(images: EncodedImages, key: CacheKey, loading: Loading) -> tuple
     if place is None:
         return images, []
     fingerprint = _fingerprint(images.files)
-    with locked(path, loading):
-        stale = _why_stale(path, key.metadata(fingerprint))
-        contents = stale or _read(path, key, count, place, loading)
-        reused = isinstance(contents, _Contents)
-        if isinstance(contents, str):
-            if path.exists():
-                loading.say(f"cache: {path} is {contents}: building it again")
-            _build(path, images, key, fingerprint, loading)
-            contents = _read(path, key, count, place, loading)
+
+    def read() -> _Contents | str:
+        return _read(path, key, fingerprint, count, place, loading)
+
+    # without the lock: a file is there whole or not at all, and may be large, and several ranks read it at once
+    seen, contents = _stamp(path), read()
+    reused = isinstance(contents, _Contents)
+    if isinstance(contents, str):
+        with locked(path, loading):
+            if _stamp(path) != seen:
+                # whoever held the lock has built it
+                contents = read()
+                reused = isinstance(contents, _Contents)
+            if isinstance(contents, str):
+                if path.exists():
+                    loading.say(f"cache: {path} is {contents}: building it again")
+                _build(path, images, key, fingerprint, loading)
+                contents = read()
         if isinstance(contents, str):
             raise DataError(f"{path} is {contents} right after it was written: the disk is failing; use --cache none")
     how = "reused" if reused else "built"
@@ -233,7 +242,7 @@ def locked(path: Path, loading: Loading) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            loading.say(f"cache: waiting for another process that builds or reads {path}")
+            loading.say(f"cache: waiting for another process that builds {path}")
             lock.acquire()
     except OSError as error:
         raise _cannot_write(path.parent, error) from None
@@ -243,15 +252,17 @@ def locked(path: Path, loading: Loading) -> Iterator[None]:
         lock.release()
 
 
-def _why_stale(path: Path, metadata: dict[str, str]) -> str | None:
-    """Why a cache file cannot be used for images with this metadata, or None if it can."""
-    if not path.exists():
-        return "missing"
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What tells a file from the one that replaces it; None of a missing one."""
     try:
-        with open_regular(path) as file:
-            stored = read_header(file).metadata
-    except (OSError, ValueError):
-        return "damaged"
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _why_stale(stored: dict[str, str], metadata: dict[str, str]) -> str | None:
+    """Why a cache file with the metadata `stored` cannot be used for images with this metadata, or None if it can."""
     if stored.get("fastle_cache") != VERSION:
         return "of another version of fastle"
     if stored.get("fingerprint") != metadata["fingerprint"]:
@@ -259,12 +270,16 @@ def _why_stale(path: Path, metadata: dict[str, str]) -> str | None:
     return None if stored == metadata else "damaged"
 
 
-def _read(path: Path, key: CacheKey, count: int, place: Place, loading: Loading) -> _Contents | str:
+def _read(path: Path, key: CacheKey, fingerprint: str, count: int, place: Place, loading: Loading) -> _Contents | str:
     """The contents of the cache file of `count` images, with every block checked, or what is wrong with it."""
     try:
-        # it stays open while images are read from it
+        # it stays open while images are read from it, also when another process replaces it
         file = open_regular(path)
+        if stale := _why_stale(read_header(file).metadata, key.metadata(fingerprint)):
+            return stale
         entry, checksums, faults = read_layout(file)
+    except FileNotFoundError:
+        return "missing"
     except (OSError, ValueError) as error:
         return f"damaged ({one_line(error)})"
     found = entry.shape[0]

@@ -109,10 +109,10 @@ class Feed:
         )
 
     def _load(self, step: int) -> tuple[Tensor, torch.cuda.Event | None]:
-        """A batch on the device, and the event of its copy, which the consumer must wait for (None on the CPU)."""
+        """A batch on the device, and the event of its copy, which the consumer must wait for (None without CUDA)."""
         indices = self._indices(step).tolist()
         if self._stream is None:
-            return self._images.batch(indices), None
+            return self._images.batch(indices).to(self._device), None
         # copies overlap with the computation of earlier steps
         with torch.cuda.stream(self._stream):
             batch = self._images.batch(indices)

@@ -69,14 +69,25 @@ class FrozenFeatures(nn.Module):
         return features
 
 
-class Comparison:
-    """Compares views with one target, by a judge's features of both.
+def compare(
+    judge: Encoder, targets: Sequence[Features], branches: Sequence[Sequence[Features]], statistics: JudgeStatistics
+) -> list[list[Tensor]]:
+    """The mean over the judge's stages of mse(J(T x), J(T x̂)): for each branch a scalar for each target.
 
     Args:
         judge: its BatchNorm normalises codes.
-        target: features of J(T x), from `Encoder.features`.
-        statistics: whose mean and variance normalise the views; the target is always normalised by its own.
+        targets: features of each T x, from `Encoder.features`.
+        branches: of each branch the features of its views, one for each target.
+        statistics: whose mean and variance normalise the views; the targets are always normalised by their own.
     """
+    if statistics == "target" and torch.compiler.is_compiling():
+        return [list(errors) for errors in errors_in_two_passes(judge, targets, branches)]
+    comparisons = [_Comparison(judge, target, statistics) for target in targets]
+    return [[compared(view) for compared, view in zip(comparisons, views, strict=True)] for views in branches]
+
+
+class _Comparison:
+    """Compares views with one target; see `compare`."""
 
     def __init__(self, judge: Encoder, target: Features, statistics: JudgeStatistics) -> None:
         self._judge, self._target, self._shared = judge, target, statistics == "target"
@@ -98,4 +109,37 @@ class Comparison:
             return F.mse_loss(ours, wanted)
         variance = torch.var(target, (0, 2, 3), correction=0)
         # the two means cancel, and a channel's scale can wait until its errors are summed
-        return ((view - target).square().mean((0, 2, 3)) / (variance + eps)).mean()
+        return (_squares(view, target).mean((0, 2, 3)) / (variance + eps)).mean()
+
+
+def errors_in_two_passes(judge: Encoder, targets: Sequence[Features], branches: Sequence[Sequence[Features]]) -> Tensor:
+    """`compare` with the targets' statistics, in the form of a graph: (branches, targets).
+
+    A graph reduces the maps of a batch in several passes, and would do so for every stage, target and branch. Here the
+    first pass is over the pixels of each image, and leaves so little that one more is enough for all of them.
+    """
+    norm, stages = judge.norm, len(targets[0])
+    wanted = [_as_map(stage, norm) for target in targets for stage in target]
+    moments = [torch.var_mean(maps, (2, 3), correction=0) for maps in wanted]
+    # a channel's variance is the mean of those within the images, and that between them
+    within = torch.cat([variance for variance, _ in moments], 1).mean(0)
+    between = torch.var(torch.cat([mean for _, mean in moments], 1), 0, correction=0)
+    squares = []
+    for views in branches:
+        seen = [_as_map(stage, norm) for view in views for stage in view]
+        for index, (ours, theirs) in enumerate(zip(seen, wanted, strict=True)):
+            # the BatchNorm's weights scale the code, and nothing scales the blocks before it
+            scale = norm.weight.square() if index % stages == stages - 1 else 1.0
+            squares.append(_squares(ours, theirs).mean((2, 3)) * scale / (stages * ours.shape[1]))
+    errors = torch.cat(squares, 1).mean(0) / (within + between + norm.eps).repeat(len(branches))
+    return errors.unflatten(0, (len(branches), len(targets), -1)).sum(2)
+
+
+def _as_map(stage: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+    """(B, C, h, w) of features or of a pooled code, in the precision of the statistics."""
+    return (stage if stage.ndim == 4 else stage[:, :, None, None]).to(norm.weight.dtype)
+
+
+def _squares(view: Tensor, target: Tensor) -> Tensor:
+    """Their squared differences. Their gradient lies in memory as they do; that of `square` would not."""
+    return F.mse_loss(view, target, reduction="none")

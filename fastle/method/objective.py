@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from fastle.config import JudgeDepth, ObjectiveConfig
 from fastle.phases import phase
 
-from .judge import Comparison, FrozenFeatures, make_judge, update_ema
+from .judge import FrozenFeatures, compare, make_judge, update_ema
 from .model import Autoencoder, Encoder, Features, unit_range
 from .sigreg import draw_slices, sigreg
 from .transforms import Boxes, Shape, ViewDraw, cut_hole, draw_boxes, hole_side, make_transform
@@ -250,10 +250,8 @@ class SelfTeaching(nn.Module):
             seen: features of each branch's views, in that order.
         """
         with phase("judge"):
-            comparisons = [Comparison(self.judge, target, self.config.judge_statistics) for target in wanted]
-            branches = []
-            for views in seen:
-                errors = [compare(view) for compare, view in zip(comparisons, views, strict=True)]
+            branches: list[tuple[Tensor, Tensor | None]] = []
+            for errors in compare(self.judge, wanted, seen, self.config.judge_statistics):
                 full_view = errors.pop() if self.transform.full_view else None
                 branches.append((torch.stack(errors).mean(), full_view))
         return branches

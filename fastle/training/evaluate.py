@@ -193,7 +193,8 @@ def _luma_and_chroma(difference: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _means(batches: list[dict[str, Tensor]]) -> Metrics:
-    means = {name: float(torch.cat([batch[name] for batch in batches]).double().mean()) for name in batches[0]}
+    # on the CPU, since Apple's GPUs have no fp64
+    means = {name: float(torch.cat([batch[name] for batch in batches]).cpu().double().mean()) for name in batches[0]}
     mean_mse = torch.tensor(means.pop("mse"))
     for name in ("contrast", "sharpness"):
         means[name] /= max(means.pop(f"true_{name}"), MIN_CONTRAST)

@@ -28,7 +28,7 @@ from fastle.method.objective import Losses
 from .display import Clock, Display
 from .evaluate import validation_psnr
 from .loggers import GuardedLogger
-from .precision import precision_on, with_precision
+from .precision import precision_on, takes_tf32, with_precision
 from .ranks import Agreement, Ranks, versions
 from .report import effective_rank, latent_spread
 from .run import RunDirectory
@@ -95,6 +95,8 @@ def train(
     main, say = rank == 0, partial(console.print, highlight=False, markup=False, soft_wrap=True)
     if main and config != automatic and config.train.precision == "bf16":
         say(f"computing in bf16, as {'--precision auto does here' if precision_on(device) == 'bf16' else 'before'}")
+    if main and takes_tf32(device, config.train.precision):
+        say("convolutions and matrix products multiply in TF32, SIGReg in fp32")
     logger = GuardedLogger(log, say) if log is not None and main else None
     run = RunDirectory(path, overwrite=overwrite, say=say, on_checkpoint=on_checkpoint, logger=logger)
     with (

@@ -50,7 +50,8 @@ def effective_rank(z: Tensor) -> Tensor:
     centred = samples - samples.mean(0)
     # both products have the same positive eigenvalues, and one of them may not fit in memory
     product = centred.T @ centred if len(centred) >= centred.shape[1] else centred @ centred.T
-    eigenvalues = torch.linalg.eigvalsh(product).clamp_min(0)
+    # on the CPU where a GPU has no such solver
+    eigenvalues = torch.linalg.eigvalsh(product if product.is_cuda else product.cpu()).clamp_min(0)
     share = eigenvalues / eigenvalues.sum().clamp_min(torch.finfo(eigenvalues.dtype).tiny)
     return torch.special.entr(share).sum().exp()
 

@@ -36,7 +36,7 @@ from fastle.phases import phase
 from .average import make_averages
 from .capture import CannotCapture, StepGraph
 from .memory import OutOfMemory, check_fits, out_of_memory, too_large
-from .precision import with_precision
+from .precision import fast_arithmetic, with_precision
 from .schedule import rate_share
 
 # one stream of random numbers for the slices, which all ranks share, and one for what each rank draws for itself
@@ -98,9 +98,6 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
             self.model = Autoencoder(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if device.type == "cuda":
-            # shapes never change, so that it pays to measure which algorithms are the fastest
-            torch.backends.cudnn.benchmark = True
         self.objective = make_objective(self.model, config.objective)
         self.optimizer = make_optimizer(self.model, config.train, device)
         self.averages = make_averages(self.model, config.train.averages)
@@ -128,15 +125,20 @@ class Trainer:
             OutOfMemory: The batch is too large.
         """
         self.model.train()
+        with fast_arithmetic(self.device, self.config.train.precision):
+            losses = self._step(images)
+        self.done += 1
+        return losses
+
+    def _step(self, images: Tensor) -> Losses:
         try:
             if self.mode == "captured" and self._graph is None:
                 self._capture(images)
             self._prepare()
             if self._graph is None:
-                losses = self._update(images)
-            else:
-                with phase("replay"):
-                    losses = self._graph(images)
+                return self._update(images)
+            with phase("replay"):
+                return self._graph(images)
         except RuntimeError as error:
             # importing it takes seconds, and the optimizer has done so by now
             from torch._dynamo.exc import TorchDynamoException
@@ -147,8 +149,6 @@ class Trainer:
             if not out_of_memory(error):
                 raise
             raise OutOfMemory(too_large(self.config, len(images), self.device)) from error
-        self.done += 1
-        return losses
 
     def _distributed(self) -> DistributedDataParallel:
         # torch would cut the compiled loss into a graph for each bucket of gradients
@@ -345,7 +345,7 @@ def _joined(parts: list[Losses]) -> Losses:
 def _why_no_capture(device: torch.device, world_size: int) -> str | None:
     """Why steps cannot be captured, as far as that is known without trying, or None."""
     if device.type != "cuda":
-        return f"a {device.type} has no CUDA graphs"
+        return f"a {device.type} device has no CUDA graphs"
     if is_old(device):
         return f"on {torch.cuda.get_device_name(device)} operators run in torch, and some of them wait for the GPU"
     return f"a graph holds the step of one process, not of {world_size}" if world_size > 1 else None

@@ -178,6 +178,11 @@ def test_doctor_says_what_is_used_and_what_is_slow(command: Command, monkeypatch
     )
     assert len(out.splitlines()) <= 24
 
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.backends.mps, "is_available", lambda: True)
+        out = " ".join(command("doctor")[1].split())
+    assert "device mps" in out and "SIGReg and views run in torch on mps" in out and "eager and fp32" in out
+
     monkeypatch.setattr(fastle.commands.doctor, "LEAST_FREE", 2**63)
     status, out, err = command("doctor")
     assert status == 1 and "too little for a run" in out and "2 of what fastle needs does not work here" in err

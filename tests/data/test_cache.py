@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 
 from fastle.config import DataConfig
+from fastle.data import cache as cache_module
 from fastle.data import open_images
 from fastle.data.cache import CacheKey, cache_folder
 from fastle.data.open import cache_key
@@ -402,3 +403,10 @@ def test_a_square_has_the_cache_of_before_and_another_size_its_own() -> None:
     assert key(64).metadata("f")["crop"] == "shorter side resized to 64, centre cut out"
     assert key((64, 96)).bytes(2) == 2 * 3 * 64 * 96
     assert len({key(size).path() for size in (64, 96, (64, 96), (96, 64))}) == 4
+
+
+def test_a_whole_cache_is_read_without_the_lock(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(few)
+    # ranks read at once, and not one after the other
+    monkeypatch.setattr(cache_module, "FileLock", None)
+    assert "reused" in opened(few)[1]

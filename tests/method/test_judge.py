@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from fastle.config import CropResizeConfig, JudgeDepth, JudgeName, ModelConfig, ObjectiveConfig
+from fastle.method.judge import compare, errors_in_two_passes
 from fastle.method.model import Autoencoder, Encoder, Features
 from fastle.method.objective import make_objective
 from tests import oracle
@@ -199,3 +201,28 @@ def test_own_statistics_hardly_see_contrast_and_the_targets_do() -> None:
     own, target = encoder.normalize(faded), encoder.normalize(faded, statistics_of=whole)
     assert (own - wanted).square().mean().item() < 0.05
     assert (target - wanted).square().mean().item() > 0.2
+
+
+@pytest.mark.parametrize("depth", get_args(JudgeDepth))
+@pytest.mark.parametrize("name", ["pooled-rgb-16", "spatial-rgb-8"])
+def test_a_graph_compares_in_another_form_to_the_same(name: str, depth: JudgeDepth) -> None:
+    encoder = build(CASES[name]).encoder
+    batches = [images_of(CASES[name], seed) for seed in range(6)]
+    # the BatchNorm's bias cancels
+    learnt = {f"encoder.{key}": parameter for key, parameter in encoder.named_parameters() if key != "norm.bias"}
+
+    def result(graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        features = encoder.features(batches, depth)
+        targets, *branches = features[:2], features[2:4], features[4:]
+        if graph:
+            errors = errors_in_two_passes(encoder, targets, branches)
+        else:
+            errors = torch.stack([torch.stack(row) for row in compare(encoder, targets, branches, "target")])
+        # each weighs differently, and the targets have gradients too, as with a live judge
+        weighted = errors * torch.arange(1, 5, dtype=errors.dtype).view(2, 2)
+        gradients = torch.autograd.grad(weighted.sum(), list(learnt.values()))
+        return errors.detach(), dict(zip(learnt, gradients, strict=True))
+
+    (ours, our_gradients), (theirs, their_gradients) = result(graph=True), result(graph=False)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    assert_same(our_gradients, their_gradients, rel=1e-9)

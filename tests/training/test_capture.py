@@ -266,7 +266,7 @@ def test_what_cannot_be_captured_is_known_before(monkeypatch: pytest.MonkeyPatch
     ampere = gpu_of(monkeypatch, 8, 0)
     assert WHY_NO_CAPTURE(ampere, 1) is None
     reasons.append(WHY_NO_CAPTURE(ampere, 2))
-    parts = ("a cpu has no CUDA graphs", "on Tesla T4 operators run in torch", "of one process, not of 2")
+    parts = ("a cpu device has no CUDA graphs", "on Tesla T4 operators run in torch", "of one process, not of 2")
     for reason, part in zip(reasons, parts, strict=True):
         assert reason is not None and part in reason
 
