@@ -13,7 +13,6 @@ before it is read if it has another. Raw pixels take the server less time than a
 from __future__ import annotations
 
 import asyncio
-import io
 import math
 import os
 import socket
@@ -23,7 +22,6 @@ from pathlib import Path
 
 import torch
 import uvicorn
-from PIL import Image
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -49,10 +47,10 @@ def make_app(demo: Demo, port: int) -> ASGIApp:
     config = demo.model.config
     images = (demo.size, demo.size, config.channels)
     model = _Model()
-    files = [_png(picture.pixels) for picture in demo.pictures]
+    files = [picture.png() for picture in demo.pictures]
 
     async def manifest(request: Request) -> Response:
-        return JSONResponse(demo.manifest())
+        return JSONResponse(demo.manifest("http"))
 
     async def picture(request: Request) -> Response:
         index = request.path_params["index"]
@@ -138,12 +136,6 @@ def _tensors(body: bytearray, dtype: torch.dtype, shape: tuple[int, ...]) -> Ten
     if not tensors.float().isfinite().all():
         raise HTTPException(400, "A number is not finite.")
     return tensors
-
-
-def _png(pixels: Tensor) -> bytes:
-    encoded = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy()).save(encoded, "PNG")
-    return encoded.getvalue()
 
 
 def listen(port: int) -> socket.socket:

@@ -39,7 +39,7 @@ def ask(port: int, method: str, path: str, body: bytes = b"", **headers: str) ->
 def test_a_spatial_model_is_shown_at_any_size(tmp_path: Path) -> None:
     def facts(name: Path | str, size: int | None = None) -> tuple[int, list[int]]:
         demo, _ = open_demo(str(name), torch.device("cpu"), size)
-        manifest = demo.manifest()
+        manifest = demo.manifest("http")
         assert all(picture.pixels.shape[1:] == (demo.size, demo.size) for picture in demo.pictures)
         return manifest["size"], manifest["latent"]
 
