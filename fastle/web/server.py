@@ -4,6 +4,7 @@
     GET  /pictures/N.png      the pictures that it begins with
     POST /encode              uint8 images (B, size, size, C)  →  fp32 latents, little-endian
     POST /decode              fp32 latents                     →  uint8 images
+    POST /decode?cells=R,C    parts of spatial latents         →  uint8 images, 8 R by 8 C pixels
     POST /reconstruct         uint8 images                     →  uint8 images
 
 The server decodes no image files: the page does, and sends pixels. A request therefore has a known size, and is refused
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import re
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -62,7 +64,8 @@ def make_app(demo: Demo, port: int) -> ASGIApp:
         return await model.answer(request, demo.encode, torch.uint8, images)
 
     async def decode(request: Request) -> Response:
-        return await model.answer(request, demo.decode, torch.float32, demo.latent_shape)
+        shape = _part_of(demo.latent_shape, request.query_params.get("cells"))
+        return await model.answer(request, demo.decode, torch.float32, shape)
 
     async def reconstruct(request: Request) -> Response:
         return await model.answer(request, demo.reconstruct, torch.uint8, images)
@@ -99,6 +102,16 @@ class _Model:
         finally:
             self._waiting -= 1
         return Response(made.numpy().tobytes(), media_type="application/octet-stream")
+
+
+def _part_of(shape: tuple[int, ...], cells: str | None) -> tuple[int, ...]:
+    """The shape of latents, or of parts of them that are so many rows and columns large, written "R,C"."""
+    if cells is None:
+        return shape
+    extents = [int(extent) if re.fullmatch("[0-9]{1,4}", extent) else 0 for extent in cells.split(",")]
+    if len(extents) != len(shape) - 1 or not all(0 < a <= b for a, b in zip(extents, shape[1:], strict=True)):
+        raise HTTPException(400, "The latent has no part of so many cells.")
+    return (shape[0], *extents)
 
 
 def _spare_a_core() -> None:

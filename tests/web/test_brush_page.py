@@ -292,15 +292,23 @@ def test_files_that_are_no_images_are_refused_in_a_line(page: Page) -> None:
     page.wait_for_selector(".card:nth-child(9)")
 
 
-def test_the_page_measures_its_frames(browser: Browser, shipped: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_measures_its_frames_and_decodes_what_changed(
+    browser: Browser, shipped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    permissions = ["clipboard-read", "clipboard-write"]
     # by default a model of 32 px is shown at 128
     with served("cifar10-6x") as port:
         for size, url in ((32, shipped), (128, f"http://127.0.0.1:{port}/")):
-            with quiet_page(browser, url) as page:
+            asked: list[str] = []
+            with quiet_page(browser, url, permissions=permissions) as page:
+                page.on("request", lambda request, asked=asked: asked.append(request.url))
                 settle(page)
                 drag(page, PICTURE, (0.1, 0.1), (0.9, 0.5), (0.1, 0.9), steps=12)
                 settle(page)
                 shown = page.locator("#frame-time").text_content()
+                # the parts make the whole
+                assert any("cells=" in url for url in asked) == (size == 128)
+                assert same(saved(page), made_by_python(page, tmp_path, monkeypatch))
             assert shown is not None and shown.startswith("Frame time ")
             with capsys.disabled():
                 print(f"\nthe latent brush at {size} px: {shown}")

@@ -59,6 +59,10 @@ def test_pixels_become_latents_and_latents_pixels(port: int) -> None:
     decoded = ask(port, "POST", "/decode", latents)
     assert decoded == ask(port, "POST", "/reconstruct", bytes(range(256)) * (2 * IMAGE // 256))
     assert decoded[0] == 200 and len(decoded[1]) == 2 * IMAGE
+    # a part of the latent, and parts that it has not
+    assert len(ask(port, "POST", "/decode?cells=2,3", bytes(8 * 2 * 3 * 4))[1]) == 2 * 3 * 64 * 3
+    for cells in ("0,3", "5,4", "4", "4,4,4", "a,b", ""):
+        assert ask(port, "POST", f"/decode?cells={cells}", bytes(8 * 2 * 3 * 4))[0] == 400
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@
  *
  * @returns {Promise<{facts: object, encode: function, decode: function, reconstruct: function}>} what the page must know
  *   of the model (see `manifest` in fastle/web/demo.py); the latents of images; the images of latents; and the
- *   reconstructions of images, as `encode` and then `decode` make them. Each takes a list and promises a list.
+ *   reconstructions of images, as `encode` and then `decode` make them. Each takes a list and promises a list. `decode`
+ *   takes the shape of the latents too, where they are parts of spatial ones.
  */
 export async function openBackend() {
   const facts = await (await answer("model.json")).json();
@@ -30,5 +31,5 @@ export async function answer(path, options) {
   return response;
 }
 
-export const imageLength = ({ size, channels }) => size * size * channels;
-export const latentLength = ({ latent }) => latent.reduce((product, extent) => product * extent, 1);
+/** How many values a latent of a shape has. */
+export const volume = (shape) => shape.reduce((product, extent) => product * extent, 1);

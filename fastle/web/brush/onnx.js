@@ -15,14 +15,14 @@ export async function open({ size, channels, latent }) {
   }
 
   // one image at a time: a batch is no quicker, and takes more memory
-  const each = (compute) => async (items) => {
+  const each = (compute) => async (items, shape) => {
     const made = [];
-    for (const item of items) made.push(await compute(item));
+    for (const item of items) made.push(await compute(item, shape));
     return made;
   };
   const encode = async (image) => run(encoder, "images", toPlanes(image), [channels, size, size]);
   // of a copy, since the runtime's worker takes what it is given
-  const decode = async (z) => toPixels(await run(decoder, "latents", z.slice(), latent));
+  const decode = async (z, shape = latent) => toPixels(await run(decoder, "latents", z.slice(), shape));
   return { encode: each(encode), decode: each(decode), reconstruct: each(async (image) => decode(await encode(image))) };
 
   /** (size, size, channels) in 0 to 255 becomes (channels, size, size) in 0 to 1. */
@@ -36,7 +36,7 @@ export async function open({ size, channels, latent }) {
   }
 
   function toPixels(planes) {
-    const pixels = size * size;
+    const pixels = planes.length / channels;
     const image = new Uint8Array(planes.length);
     for (let c = 0; c < channels; c++) {
       for (let p = 0; p < pixels; p++) image[channels * p + c] = Math.round(255 * planes[c * pixels + p]);
