@@ -79,8 +79,8 @@ class _Part(nn.Module):
         self.encoder = None if part == "decode" else model.encoder
         self.decoder = None if part == "encode" else model.decoder
         # constants of the graph
-        self.shortcuts = [_shortcut_weight(block.reduce) for block in model.encoder.down]
-        layers = (*(block.expand for block in model.decoder.up), model.decoder.head)
+        self.shortcuts = [_shortcut_weight(block.reduce) for block in _blocks(model.encoder.down)]
+        layers = (*(block.expand for block in _blocks(model.decoder.up)), model.decoder.head)
         self.kernels = [upsampling_kernel(layer.weight.detach()).contiguous() for layer in layers]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class _Part(nn.Module):
 
     def _encode(self, encoder: Encoder, x: Tensor) -> Tensor:
         x = F.silu(F.conv2d(x, encoder.stem.weight, encoder.stem.bias, stride=2, padding=1))
-        for block, weight in zip(encoder.down, self.shortcuts, strict=True):
+        for block, weight in zip(_blocks(encoder.down), self.shortcuts, strict=True):
             x = F.silu(block.mix(F.silu(block.reduce(x))) + F.conv2d(x, weight, stride=2))
         if encoder.pool is not None:
             x = encoder.pool(x.flatten(1))
@@ -103,7 +103,7 @@ class _Part(nn.Module):
         if decoder.unpool is not None:
             z = F.silu(decoder.unpool(z)).unflatten(1, self.config.map_shape)
         *kernels, head = self.kernels
-        for block, kernel in zip(decoder.up, kernels, strict=True):
+        for block, kernel in zip(_blocks(decoder.up), kernels, strict=True):
             expanded = F.silu(F.conv_transpose2d(z, kernel, block.expand.bias, stride=2, padding=1))
             z = F.silu(block.mix(expanded) + F.interpolate(block.skip(z), scale_factor=2.0, mode="nearest"))
         return torch.sigmoid(F.conv_transpose2d(z, head, decoder.head.bias, stride=2, padding=1))
@@ -178,6 +178,11 @@ def _read_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.from_numpy(session.run(None, {source.name: x.numpy()})[0])
 
 
+def _blocks(stages: nn.Sequential) -> Iterator[Any]:
+    # which it does not know the types of
+    return iter(stages)
+
+
 def _shortcut_weight(reduce: nn.Conv2d) -> Tensor:
     """`shortcut` as the weight of a 2×2 convolution of stride 2."""
     channels = reduce.in_channels
@@ -188,7 +193,10 @@ def _shortcut_weight(reduce: nn.Conv2d) -> Tensor:
 
 @torch.no_grad()
 def _check(model: Autoencoder, graph: _Part, read: Callable[[Tensor], Tensor]) -> float:
-    compute = {"reconstruct": model, "encode": model.encode, "decode": model.decode}[graph.part]
+    parts: dict[Part, Callable[[Tensor], Tensor]] = {
+        "reconstruct": model, "encode": model.encode, "decode": model.decode,
+    }  # fmt: skip
+    compute = parts[graph.part]
     errors = []
     for count, more in COMPARED:
         x = graph.example(count, more)

@@ -20,7 +20,7 @@ pytest.importorskip("starlette")
 from tests.web.served import browser_for_tests, quiet_page, served, served_static, untrained_run
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Request
 
 PICTURE = "#brush-picture canvas"
 MAP = "#brush-map canvas"
@@ -299,15 +299,15 @@ def test_the_page_measures_its_frames_and_decodes_what_changed(
     # by default a model of 32 px is shown at 128
     with served("cifar10-6x") as port:
         for size, url in ((32, shipped), (128, f"http://127.0.0.1:{port}/")):
-            asked: list[str] = []
+            asked: list[Request] = []
             with quiet_page(browser, url, permissions=permissions) as page:
-                page.on("request", lambda request, asked=asked: asked.append(request.url))
+                page.on("request", asked.append)
                 settle(page)
                 drag(page, PICTURE, (0.1, 0.1), (0.9, 0.5), (0.1, 0.9), steps=12)
                 settle(page)
                 shown = page.locator("#frame-time").text_content()
                 # the parts make the whole
-                assert any("cells=" in url for url in asked) == (size == 128)
+                assert any("cells=" in request.url for request in asked) == (size == 128)
                 assert same(saved(page), made_by_python(page, tmp_path, monkeypatch))
             assert shown is not None and shown.startswith("Frame time ")
             with capsys.disabled():
