@@ -147,15 +147,20 @@ def _brush(commands: Commands) -> None:
 
 
 def _export(commands: Commands) -> None:
-    command = _of_model(commands, "export", "a model as ONNX or for torch.export, checked against the model")
+    command = _of_model(commands, "export", "a model as ONNX, for torch.export, or as a page that needs no server")
     command.add_argument("--onnx", metavar="FILE.onnx", help="write ONNX")
     command.add_argument("--torch-export", metavar="FILE.pt2", help="write a program that torch.export.load reads")
     command.add_argument(
         "--part",
         choices=("reconstruct", "encode", "decode"),
-        default="reconstruct",
         help="what it computes: reconstructions or latents of images, or images of latents (default: reconstruct)",
     )
+    command.add_argument("--web", metavar="DIR", help="write the page of fastle brush for any web host")
+    command.add_argument("--size", metavar="PX", type=int, help="of the page's images, as for fastle brush")
+    command.add_argument(
+        "--runtime", metavar="FROM",
+        help="the page's npm package onnxruntime-web: a file, a folder or an address (default: npm's registry)",
+    )  # fmt: skip
     add_option(command, WEIGHTS)
 
 

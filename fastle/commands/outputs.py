@@ -1,4 +1,4 @@
-"""What the commands share that write a file: whether it can be written, checked before anything is computed."""
+"""What the commands share that write: whether a file or folder can be written, checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -25,6 +25,19 @@ def check_output(output: Path, endings: Sequence[str], inputs: Sequence[Path] = 
             raise ConfigError(f"{flag} {output} is one of the images, which it would overwrite: give another name")
     if output.is_dir():
         raise ConfigError(f"{flag} {output} is a folder: give the name of a file")
+    _check_parent(output, flag)
+
+
+def check_output_folder(output: Path, flag: str) -> None:
+    """Raises ConfigError unless a folder can be made at a path, where there is none yet or an empty one."""
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise ConfigError(f"{flag} {output} is no folder: give another name")
+    if output.exists() and any(output.iterdir()):
+        raise ConfigError(f"{flag} {output} is not empty: give a new folder, or empty it")
+    _check_parent(output, flag)
+
+
+def _check_parent(output: Path, flag: str) -> None:
     folder = next(folder for folder in output.absolute().parents if folder.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"{flag} {output}: no file can be written to {folder}: give another name")

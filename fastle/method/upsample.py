@@ -47,7 +47,7 @@ def upsampled_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     Returns:
         (B, C_out, 2H, 2W), in the memory format of x.
     """
-    kernel = _added_taps(weight).flip(2, 3).transpose(0, 1)
+    kernel = upsampling_kernel(weight)
     if bias is None or not torch.compiler.is_compiling():
         return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
     return add_bias(F.conv_transpose2d(x, kernel, stride=2, padding=1), bias)
@@ -68,6 +68,11 @@ def upsampled_conv_of_few(x: Tensor, weight: Tensor, bias: Tensor | None = None)
     # squares start one pixel outside of the result
     out = squares.flatten(3, 4).flatten(1, 2)[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
     return out if bias is None else add_bias(out, bias)
+
+
+def upsampling_kernel(weight: Tensor) -> Tensor:
+    """The kernel of the transposed convolution, stride 2 and padding 1: (C_out, C_in, 3, 3) → (C_in, C_out, 4, 4)."""
+    return _added_taps(weight).flip(2, 3).transpose(0, 1)
 
 
 def _added_taps(weight: Tensor) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fastle.config import ConfigError, ModelConfig
@@ -18,6 +20,7 @@ from fastle.training.report import grids, read_grid
 
 from .pictures import PICTURES, make_pictures
 
+Backend = Literal["http", "onnx"]  # where the page's model runs: behind the server, or in the browser
 BATCH = 16  # most images or latents in one request
 LARGE = 128  # pixels at which a smaller spatial model is shown that has no pictures of its own
 LARGEST = 512  # pixels; larger pictures do not follow the pointer
@@ -38,6 +41,12 @@ class Picture:
     imports: str
     code: str
 
+    def png(self) -> bytes:
+        """The image as a PNG file."""
+        encoded = io.BytesIO()
+        Image.fromarray(self.pixels.permute(1, 2, 0).squeeze(2).numpy()).save(encoded, "PNG")
+        return encoded.getvalue()
+
 
 @dataclass(frozen=True, slots=True)
 class Demo:
@@ -45,7 +54,7 @@ class Demo:
 
     Attributes:
         model: The model.
-        source: What `Autoencoder.from_pretrained` takes to load it.
+        source, weights: What `Autoencoder.from_pretrained` takes to load it.
         size: Height and width of the page's images, pixels. A spatial model takes others than those of its training.
         hole: The side of the hole that a masked model was trained with, pixels; None for other models.
         pictures: At least one.
@@ -56,17 +65,20 @@ class Demo:
     size: int
     hole: int | None
     pictures: list[Picture]
+    weights: str = "model"
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """The shape of the latent of an image of the page."""
         return replace(self.model.config, size=self.size).latent_shape
 
-    def manifest(self) -> dict[str, Any]:
-        """What the page must know, as JSON can hold it; brush/model.js hands it to the page."""
+    def manifest(self, backend: Backend) -> dict[str, Any]:
+        """What the page must know, as JSON can hold it; brush/backend.js hands it to the page."""
         config = self.model.config
         return {
+            "backend": backend,
             "name": self.source,
+            "weights": self.weights,
             "size": self.size,
             "channels": config.channels,
             "latent": list(self.latent_shape),
@@ -109,7 +121,9 @@ class Demo:
         return pixels.permute(0, 2, 3, 1).contiguous().cpu()
 
 
-def open_demo(name: str, device: torch.device, size: int | None = None) -> tuple[Demo, str | None]:
+def open_demo(
+    name: str, device: torch.device, size: int | None = None, weights: str = "model"
+) -> tuple[Demo, str | None]:
     """The demo of a run directory or of a saved or shipped model; also a line to show if a checkpoint is damaged.
 
     The pictures are those of the run's newest grid, which are images of its validation split. A model without a grid,
@@ -120,6 +134,7 @@ def open_demo(name: str, device: torch.device, size: int | None = None) -> tuple
         device: Where to compute.
         size: Of the images, pixels. By default that of the training, or `LARGE` for a smaller spatial model that was
             saved without its run.
+        weights: "model", or an average that the run keeps.
 
     Raises:
         FastleError: There is no such model, it cannot be used, its images are neither RGB nor grey, or it cannot take
@@ -128,9 +143,9 @@ def open_demo(name: str, device: torch.device, size: int | None = None) -> tuple
     path, remark = find_model(name), None
     saved = is_saved_model(path)
     if saved:
-        model = Autoencoder.from_pretrained(path, device)
+        model = Autoencoder.from_pretrained(path, device, weights=weights)
     else:
-        model, _, remark = of_run(path, device)
+        model, _, remark = of_run(path, device, weights)
     ratio = hole_ratio_of(path)
     config = model.config
     if config.channels not in (1, 3):
@@ -146,7 +161,7 @@ def open_demo(name: str, device: torch.device, size: int | None = None) -> tuple
     hole = None if ratio is None else hole_side(ratio, (1, config.channels, size, size))
     # the layout in which the decoder computes: half the time of a frame on a CPU
     model = model.to(memory_format=torch.channels_last)
-    return Demo(model, name, size, hole, pictures or _made(size, config.channels)), remark
+    return Demo(model, name, size, hole, pictures or _made(size, config.channels), weights), remark
 
 
 def _check_size(name: str, config: ModelConfig, size: int) -> None:

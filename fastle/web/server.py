@@ -4,6 +4,7 @@
     GET  /pictures/N.png      the pictures that it begins with
     POST /encode              uint8 images (B, size, size, C)  →  fp32 latents, little-endian
     POST /decode              fp32 latents                     →  uint8 images
+    POST /decode?cells=R,C    parts of spatial latents         →  uint8 images, 8 R by 8 C pixels
     POST /reconstruct         uint8 images                     →  uint8 images
 
 The server decodes no image files: the page does, and sends pixels. A request therefore has a known size, and is refused
@@ -13,9 +14,9 @@ before it is read if it has another. Raw pixels take the server less time than a
 from __future__ import annotations
 
 import asyncio
-import io
 import math
 import os
+import re
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,6 @@ from pathlib import Path
 
 import torch
 import uvicorn
-from PIL import Image
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -49,10 +49,10 @@ def make_app(demo: Demo, port: int) -> ASGIApp:
     config = demo.model.config
     images = (demo.size, demo.size, config.channels)
     model = _Model()
-    files = [_png(picture.pixels) for picture in demo.pictures]
+    files = [picture.png() for picture in demo.pictures]
 
     async def manifest(request: Request) -> Response:
-        return JSONResponse(demo.manifest())
+        return JSONResponse(demo.manifest("http"))
 
     async def picture(request: Request) -> Response:
         index = request.path_params["index"]
@@ -64,7 +64,8 @@ def make_app(demo: Demo, port: int) -> ASGIApp:
         return await model.answer(request, demo.encode, torch.uint8, images)
 
     async def decode(request: Request) -> Response:
-        return await model.answer(request, demo.decode, torch.float32, demo.latent_shape)
+        shape = _part_of(demo.latent_shape, request.query_params.get("cells"))
+        return await model.answer(request, demo.decode, torch.float32, shape)
 
     async def reconstruct(request: Request) -> Response:
         return await model.answer(request, demo.reconstruct, torch.uint8, images)
@@ -103,6 +104,16 @@ class _Model:
         return Response(made.numpy().tobytes(), media_type="application/octet-stream")
 
 
+def _part_of(shape: tuple[int, ...], cells: str | None) -> tuple[int, ...]:
+    """The shape of latents, or of parts of them that are so many rows and columns large, written "R,C"."""
+    if cells is None:
+        return shape
+    extents = [int(extent) if re.fullmatch("[0-9]{1,4}", extent) else 0 for extent in cells.split(",")]
+    if len(extents) != len(shape) - 1 or not all(0 < a <= b for a, b in zip(extents, shape[1:], strict=True)):
+        raise HTTPException(400, "The latent has no part of so many cells.")
+    return (shape[0], *extents)
+
+
 def _spare_a_core() -> None:
     # torch's threads wait for each other at every layer: one that shares its core with the browser holds all of them up
     torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) - 1)))
@@ -138,12 +149,6 @@ def _tensors(body: bytearray, dtype: torch.dtype, shape: tuple[int, ...]) -> Ten
     if not tensors.float().isfinite().all():
         raise HTTPException(400, "A number is not finite.")
     return tensors
-
-
-def _png(pixels: Tensor) -> bytes:
-    encoded = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy()).save(encoded, "PNG")
-    return encoded.getvalue()
 
 
 def listen(port: int) -> socket.socket:

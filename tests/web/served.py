@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import json
 import os
 import shutil
@@ -19,7 +21,9 @@ from fastle.checkpoint import save_checkpoint
 from fastle.presets import make_config
 from fastle.training.trainer import Trainer
 from fastle.web.demo import open_demo
+from fastle.web.runtime import RuntimeFilesError, read_licenses, read_runtime
 from fastle.web.server import listen, make_app, make_server
+from fastle.web.static_page import write_static_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -88,4 +92,39 @@ def served(model: Path | str, size: int | None = None) -> Iterator[int]:
             yield port
         finally:
             server.should_exit = True
+            thread.join()
+
+
+class StrictHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder with as strict a policy as a host may have."""
+
+    def end_headers(self) -> None:
+        policy = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; connect-src 'self'"
+        self.send_header("content-security-policy", f"{policy}; worker-src 'self'; img-src 'self' blob:")
+        super().end_headers()
+
+    def log_message(self, *args: object) -> None:
+        """Says nothing."""
+
+
+@contextmanager
+def served_static(folder: Path, model: str, size: int) -> Iterator[int]:
+    """The port of a server of files, of the static page of a model. Skips the test where the runtime cannot be had."""
+    with pytest.MonkeyPatch.context() as patch:
+        # it is 33 MB, and outlives the tests
+        patch.setenv("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+        try:
+            runtime = read_runtime(None, print)
+        except RuntimeFilesError as error:
+            pytest.skip(str(error))
+    demo, _ = open_demo(model, torch.device("cpu"), size)
+    write_static_page(demo, folder, runtime, read_licenses())
+    handler = functools.partial(StrictHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
             thread.join()

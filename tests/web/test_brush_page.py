@@ -17,10 +17,10 @@ from PIL import Image
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
-from tests.web.served import browser_for_tests, quiet_page, served, untrained_run
+from tests.web.served import browser_for_tests, quiet_page, served, served_static, untrained_run
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Request
 
 PICTURE = "#brush-picture canvas"
 MAP = "#brush-map canvas"
@@ -219,7 +219,25 @@ def test_touch_on_a_narrow_page(browser: Browser, shipped: str) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") == 400
         first = drawn(page, PICTURE)
         page.locator(PICTURE).tap()
-        assert not np.array_equal(drawn(page, PICTURE), first)
+        tapped = drawn(page, PICTURE)
+        assert not np.array_equal(tapped, first)
+
+        # a finger that moves down over the picture paints, and does not scroll the page
+        box = page.locator(PICTURE).bounding_box()
+        assert box is not None
+        before = page.evaluate("scrollY")
+        session = page.context.new_cdp_session(page)
+        for kind, share in (("Start", 0.1), ("Move", 0.2), ("Move", 0.5), ("Move", 0.9), ("End", None)):
+            points = (
+                [] if share is None else [{"x": box["x"] + box["width"] / 2, "y": box["y"] + share * box["height"]}]
+            )
+            session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+        dragged = drawn(page, PICTURE)
+        assert all(not np.array_equal(dragged[rows], tapped[rows]) for rows in (slice(8), slice(24, 32)))
+        assert page.evaluate("scrollY") == before
+        # one stroke
+        page.click("#undo")
+        assert np.array_equal(drawn(page, PICTURE), tapped)
 
 
 def test_the_morph(page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,15 +292,48 @@ def test_files_that_are_no_images_are_refused_in_a_line(page: Page) -> None:
     page.wait_for_selector(".card:nth-child(9)")
 
 
-def test_the_page_measures_its_frames(browser: Browser, shipped: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_measures_its_frames_and_decodes_what_changed(
+    browser: Browser, shipped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    permissions = ["clipboard-read", "clipboard-write"]
     # by default a model of 32 px is shown at 128
     with served("cifar10-6x") as port:
         for size, url in ((32, shipped), (128, f"http://127.0.0.1:{port}/")):
-            with quiet_page(browser, url) as page:
+            asked: list[Request] = []
+            with quiet_page(browser, url, permissions=permissions) as page:
+                page.on("request", asked.append)
                 settle(page)
                 drag(page, PICTURE, (0.1, 0.1), (0.9, 0.5), (0.1, 0.9), steps=12)
                 settle(page)
                 shown = page.locator("#frame-time").text_content()
+                # the parts make the whole
+                assert any("cells=" in request.url for request in asked) == (size == 128)
+                assert same(saved(page), made_by_python(page, tmp_path, monkeypatch))
             assert shown is not None and shown.startswith("Frame time ")
             with capsys.disabled():
                 print(f"\nthe latent brush at {size} px: {shown}")
+
+
+def test_without_a_server_the_page_makes_the_same_pixels(browser: Browser, shipped: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+
+    def paint(url: str) -> list[np.ndarray]:
+        with quiet_page(browser, url) as page:
+            drop(page, mine_png=photograph())
+            page.wait_for_selector(".card:nth-child(9)")
+            choose_source(page, 3)
+            states = [drawn(page, PICTURE)]
+            drag(page, PICTURE, (0.1, 0.1), (0.9, 0.3))
+            for tool, x in (("sample", 0.9), ("mean", 0.6)):
+                choose_tool(page, tool)
+                drag(page, MAP, (x, 0.9))
+                states.append(drawn(page, PICTURE))
+            states.append(drawn(page, MAP))
+            page.click("#tab-morph")
+            return [*states, drawn(page, "#morph figure:first-child canvas")]
+
+    with served_static(tmp_path / "page", "cifar10-6x", 32) as port:
+        static = paint(f"http://127.0.0.1:{port}/")
+    assert len({state.tobytes() for state in static}) == 5
+    assert all(same(a, b) for a, b in zip(static, paint(shipped), strict=True))

@@ -39,7 +39,7 @@ def ask(port: int, method: str, path: str, body: bytes = b"", **headers: str) ->
 def test_a_spatial_model_is_shown_at_any_size(tmp_path: Path) -> None:
     def facts(name: Path | str, size: int | None = None) -> tuple[int, list[int]]:
         demo, _ = open_demo(str(name), torch.device("cpu"), size)
-        manifest = demo.manifest()
+        manifest = demo.manifest("http")
         assert all(picture.pixels.shape[1:] == (demo.size, demo.size) for picture in demo.pictures)
         return manifest["size"], manifest["latent"]
 
@@ -61,6 +61,10 @@ def test_pixels_become_latents_and_latents_pixels(port: int) -> None:
     decoded = ask(port, "POST", "/decode", latents)
     assert decoded == ask(port, "POST", "/reconstruct", bytes(range(256)) * (2 * IMAGE // 256))
     assert decoded[0] == 200 and len(decoded[1]) == 2 * IMAGE
+    # a part of the latent, and parts that it has not
+    assert len(ask(port, "POST", "/decode?cells=2,3", bytes(8 * 2 * 3 * 4))[1]) == 2 * 3 * 64 * 3
+    for cells in ("0,3", "5,4", "4", "4,4,4", "a,b", ""):
+        assert ask(port, "POST", f"/decode?cells={cells}", bytes(8 * 2 * 3 * 4))[0] == 400
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 /* The brush: paints cells of the spatial latent of picture A. */
 
-import { decode } from "./model.js";
 import { History, Stroke } from "./latents.js";
+import { regionDecoder } from "./region.js";
 import { followSquares, liveImage, showImage, showPicture } from "./show.js";
 import { program } from "./python.js";
 
@@ -34,7 +34,7 @@ export function brushPanel(page) {
   const tool = () => find("input[name=tool]:checked").value;
   const latent = () => (comparing ? history().first : (stroke ?? history().current)).latent;
 
-  const show = liveImage(page, picture, decode);
+  const show = liveImage(page, picture, regionDecoder(page.backend));
 
   function refresh(since) {
     showPicture(map, page.latentPicture(latent()));

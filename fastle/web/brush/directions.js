@@ -1,6 +1,5 @@
 /* Sliders that move the pooled latent of picture A along the principal directions of all pictures on the page. */
 
-import { decode } from "./model.js";
 import { principalDirections } from "./latents.js";
 import { liveImage } from "./show.js";
 import { program } from "./python.js";
@@ -14,7 +13,7 @@ export function directionsPanel(page) {
   let directions = [];
   let known = 0;
 
-  const show = liveImage(page, picture, decode);
+  const show = liveImage(page, picture, page.backend.decode);
 
   const shifts = () => [...list.querySelectorAll("input")].map((input) => Number(input.value));
 

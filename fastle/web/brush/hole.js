@@ -1,6 +1,5 @@
 /* The hole: what a masked model makes of picture A with a square cut out. */
 
-import { reconstruct } from "./model.js";
 import { followSquares, liveImage, showImage } from "./show.js";
 import { program } from "./python.js";
 
@@ -10,7 +9,7 @@ export function holePanel(page) {
   const { size, channels, hole: side } = page.facts;
   let corner = [0, 0];
 
-  const show = liveImage(page, picture, reconstruct);
+  const show = liveImage(page, picture, page.backend.reconstruct);
 
   function refresh(since) {
     const pixels = cutHole(page.edited.pixels, corner, side, { size, channels });

@@ -1,6 +1,6 @@
 /* The page: its model, its pictures, its tabs, and what leaves it. */
 
-import * as model from "./model.js";
+import { openBackend } from "./backend.js";
 import { readImage } from "./images.js";
 import { colouring, featurePicture } from "./latents.js";
 import { FrameTime, showImage, showPicture } from "./show.js";
@@ -21,6 +21,7 @@ const byId = (id) => document.getElementById(id);
  * and, once it was edited, a history.
  */
 const page = {
+  backend: null,
   facts: null,
   pictures: [],
   edited: null,
@@ -42,8 +43,9 @@ const page = {
 const panels = new Map();
 
 async function start() {
-  page.facts = await model.open();
-  const { facts } = page;
+  page.backend = await openBackend();
+  const { facts } = page.backend;
+  page.facts = facts;
   const count = (extents) => extents.reduce((product, extent) => product * extent, 1).toLocaleString("en");
   const image = [facts.channels, facts.size, facts.size];
   const extents = spatial() ? `${facts.latent.join(TIMES)} = ` : "";
@@ -103,8 +105,8 @@ async function addFiles(files) {
   }
   if (faults.length) say(faults.length === 1 ? faults[0] : `${faults[0]} (${faults.length - 1} more such messages)`);
   if (!added.length) return;
-  const latents = await model.encode(added.map(({ pixels }) => pixels));
-  const reconstructions = await model.decode(latents);
+  const latents = await page.backend.encode(added.map(({ pixels }) => pixels));
+  const reconstructions = await page.backend.decode(latents);
   added.forEach((picture, i) => Object.assign(picture, { latent: latents[i], reconstruction: reconstructions[i] }));
   page.pictures.push(...added);
   const all = page.pictures.map(({ latent }) => latent);

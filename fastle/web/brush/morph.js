@@ -1,6 +1,5 @@
 /* The morph: from the latent of picture A to that of picture B, beside a cross-fade of their pixels. */
 
-import { decode } from "./model.js";
 import { between } from "./latents.js";
 import { liveImage, showImage } from "./show.js";
 import { program } from "./python.js";
@@ -11,7 +10,7 @@ export function morphPanel(page) {
   const [picture, fade] = panel.querySelectorAll("canvas");
   const share = () => Number(slider.value) / 100;
 
-  const show = liveImage(page, picture, decode);
+  const show = liveImage(page, picture, page.backend.decode);
 
   function refresh(since) {
     const { edited, source } = page;

@@ -22,6 +22,7 @@ export function program(facts, pictures, body, imports = []) {
   const lines = body(names);
   const needsNumpy = files || lines.some((line) => line.includes("np."));
   const ours = [...new Set(used.map(({ python }) => python.import))].filter((line) => line !== null);
+  const weights = facts.weights === "model" ? [] : [`weights=${quoted(facts.weights)}`];
   return [
     ...(needsNumpy ? ["import numpy as np"] : []),
     "import torch",
@@ -31,7 +32,7 @@ export function program(facts, pictures, body, imports = []) {
     ...ours,
     "",
     ...(files ? ["", LOAD(facts.size, facts.channels), "", ""] : []),
-    `model = Autoencoder.from_pretrained(${quoted(facts.name)})`,
+    `model = Autoencoder.from_pretrained(${[quoted(facts.name), ...weights].join(", ")})`,
     "torch.set_grad_enabled(False)",
     ...used.flatMap(({ python }, i) => [`x${i} = ${python.code}`, `z${i} = model.encode(x${i})`]),
     ...lines,

@@ -24,7 +24,7 @@ export function showPicture(canvas, picture) {
  *
  * @param {object} page
  * @param {HTMLCanvasElement} canvas
- * @param {function(Array): Promise<Uint8Array[]>} compute is one of model.js
+ * @param {function(Array): Promise<Uint8Array[]>} compute is one of the backend's
  * @returns {function(*, number=): Promise} an input, and the time of the event that asks for it, if a frame is measured
  */
 export function liveImage(page, canvas, compute) {
