@@ -14,15 +14,20 @@ from typing import Any, Literal, get_args
 import torch
 import torch.distributed as dist
 from rich.console import Console
+from torch import nn
 
 from .choices import CacheChoice, DecoderChoice, DeviceName, LoggerName, StepMode
-from .config import OPTIONS, ConfigError, RunConfig
-from .data import Identity, Images, Loading, open_training
-from .data.given import open_given, shape_of
+from .config import OPTIONS, ConfigError, DataConfig, RunConfig
+from .data import Identity, Images, Loading, open_training, open_tree
+from .data.given import all_given, open_given, shape_of
 from .machine import from_torchrun, pick_device
+from .method.contract import own_parts
+from .method.judge import FrozenJudge
 from .method.model import Autoencoder
+from .method.transforms import Transform
 from .presets import default_run, make_config
-from .training.loop import train
+from .training.evaluate import evaluate as measure
+from .training.loop import make_loading, train
 from .training.report import read_metrics
 
 MEETING_SECONDS = 60.0  # for ranks to meet
@@ -50,6 +55,9 @@ def fit(
     data: Any = None,
     valid: Any = None,
     run: str | Path | None = None,
+    model: tuple[nn.Module, nn.Module] | None = None,
+    judge: str | FrozenJudge | None = None,
+    transform: str | Transform | None = None,
     on_report: Callable[[dict[str, Any], Autoencoder], object] | None = None,
     on_checkpoint: Callable[[Path], object] | None = None,
     device: str | torch.device = "auto",
@@ -77,6 +85,13 @@ def fit(
         valid: Images to validate, given like `data`; by default one in twenty of those is held out.
         run: The run directory; by default runs/ and a name made of dataset and setting. The same call again goes on
             where the run stopped, or returns what it made.
+        model: An encoder and a decoder of your own in place of fastle's, which are moved to the device and trained in
+            place. The encoder maps images (B, C, H, W) in [0, 1] to its features, from shallow to deep: a tensor, or
+            several in a tuple or a list. The last is the code, (B, D) or (B, c, h, w), which becomes the latent by a
+            BatchNorm of fastle's. The decoder maps latents to images in [0, 1].
+        judge: "step-frozen", "live" or "ema", or a network of your own, `fastle.frozen(network)`.
+        transform: The name of a transformation, or one of your own, with draw, views and full_view: see
+            `fastle.method.transforms.Transform`.
         on_report: Called on rank 0 after each of the run's ten reports, with the row of metrics and the model.
         on_checkpoint: Called on rank 0 with the path of each checkpoint, once it is on disk.
         device, step, decoder, cache, overwrite, accept_new_data: See `fastle-train --help`.
@@ -88,10 +103,12 @@ def fit(
             `batch_size`, `lr` and `recipe`.
 
     Raises:
-        FastleError: A setting, an image, the run directory or a checkpoint cannot be used, or the loss is not finite.
+        FastleError: A setting, an image, a network, the run directory or a checkpoint cannot be used, or the loss is
+            not finite.
         KeyboardInterrupt: Ctrl-C, or another signal that stops a training. The run has been saved.
     """
     images = data if data is not None and not isinstance(data, (str, Path)) else None
+    settings |= {name: value for name, value in (("judge", judge), ("transform", transform)) if isinstance(value, str)}
     made = _config(config, data, images, settings)
     if images is None and valid is not None:
         raise ConfigError("valid has no effect with a dataset on disk, which has its own images to validate")
@@ -107,12 +124,20 @@ def fit(
         if value not in choices:
             raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, not {value}")
     rank, world_size = from_torchrun("RANK", 0), from_torchrun("WORLD_SIZE", 1)
-    path = Path(default_run(made) if run is None else run)
     if isinstance(progress, Console):
         console = progress
     else:
         console = Console(quiet=rank > 0) if progress else Console(stderr=True, force_terminal=False, quiet=rank > 0)
     place = device if isinstance(device, torch.device) else pick_device(device, console)
+    made, own = own_parts(
+        made,
+        settings,
+        place,
+        model=model,
+        judge=None if isinstance(judge, str) else judge,
+        transform=None if isinstance(transform, str) else transform,
+    )
+    path = Path(default_run(made) if run is None else run)
 
     def open_images(run_config: RunConfig, loading: Loading) -> tuple[Images, Images, Identity]:
         if images is None:
@@ -137,8 +162,40 @@ def fit(
             on_checkpoint=on_checkpoint,
             shown=bool(progress),
             log=log,
+            own=own,
         )
     return Result(trainer.model.eval(), read_metrics(path / "metrics.jsonl"), path)
+
+
+def evaluate(
+    model: Autoencoder, data: Any, *, hole_ratio: float | None = None, perceptual: bool = False
+) -> dict[str, dict[str, float]]:
+    """Measures a model's reconstructions of images that it was not trained on, as `fastle eval` does.
+
+    Example:
+        >>> evaluate(result.model, "held-out")["clean"]["psnr"]
+
+    Args:
+        model: Any that `fit` or `Autoencoder.from_pretrained` returned, on the device that is to compute.
+        data: A folder of images, or images as `fit` takes them.
+        hole_ratio: The hole's share of the input, for the figures of the masked setting; None for none.
+        perceptual: Whether LPIPS and FID are measured too. It needs the extra "perceptual".
+
+    Returns:
+        The figures under "clean" and, with a hole, "masked"; see `fastle.training.evaluate.evaluate`.
+
+    Raises:
+        FastleError: An image cannot be used, or there is none, or the perceptual networks cannot be had.
+    """
+    size, channels = model.config.size, model.config.channels
+    device = next(model.parameters()).device
+    if isinstance(data, (str, Path)):
+        config = DataConfig(dataset="folder", size=size, channels=channels)
+        console = Console(stderr=True, force_terminal=False)
+        images: Images = open_tree(config, Path(data), make_loading("auto", "none", device, console))
+    else:
+        images = all_given(data, size=size, channels=channels)
+    return measure(model, images, hole_ratio=hole_ratio, device=device, perceptual=perceptual)
 
 
 def _config(config: RunConfig | str | None, data: Any, images: Any, settings: dict[str, Any]) -> RunConfig:

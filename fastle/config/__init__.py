@@ -18,6 +18,7 @@ from .objective import (
     ObjectiveConfig,
     transform_config,
 )
+from .own import OwnConfig, OwnNetworks
 from .run import OPTIONS, TUNED, RunConfig
 from .training import Precision, TrainConfig
 from .transform import (
@@ -57,6 +58,8 @@ __all__ = [
     "ModelConfig",
     "NoiseConfig",
     "ObjectiveConfig",
+    "OwnConfig",
+    "OwnNetworks",
     "Precision",
     "RunConfig",
     "Size",

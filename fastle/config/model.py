@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from fastle.options import Checked, ConfigError, option, shown
+from fastle.options import Checked, ConfigError, check_names, from_fields, option, shown
 
-from .data import image_size, plain_size, sides_of
+from .data import Size, image_size, plain_size, sides_of
+from .own import OwnNetworks
 
 # features of the masked setting's latent
 POOLED_LATENT = 128
@@ -25,6 +28,7 @@ class ModelConfig(Checked):
         hidden: h, the width after the stem.
         map_channels: c, channels of the (c, height/8, width/8) map; divides 8 h.
         latent: features of a pooled latent, or None for a spatial one (the map itself).
+        own: the caller's own encoder and decoder in place of fastle's, which alone have a width and a map.
     """
 
     size: int | tuple[int, int] = image_size(multiple_of=8)
@@ -39,6 +43,7 @@ class ModelConfig(Checked):
         group="model",
         default=f"no pooling, the latent is the map; {POOLED_LATENT} with --masked",
     )
+    own: OwnNetworks | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", plain_size(self.size))
@@ -55,6 +60,27 @@ class ModelConfig(Checked):
                 f"a layer of {weights:.2g} weights fits nowhere: give a smaller --hidden, --map-channels or --latent"
             )
 
+    @classmethod
+    def of_own(cls, own: OwnNetworks, *, size: Size, channels: int) -> ModelConfig:
+        """The configuration of an encoder and a decoder of the caller's own."""
+        latent = own.latent_shape[0] if len(own.latent_shape) == 1 else None
+        return cls(size=size, channels=channels, hidden=1, map_channels=1, latent=latent, own=own)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict of what the model has."""
+        values = asdict(self)
+        own = values.pop("own")
+        return values if own is None else {"size": self.size, "channels": self.channels, "own": own}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """The inverse of `to_dict`."""
+        if "own" not in values:
+            return from_fields(cls, values)
+        check_names("model", values, required=("size", "channels"), known=("size", "channels", "own"))
+        check_names("own", values["own"])
+        return cls.of_own(from_fields(OwnNetworks, values["own"]), size=values["size"], channels=values["channels"])
+
     @property
     def sides(self) -> tuple[int, int]:
         """(height, width) of the images, pixels."""
@@ -69,11 +95,15 @@ class ModelConfig(Checked):
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """(latent,) when pooled, else `map_shape`."""
+        if self.own is not None:
+            return self.own.latent_shape
         return self.map_shape if self.latent is None else (self.latent,)
 
     @property
     def parameter_count(self) -> int:
         """The number of trainable parameters, found without making the model."""
+        if self.own is not None:
+            return self.own.parameter_count
         hidden, maps, pooled = self.hidden, self.map_channels, self.latent
         total = math.prod(self.map_shape)
         encoder = [

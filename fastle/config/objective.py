@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from fastle.options import Checked, ConfigError, Option, check_names, from_fields, option, options_of, pick
 
+from .own import OwnConfig
 from .transform import DEFAULT_TRANSFORM, TRANSFORM_OPTIONS, TRANSFORMS, TransformConfig, TransformName
 
 ObjectiveName = Literal["self-teaching", "pixel"]
@@ -33,7 +34,7 @@ class ObjectiveConfig(Checked):
     Attributes:
         name: "self-teaching", or "pixel" for the baseline.
         hole_ratio: share of the input that the hole covers in the masked setting, in (0, 1); None without a hole.
-        judge: the encoder that compares.
+        judge: the encoder that compares, or a network of the caller's own.
         judge_statistics: the batch whose mean and variance normalise J(T x̂): its own, or that of J(T x).
         judge_depth: what the judge compares: the code, the down blocks' outputs too, or the stem's as well.
         transform: what the judge is shown; None for the baseline.
@@ -53,7 +54,9 @@ class ObjectiveConfig(Checked):
         metavar="R",
         default=str(HOLE_RATIO),
     )
-    judge: JudgeName = option("the encoder that compares", initial="step-frozen", group="objective")
+    judge: JudgeName | OwnConfig = option(
+        "the encoder that compares", initial="step-frozen", choices=get_args(JudgeName), group="objective"
+    )
     judge_statistics: JudgeStatistics = option(
         "the batch whose mean and variance normalise the judged reconstructions: their own, or that of their targets",
         initial="own",
@@ -103,7 +106,11 @@ class ObjectiveConfig(Checked):
         """A plain dict of what the row uses, the transformation as a dict with its name."""
         names = PIXEL_FIELDS if self.transform is None else tuple(options_of(ObjectiveConfig))
         values = {name: getattr(self, name) for name in names}
-        if self.transform is not None:
+        if isinstance(self.judge, OwnConfig):
+            values["judge"] = {"own": self.judge.own}
+        if isinstance(self.transform, OwnConfig):
+            values["transform"] = {"own": self.transform.own}
+        elif self.transform is not None:
             fields = options_of(type(self.transform))
             values["transform"] = {"name": self.transform.name} | {f: getattr(self.transform, f) for f in fields}
         return values
@@ -115,7 +122,11 @@ class ObjectiveConfig(Checked):
         It also reads what fastle wrote before transformations had settings of their own: "transform" is the name, and
         "crop_ratio" and the like stand beside it, those that the row does not use null.
         """
-        transform = values.get("transform")
+        judge, transform = values.get("judge"), values.get("transform")
+        if isinstance(judge, Mapping):
+            values = {**values, "judge": from_fields(OwnConfig, judge)}
+        if isinstance(transform, Mapping) and "own" in transform:
+            return from_fields(cls, {**values, "transform": from_fields(OwnConfig, transform)})
         if isinstance(transform, Mapping):
             check_names("transform", transform, required=("name",))
             options_of(cls)["transform"].check(transform["name"] or "")

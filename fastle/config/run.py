@@ -14,6 +14,7 @@ from fastle.options import ConfigError, Option, check_names, from_fields, option
 from .data import DataConfig
 from .model import ModelConfig
 from .objective import MASKED, PIXEL_FIELDS, ObjectiveConfig
+from .own import OwnConfig
 from .training import TrainConfig
 from .transform import TRANSFORM_OPTIONS, CropResizeConfig
 
@@ -67,6 +68,15 @@ class RunConfig:
         if hole is not None and round(math.sqrt(hole) * size) < 1:
             raise ConfigError(f"--hole-ratio {hole:g} of {size} px is less than a pixel: use {1 / size**2:.3g} or more")
 
+    def own(self) -> list[str]:
+        """The keywords of `fastle.fit` for the parts that only the caller can make."""
+        parts = {
+            "model": self.model.own,
+            "judge": isinstance(self.objective.judge, OwnConfig),
+            "transform": isinstance(self.objective.transform, OwnConfig),
+        }
+        return [name for name, part in parts.items() if part]
+
     def settings(self) -> dict[str, dict[str, Any]]:
         """What the run uses, by the names of `OPTIONS`, in the groups data, model, objective and training."""
         transform = self.objective.transform
@@ -79,9 +89,15 @@ class RunConfig:
             values = {options_of(type(section))[field].name: getattr(section, field) for field in names}
             shown[group] = {name: value for name, value in values.items() if value not in (None, ())}
         del shown["model"]["size"]
+        if self.model.own is not None:
+            shown["model"] = {"encoder": self.model.own.encoder, "decoder": self.model.own.decoder}
+        if isinstance(self.objective.judge, OwnConfig):
+            shown["objective"]["judge"] = self.objective.judge.own
         if self.train.schedule != "trapezoid":
             del shown["training"]["decay"]
-        if transform is not None:
+        if isinstance(transform, OwnConfig):
+            shown["objective"]["transform"] = transform.own
+        elif transform is not None:
             fields = options_of(type(transform)).items()
             values = {made.name: getattr(transform, field) for field, made in fields}
             shown["objective"] |= {"transform": transform.name} | {k: v for k, v in values.items() if v is not None}
@@ -89,7 +105,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dicts, as config.json holds them."""
-        return dataclasses.asdict(self) | {"objective": self.objective.to_dict()}
+        return dataclasses.asdict(self) | {"model": self.model.to_dict(), "objective": self.objective.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -99,7 +115,7 @@ class RunConfig:
             ConfigError: a field is missing, unknown or out of range.
         """
         readers: dict[str, Callable[[Any], Any]] = {
-            "model": partial(from_fields, ModelConfig),
+            "model": ModelConfig.from_dict,
             "objective": ObjectiveConfig.from_dict,
             "data": partial(from_fields, DataConfig),
             "train": partial(from_fields, TrainConfig),

@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from fastle.options import Checked, ConfigError, option, options_of
 
+from .own import OwnConfig
+
 TransformName = Literal["crop-resize", "pixel-mask", "patch-mask", "channel-mask", "noise", "identity", "detail"]
 MaskKind = Literal["pixel", "patch", "channel"]
 
@@ -111,7 +113,7 @@ class IdentityConfig(Checked):
     name: ClassVar[TransformName] = "identity"
 
 
-TransformConfig = CropResizeConfig | MaskConfig | NoiseConfig | DetailConfig | IdentityConfig
+TransformConfig = CropResizeConfig | MaskConfig | NoiseConfig | DetailConfig | IdentityConfig | OwnConfig
 # the class of each transformation, and the fields that its name decides
 TRANSFORMS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "crop-resize": (CropResizeConfig, {}),

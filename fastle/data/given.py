@@ -122,6 +122,17 @@ def open_given(
     return train, held, _identify(train, say)
 
 
+def all_given(data: Any, *, size: Size, channels: int) -> GivenImages:
+    """All images of a source; see `GivenImages`.
+
+    Raises:
+        DataError: There is none, or it has no length and no index.
+    """
+    if not _length(data):
+        raise DataError("there are no images to measure: give some as data")
+    return GivenImages(data, np.arange(_length(data)), size=size, channels=channels)
+
+
 def shape_of(data: Any) -> tuple[int, int] | None:
     """The channels and the side of a tensor or an array of square images, (N, C, side, side); None for others."""
     if not isinstance(data, (Tensor, np.ndarray)) or data.ndim != 4 or data.shape[2] != data.shape[3]:

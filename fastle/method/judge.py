@@ -13,26 +13,32 @@ nearly linear in contrast then accepts reconstructions with too little contrast.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastle.config import JudgeDepth, JudgeName, JudgeStatistics
+from fastle.config import JudgeDepth, JudgeName, JudgeStatistics, OwnConfig
 
-from .model import Encoder, Features
+from .model import Encoder, Features, unit_range
 
 EMA_DECAY = 0.999
 
 
-def make_judge(name: JudgeName, encoder: Encoder) -> Encoder:
+def make_judge(name: JudgeName | OwnConfig, encoder: Encoder) -> Encoder:
     """The judge of an encoder; see the module's docstring.
 
     The parameters of the step-frozen judge are detached aliases: they share the encoder's memory, so an in-place
     optimizer step refreshes the judge without a copy. Call this after anything that gives the encoder new memory, such
     as moving it to another device or dtype, or `load_state_dict(assign=True)`.
+
+    Raises:
+        ValueError: it is the name of a judge that only the caller can make.
     """
+    if isinstance(name, OwnConfig):
+        raise ValueError(f"the judge {name} is the caller's own: give it as judge=")
     if name == "live":
         return encoder
     judge = copy.deepcopy(encoder).requires_grad_(False)
@@ -69,18 +75,60 @@ class FrozenFeatures(nn.Module):
         return features
 
 
+class FrozenJudge(nn.Module):
+    """A network that never changes, as the judge; see `frozen`."""
+
+    eps: float = 1e-5
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+
+    def features(self, batches: Sequence[Tensor], depth: JudgeDepth = "code") -> list[Features]:
+        """All that the network returns of several batches of one shape, whatever the depth."""
+        made = [feature.to(batches[0].dtype) for feature in network_features(self.network, batches)]
+        return list(zip(*(feature.chunk(len(batches)) for feature in made), strict=True))
+
+    def normalize(self, code: Tensor, statistics_of: Tensor | None = None) -> Tensor:
+        """The code, each channel with mean 0 and variance 1 by its own statistics or those of another code."""
+        if statistics_of is None:
+            return F.batch_norm(code, None, None, training=True, eps=self.eps)
+        dims = [d for d in range(code.ndim) if d != 1]
+        variance, mean = torch.var_mean(statistics_of, dims, correction=0, keepdim=True)
+        return (code - mean) * torch.rsqrt(variance + self.eps)
+
+    def name(self) -> str:
+        """The class of the network and a digest of its weights, by which a run that goes on knows it again."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name, tensor in self.network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return f"{type(self.network).__name__} {digest.hexdigest()}"
+
+
+# what compares
+Judge = Encoder | FrozenJudge
+
+
+def network_features(network: nn.Module, batches: Sequence[Tensor]) -> Features:
+    """What a network of the caller's own makes of several batches together, the code last."""
+    images = [unit_range(batch) for batch in batches]
+    made = network(images[0] if len(images) == 1 else torch.cat(images))
+    return (made,) if isinstance(made, Tensor) else tuple(made)
+
+
 def compare(
-    judge: Encoder, targets: Sequence[Features], branches: Sequence[Sequence[Features]], statistics: JudgeStatistics
+    judge: Judge, targets: Sequence[Features], branches: Sequence[Sequence[Features]], statistics: JudgeStatistics
 ) -> list[list[Tensor]]:
     """The mean over the judge's stages of mse(J(T x), J(T x̂)): for each branch a scalar for each target.
 
     Args:
-        judge: its BatchNorm normalises codes.
+        judge: normalises codes.
         targets: features of each T x, from `Encoder.features`.
         branches: of each branch the features of its views, one for each target.
         statistics: whose mean and variance normalise the views; the targets are always normalised by their own.
     """
-    if statistics == "target" and torch.compiler.is_compiling():
+    if statistics == "target" and torch.compiler.is_compiling() and isinstance(judge, Encoder):
         return [list(errors) for errors in errors_in_two_passes(judge, targets, branches)]
     comparisons = [_Comparison(judge, target, statistics) for target in targets]
     return [[compared(view) for compared, view in zip(comparisons, views, strict=True)] for views in branches]
@@ -89,7 +137,7 @@ def compare(
 class _Comparison:
     """Compares views with one target; see `compare`."""
 
-    def __init__(self, judge: Encoder, target: Features, statistics: JudgeStatistics) -> None:
+    def __init__(self, judge: Judge, target: Features, statistics: JudgeStatistics) -> None:
         self._judge, self._target, self._shared = judge, target, statistics == "target"
         self._code = judge.normalize(target[-1])
 
@@ -102,14 +150,15 @@ class _Comparison:
         return errors[0] if len(errors) == 1 else torch.stack(errors).mean()
 
     def _error(self, view: Tensor, target: Tensor) -> Tensor:
-        """The mean squared error of one stage's features, (B, C, h, w), normalised channel by channel."""
-        eps = self._judge.norm.eps
+        """The mean squared error of one stage's features, (B, C, ...), normalised channel by channel."""
+        eps = self._judge.eps
         if not self._shared:
             ours, wanted = (F.batch_norm(x, None, None, training=True, eps=eps) for x in (view, target))
             return F.mse_loss(ours, wanted)
-        variance = torch.var(target, (0, 2, 3), correction=0)
+        dims = [d for d in range(target.ndim) if d != 1]
+        variance = torch.var(target, dims, correction=0)
         # the two means cancel, and a channel's scale can wait until its errors are summed
-        return (_squares(view, target).mean((0, 2, 3)) / (variance + eps)).mean()
+        return (_squares(view, target).mean(dims) / (variance + eps)).mean()
 
 
 def errors_in_two_passes(judge: Encoder, targets: Sequence[Features], branches: Sequence[Sequence[Features]]) -> Tensor:
@@ -136,8 +185,8 @@ def errors_in_two_passes(judge: Encoder, targets: Sequence[Features], branches: 
 
 
 def _as_map(stage: Tensor, norm: nn.BatchNorm1d) -> Tensor:
-    """(B, C, h, w) of features or of a pooled code, in the precision of the statistics."""
-    return (stage if stage.ndim == 4 else stage[:, :, None, None]).to(norm.weight.dtype)
+    """(B, C, h, w) of features of any number of dimensions, in the precision of the statistics."""
+    return (stage if stage.ndim == 4 else stage.reshape(*stage.shape[:2], -1, 1)).to(norm.weight.dtype)
 
 
 def _squares(view: Tensor, target: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastle.config import JudgeDepth, ModelConfig
+from fastle.config import ConfigError, JudgeDepth, ModelConfig, OwnNetworks
 
 from .conv import Conv2d, HalvingConv2d, shortcut
 from .upsample import UpsampledConv2d, nearest_x2
@@ -158,6 +158,11 @@ class Encoder(nn.Module):
         scale = norm.weight * torch.rsqrt(variance + norm.eps)
         return (code - mean.view(channels)) * scale.view(channels) + norm.bias.view(channels)
 
+    @property
+    def eps(self) -> float:
+        """What is added to the variances that normalise."""
+        return self.norm.eps
+
     def _check(self, images: Tensor) -> None:
         channels, sides = self.config.channels, self.config.sides
         fits = images.ndim == 4 and images.shape[1] == channels
@@ -222,6 +227,9 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """An `Encoder` and a `Decoder` that share one configuration.
 
+    Raises:
+        ConfigError: the configuration is that of an encoder and a decoder of the caller's own.
+
     Example:
         >>> model = Autoencoder.from_pretrained("runs/shapes")
         >>> z = model.encode(images)  # (B, C, H, W), uint8 or in [0, 1]
@@ -230,6 +238,8 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        if config.own is not None:
+            raise ConfigError(made_in_python(config.own))
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
@@ -252,7 +262,12 @@ class Autoencoder(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, device: str | torch.device = "cpu", *, weights: str = "model"
+        cls,
+        name: str | Path,
+        device: str | torch.device = "cpu",
+        *,
+        weights: str = "model",
+        model: tuple[nn.Module, nn.Module] | None = None,
     ) -> Autoencoder:
         """Loads a trained model, in evaluation mode and fp32.
 
@@ -263,13 +278,15 @@ class Autoencoder(nn.Module):
                 first.
             device: the device to put the model on.
             weights: "model", or the name of an average that the run keeps, such as "ema-050" with --averages 0.05.
+            model: an encoder and a decoder like those that the run was trained with, if they were the caller's own.
+                They get its weights.
 
         Raises:
             FastleError: nothing has that name, or it cannot be used, or does not have the weights.
         """
         from .pretrained import load_pretrained
 
-        return load_pretrained(name, device, weights)
+        return load_pretrained(name, device, weights, model)
 
     def save_pretrained(self, folder: str | Path, *, bf16: bool = False, card: str | None = None) -> None:
         """Saves the model for others: model.safetensors, config.json and README.md, its model card.
@@ -306,6 +323,14 @@ class Autoencoder(nn.Module):
         from .pretrained import push_to_hub
 
         return push_to_hub(self, repo_id, private=private, bf16=bf16, card=card)
+
+
+def made_in_python(own: OwnNetworks) -> str:
+    """Says that only the caller can make an encoder and a decoder, and what to do."""
+    return (
+        f"the model is your own ({own.encoder}, {own.decoder}), which only Python can make: load it with "
+        "fastle.Autoencoder.from_pretrained(RUN, model=(encoder, decoder))"
+    )
 
 
 def _flat(latent: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,10 @@ from torch import Generator, Tensor, nn
 from fastle.config import JudgeDepth, ObjectiveConfig
 from fastle.phases import phase
 
-from .judge import FrozenFeatures, compare, make_judge, update_ema
+from .judge import FrozenFeatures, Judge, compare, make_judge, update_ema
 from .model import Autoencoder, Encoder, Features, unit_range
 from .sigreg import draw_slices, sigreg
-from .transforms import Boxes, Shape, ViewDraw, cut_hole, draw_boxes, hole_side, make_transform
+from .transforms import Boxes, Shape, Transform, cut_hole, draw_boxes, hole_side, make_transform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class Draws:
     """
 
     slices: Tensor | None = None
-    view: ViewDraw = None
+    view: Any = None
     hole: Boxes | None = None
 
 
@@ -111,26 +112,42 @@ class SelfTeaching(nn.Module):
     Args:
         model: the autoencoder to train, already on its device: the step-frozen judge shares its encoder's memory.
         config: a row with name "self-teaching".
+        judge: from `fastle.frozen`, on the model's device, in place of the configuration's.
+        transform: in place of the configuration's.
 
     Attributes:
-        judge: the encoder that judges. Not a submodule: its weights are the encoder's own, or the EMA kept beside them.
+        judge: what judges. Not a submodule: its weights are the encoder's own, the EMA kept beside them, or fixed.
+
+    Raises:
+        ValueError: the configuration is the pixel baseline's, or names a judge or a transformation of the caller's own
+            that is not given.
     """
 
-    def __init__(self, model: Autoencoder, config: ObjectiveConfig) -> None:
+    def __init__(
+        self,
+        model: Autoencoder,
+        config: ObjectiveConfig,
+        *,
+        judge: Judge | None = None,
+        transform: Transform | None = None,
+    ) -> None:
         super().__init__()
         if config.transform is None:
             raise ValueError(f"the pixel baseline has no transformation: {config} is PixelBaseline's")
         self.model, self.config = model, config
-        self.transform = make_transform(config.transform)
-        # an average's features of the images are not the encoder's
-        shares = self.transform.full_view and config.judge != "ema"
-        self._encoder_depth: JudgeDepth = config.judge_depth if shares else "code"
+        self.transform = make_transform(config.transform) if transform is None else transform
         # in tuples, or they would be registered
-        self._judge = (make_judge(config.judge, model.encoder),)
-        self._frozen = (FrozenFeatures(self.judge, config.judge_depth),)
+        self._judge: tuple[Judge] = (make_judge(config.judge, model.encoder) if judge is None else judge,)
+        self._live, self._averages = (judge is None and config.judge == name for name in ("live", "ema"))
+        # an average's features of the images are not the encoder's, nor are those of another network
+        self._shares = judge is None and not self._averages
+        self._encoder_depth: JudgeDepth = config.judge_depth if self._shares and self.transform.full_view else "code"
+        self._frozen: tuple[FrozenFeatures, ...] = ()
+        if isinstance(self.judge, Encoder) and self._shares and not self._live:
+            self._frozen = (FrozenFeatures(self.judge, config.judge_depth),)
 
     @property
-    def judge(self) -> Encoder:
+    def judge(self) -> Judge:
         return self._judge[0]
 
     def draw(self, shape: Shape, *, shared: Generator, local: Generator) -> Draws:
@@ -159,7 +176,7 @@ class SelfTeaching(nn.Module):
 
     def update_judge(self) -> None:
         """Moves the EMA judge after the optimizer's step; the other judges share the encoder's memory."""
-        if self.config.judge == "ema":
+        if isinstance(self.judge, Encoder) and self._averages:
             update_ema(self.judge, self.model.encoder)
 
     def _plain(self, x: Tensor, draws: Draws) -> Losses:
@@ -220,9 +237,9 @@ class SelfTeaching(nn.Module):
             x: the images.
             encoded: the encoder's features of x, of its own depth.
         """
-        judge, depth, live = self.judge, self.config.judge_depth, self.config.judge == "live"
+        judge, depth, live = self.judge, self.config.judge_depth, self._live
         full: list[Features] = []
-        if self.transform.full_view and self.config.judge == "ema":
+        if self.transform.full_view and not self._shares:
             targets = (*targets, x)
         elif self.transform.full_view:
             # the judge's weights are the encoder's, and so are its features of the same images
@@ -238,7 +255,7 @@ class SelfTeaching(nn.Module):
 
     def _features(self, batches: Sequence[Tensor]) -> list[Features]:
         """The judge's features of batches."""
-        if self.config.judge == "step-frozen" and torch.compiler.is_compiling():
+        if self._frozen and torch.compiler.is_compiling():
             return self._frozen[0].of(self.model.encoder, batches)
         return self.judge.features(batches, self.config.judge_depth)
 
@@ -268,9 +285,13 @@ class SelfTeaching(nn.Module):
 Objective = PixelBaseline | SelfTeaching
 
 
-def make_objective(model: Autoencoder, config: ObjectiveConfig) -> Objective:
-    """The objective that `config` describes, around a model that is already on its device."""
-    return PixelBaseline(model, config) if config.name == "pixel" else SelfTeaching(model, config)
+def make_objective(
+    model: Autoencoder, config: ObjectiveConfig, *, judge: Judge | None = None, transform: Transform | None = None
+) -> Objective:
+    """The objective that `config` describes, around a model that is already on its device; see `SelfTeaching`."""
+    if config.name == "pixel":
+        return PixelBaseline(model, config)
+    return SelfTeaching(model, config, judge=judge, transform=transform)
 
 
 def _draw_hole(config: ObjectiveConfig, shape: Shape, generator: Generator) -> Boxes | None:

@@ -12,14 +12,14 @@ import json
 import re
 import tempfile
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastle.checkpoint import (
     MODEL_FORMAT,
@@ -39,44 +39,67 @@ from fastle.files import one_line, open_regular, read_header, read_json, read_te
 from fastle.hub import HUB_ID, download_folder, upload_folder
 from fastle.options import check_names, from_fields, shown
 
-from .model import Autoencoder
+from .model import Autoencoder, made_in_python
+from .own import OwnAutoencoder
 
 SHIPPED = Path(__file__).parents[1] / "weights"  # a folder for each model that ships with fastle
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 WAY_OUT = "fetch the folder again, or save the model again"
 
 
-def load_pretrained(name: str | Path, device: str | torch.device, weights: str = "model") -> Autoencoder:
+# an encoder and a decoder of the caller's own
+Networks = tuple[nn.Module, nn.Module]
+
+
+def load_pretrained(
+    name: str | Path, device: str | torch.device, weights: str = "model", networks: Networks | None = None
+) -> Autoencoder:
     """See `Autoencoder.from_pretrained`."""
     path = find_model(name)
     if path.is_file():
-        return _of_checkpoint(path, device, weights)
+        return _of_checkpoint(path, device, weights, networks)
     if is_saved_model(path):
+        if networks is not None:
+            raise CheckpointError(f"{path} holds a model of fastle's: leave model out")
         if weights != "model":
             raise CheckpointError(f"{path} holds no {weights}: a saved model has one set of weights; leave it out")
         return _of_folder(path, device)
-    model, _, remark = of_run(path, device, weights)
+    model, _, remark = of_run(path, device, weights, networks)
     if remark:
         warnings.warn(remark, stacklevel=3)
     return model
 
 
-def of_run(run: Path, device: str | torch.device, weights: str = "model") -> tuple[Autoencoder, Checkpoint, str | None]:
+def of_run(
+    run: Path, device: str | torch.device, weights: str = "model", networks: Networks | None = None
+) -> tuple[Autoencoder, Checkpoint, str | None]:
     """The model of a run's newest good checkpoint, that checkpoint, and a line to show if newer ones are damaged.
 
     Raises:
         FastleError: See `Autoencoder.from_pretrained`.
     """
     config = read_run_config(run)
-    checkpoint, remark = newest_good_checkpoint(run, partial(check_model, config, weights=weights), (weights,))
-    return _made(config.model, checkpoint.section(weights), device), checkpoint, remark
+    _check_networks(run, config.model, networks)
+    check = partial(check_model, config, weights=weights, networks=networks)
+    checkpoint, remark = newest_good_checkpoint(run, check, (weights,))
+    return _made(config.model, checkpoint.section(weights), device, networks), checkpoint, remark
 
 
-def check_model(config: RunConfig, checkpoint: Checkpoint, *, weights: str = "model") -> None:
+def check_model(
+    config: RunConfig, checkpoint: Checkpoint, *, weights: str = "model", networks: Networks | None = None
+) -> None:
     """Raises CheckpointError if a checkpoint does not hold these weights of a configuration. It makes no model."""
     check_identity(checkpoint, config)
     held = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(f"{weights}.")}
-    check_sections(replace(checkpoint, tensors=held), {weights: _state_of(config.model)})
+    check_sections(replace(checkpoint, tensors=held), {weights: _state_of(config.model, networks)})
+
+
+def _check_networks(path: Path, config: ModelConfig, networks: Networks | None) -> None:
+    """Raises ConfigError if networks of the caller's own are missing, or are given for a model of fastle's."""
+    if config.own is not None and networks is None:
+        raise ConfigError(f"{path}: {made_in_python(config.own)}")
+    if config.own is None and networks is not None:
+        raise ConfigError(f"{path} holds a model of fastle's: leave model out")
 
 
 def find_model(name: str | Path) -> Path:
@@ -146,6 +169,7 @@ def save_pretrained(
     model: Autoencoder, folder: Path, *, bf16: bool, card: str | None, hole_ratio: float | None = None
 ) -> None:
     """See `Autoencoder.save_pretrained`; also the share of the input that a hole covered in training."""
+    _check_can_be_shared(model)
     check_folder(folder)
     # an average of the weights has no gradients, and is a model all the same
     parameters = {name for name, _ in model.named_parameters()}
@@ -155,7 +179,7 @@ def save_pretrained(
     }
     if fault := not_finite("model", tensors):
         raise CheckpointError(f"{folder} is not written: {fault}")
-    config: dict[str, Any] = {"format": MODEL_FORMAT, "model": asdict(model.config)}
+    config: dict[str, Any] = {"format": MODEL_FORMAT, "model": model.config.to_dict()}
     if hole_ratio is not None:
         config["hole_ratio"] = hole_ratio
     text = plain_card(model.config, folder.resolve().name, bf16=bf16) if card is None else card
@@ -172,10 +196,19 @@ def push_to_hub(model: Autoencoder, repo_id: str, *, private: bool, bf16: bool, 
     """See `Autoencoder.push_to_hub`."""
     if not re.fullmatch(HUB_ID, repo_id):
         raise CheckpointError(f'{repo_id} is no id of the Hugging Face hub: give "user/model"')
+    _check_can_be_shared(model)
     text = plain_card(model.config, repo_id, bf16=bf16) if card is None else card
     with tempfile.TemporaryDirectory(prefix="fastle-") as folder:
         save_pretrained(model, Path(folder), bf16=bf16, card=text)
         return upload_folder(Path(folder), repo_id, private=private)
+
+
+def _check_can_be_shared(model: Autoencoder) -> None:
+    if model.config.own is not None:
+        raise CheckpointError(
+            "a model with an encoder of your own cannot be saved as one of fastle's, which from_pretrained makes: save "
+            "model.state_dict(), and share it with your code"
+        )
 
 
 def check_folder(folder: Path) -> None:
@@ -222,12 +255,13 @@ reconstructions = model.decode(z)  # floats in [0, 1]
 """
 
 
-def _of_checkpoint(path: Path, device: str | torch.device, weights: str) -> Autoencoder:
+def _of_checkpoint(path: Path, device: str | torch.device, weights: str, networks: Networks | None) -> Autoencoder:
     _check_name(path)
     checkpoint = load_checkpoint(path, (weights,))
     config = _config_of_checkpoint(checkpoint)
-    check_model(config, checkpoint, weights=weights)
-    return _made(config.model, checkpoint.section(weights), device)
+    _check_networks(path, config.model, networks)
+    check_model(config, checkpoint, weights=weights, networks=networks)
+    return _made(config.model, checkpoint.section(weights), device, networks)
 
 
 def _check_name(checkpoint: Path) -> None:
@@ -286,13 +320,17 @@ def _read_weights(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _made(config: ModelConfig, tensors: dict[str, Tensor], device: str | torch.device) -> Autoencoder:
-    model = Autoencoder(config)
+def _made(
+    config: ModelConfig, tensors: dict[str, Tensor], device: str | torch.device, networks: Networks | None = None
+) -> Autoencoder:
+    model = Autoencoder(config) if networks is None else OwnAutoencoder(*networks, config)
     model.load_state_dict(tensors)
     return model.to(device).eval()
 
 
-def _state_of(config: ModelConfig) -> dict[str, Tensor]:
+def _state_of(config: ModelConfig, networks: Networks | None = None) -> dict[str, Tensor]:
     """The names, shapes and types of a model's state, without its memory."""
+    if networks is not None:
+        return OwnAutoencoder(*networks, config).state_dict()
     with torch.device("meta"):
         return Autoencoder(config).state_dict()

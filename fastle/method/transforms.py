@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from fastle.config import (
     IdentityConfig,
     MaskConfig,
     NoiseConfig,
+    OwnConfig,
     TransformConfig,
 )
 from fastle.kernels.crop_resize import crop_resize
@@ -57,21 +58,48 @@ Side = TypeVar("Side", int, Tensor)
 
 
 class Transform(Protocol):
-    """A transformation; `full_view` says whether the untransformed image is compared as well."""
+    """A transformation: anything that has these three; docs/own.md has an example.
+
+    A dataclass is known again by its fields when a run goes on, and any other class by its name.
+    """
 
     @property
-    def full_view(self) -> bool: ...
+    def full_view(self) -> bool:
+        """Whether the untransformed image is compared as well."""
 
-    def draw(self, shape: Shape, generator: Generator) -> ViewDraw:
-        """The random numbers for images of `shape`, on the generator's device."""
+    def draw(self, shape: Shape, generator: Generator) -> Any:
+        """The random numbers for images of `shape`, (B, C, H, W).
 
-    def views(self, images: Sequence[Tensor], drawn: ViewDraw) -> list[tuple[Tensor, ...]]:
-        """The views of each of several (B, C, H, W) images, all of the same shape: T x, T x̂, ..."""
+        Args:
+            shape: of the images of one rank.
+            generator: of all random numbers, which are on its device. Another source, such as torch's global generator,
+                would give a run that is continued other views than an uninterrupted one.
+
+        Returns:
+            What `views` takes: tensors, or tuples or dataclasses of them.
+        """
+
+    def views(self, images: Sequence[Tensor], drawn: Any) -> list[tuple[Tensor, ...]]:
+        """The views of each of several batches, T x, T x̂, ...: a pure function, which gradients can pass.
+
+        Args:
+            images: batches (B, C, H, W) of floats in [0, 1], all of one shape: images, and their reconstructions.
+            drawn: from `draw`. Sample i of every batch goes through the same transformation.
+
+        Returns:
+            A tuple of views for each batch, (B, C, h, w) each, of sides that the judge takes.
+        """
 
 
 def make_transform(config: TransformConfig) -> Transform:
-    """The transformation that a configuration describes."""
+    """The transformation that a configuration describes.
+
+    Raises:
+        ValueError: only the caller can make it.
+    """
     match config:
+        case OwnConfig():
+            raise ValueError(f"the transformation {config} is the caller's own: give it as transform=")
         case CropResizeConfig():
             return CropResize(config.ratio, config.ratio_max, config.crops, config.full_view)
         case MaskConfig(kind="channel"):

@@ -82,15 +82,18 @@ def check_run(run: Path, loading: Loading) -> Verdict:
                 raise checkpoint
             # what the run is, its checkpoints know too
             known = config or RunConfig.from_dict(checkpoint.metadata.get("config", {}))
-            # before a trainer is made: it may be larger than the file
-            check_model(known, checkpoint)
-            Trainer(known, torch.device("cpu")).check(checkpoint)
+            if known.model.own is None:
+                # before a trainer is made: it may be larger than the file
+                check_model(known, checkpoint)
+            if not known.own():
+                Trainer(known, torch.device("cpu")).check(checkpoint)
         except FastleError as error:
             if path.exists():
                 findings.append(_damaged(path, error))
             continue
         config, newest = known, newest or checkpoint
-        findings.append(Finding(path, f"step {checkpoint.step}, {format_bytes(path.stat().st_size)}"))
+        unknown = "; only Python can tell whether it fits what is your own" if known.own() else ""
+        findings.append(Finding(path, f"step {checkpoint.step}, {format_bytes(path.stat().st_size)}{unknown}"))
     findings += [*_check_metrics(run / "metrics.jsonl"), *_check_pictures(run), *_check_json(run)]
     if config is not None:
         findings += _check_caches(config, loading)

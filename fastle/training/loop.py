@@ -24,6 +24,7 @@ from fastle.errors import DataError, FastleError
 from fastle.lengths import steps_per_epoch, total_steps
 from fastle.method.model import Autoencoder
 from fastle.method.objective import Losses
+from fastle.method.own import OwnParts
 
 from .display import Clock, Display
 from .evaluate import validation_psnr
@@ -33,7 +34,7 @@ from .ranks import Agreement, Ranks, versions
 from .report import effective_rank, latent_spread
 from .run import RunDirectory
 from .signals import SAVE, STOPPING, Interrupted, Signals
-from .trainer import Trainer
+from .trainer import FASTLES, Trainer
 
 LOG_EVERY = 20  # steps between rows of metrics
 # and on a GPU at least this many seconds: a row makes it wait for the host, some 10 ms with the eigenvalues
@@ -65,6 +66,7 @@ def train(
     on_checkpoint: Callable[[Path], object] | None = None,
     shown: bool = True,
     log: LoggerName | None = None,
+    own: OwnParts = FASTLES,
 ) -> Trainer:
     """Starts or resumes the run in a directory, and trains to its end.
 
@@ -82,6 +84,7 @@ def train(
         on_report, on_checkpoint: See `fastle.fit`.
         shown: Whether rank 0 displays its progress; what is slower or other than it might seem is said in any case.
         log: A logger that gets the rows of metrics and the grids of rank 0 beside the run directory.
+        own: See `Trainer`.
 
     Returns:
         The trainer, at the end of the run.
@@ -115,7 +118,7 @@ def train(
         total = ranks.together(lambda: total_steps(config, steps_per_epoch(len(images), config.train.batch_size)))
 
         # trainer
-        trainer = Trainer(config, device, mode=mode, rank=rank, world_size=world_size, total_steps=total)
+        trainer = Trainer(config, device, mode=mode, rank=rank, world_size=world_size, total_steps=total, own=own)
         resumed = ranks.together(
             lambda: run.resume(trainer, images=identity, total=total, accept_new_data=accept_new_data)
         )

@@ -86,6 +86,8 @@ def too_large(config: RunConfig, images: int, device: torch.device) -> str:
         images: the batch of this process, a part of `--batch-size` under torchrun.
         device: the device whose memory is too small.
     """
+    if config.model.own is not None:
+        return f"a step of {images} images does not fit in memory; use a smaller --batch-size"
     size, processes = estimate(config), max(1, config.train.batch_size // images)
     takes = f"it takes about {format_bytes(size.of(images))}, by estimate"
     fault = f"a step of {images} images does not fit in memory: {takes}"

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Generator, Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,6 +32,7 @@ from fastle.errors import FastleError
 from fastle.machine import is_old
 from fastle.method.model import Autoencoder
 from fastle.method.objective import Draws, Losses, SelfTeaching, make_objective
+from fastle.method.own import OwnParts
 from fastle.phases import phase
 
 from .average import make_averages
@@ -41,6 +43,10 @@ from .schedule import rate_share
 
 # one stream of random numbers for the slices, which all ranks share, and one for what each rank draws for itself
 SLICES, VIEWS = 0, 1
+
+
+# all parts are as the configuration describes them
+FASTLES = OwnParts()
 
 
 class CannotCompile(FastleError):
@@ -58,6 +64,7 @@ class Trainer:
         rank, world_size: The rank of this process and the number of processes. With more than one, a process group must
             have been initialised.
         total_steps: The length of the run, on which a changing learning rate depends; None for `config.train.steps`.
+        own: What the caller made, of which the configuration only knows the names.
 
     Raises:
         ConfigError: The device cannot compute in the precision of the configuration.
@@ -81,6 +88,7 @@ class Trainer:
         rank: int = 0,
         world_size: int = 1,
         total_steps: int | None = None,
+        own: OwnParts = FASTLES,
     ) -> None:
         config = with_precision(config, device)
         self.config, self.device, self.mode = config, device, mode
@@ -93,12 +101,12 @@ class Trainer:
                 f"--precision bf16: {torch.cuda.get_device_name(device)} has no bf16 arithmetic, and emulating it is "
                 "slower than fp32; use --precision fp32"
             )
-        check_fits(config.model, device)
-        # the weights are initialised on the CPU, so that a seed gives the same ones on every device
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.train.seed)
-            self.model = Autoencoder(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.objective = make_objective(self.model, config.objective)
+        self.model = _initial_model(config, device) if own.model is None else own.model
+        if own.model is not None and world_size > 1:
+            # whatever the caller's processes have drawn; DDP does it too, but after judge and averages are copied
+            for tensor in (*self.model.parameters(), *self.model.buffers()):
+                dist.broadcast(tensor.detach(), 0)
+        self.objective = make_objective(self.model, config.objective, judge=own.judge, transform=own.transform)
         self.optimizer = make_optimizer(self.model, config.train, device)
         self.averages = make_averages(self.model, config.train.averages)
         self.done = 0
@@ -286,7 +294,7 @@ class Trainer:
         """Tensors with the names, shapes and types that `state` has after a step."""
         sections = self.state()
         count = torch.zeros((), dtype=torch.float32)
-        for index, weight in enumerate(self.model.parameters()):
+        for index, weight in enumerate(trained(self.model)):
             moments = {"step": count, "exp_avg": weight, "exp_avg_sq": weight}
             sections["optimizer"] |= {f"{index}.{name}": value for name, value in moments.items()}
         return sections
@@ -300,7 +308,7 @@ class Trainer:
         self.check(checkpoint)
         self.model.load_state_dict(checkpoint.section("model"))
         moments: dict[int, dict[str, Tensor]] = {}
-        parameters = list(self.model.parameters())
+        parameters = trained(self.model)
         for key, value in checkpoint.section("optimizer").items():
             index, name = key.split(".")
             # the fused update needs a moment in the memory format of its parameter: it ignores strides
@@ -317,9 +325,29 @@ class Trainer:
         self.done = step
 
 
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The weights that a step changes: parts of a network of the caller's own may be fixed."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _initial_model(config: RunConfig, device: torch.device) -> Autoencoder:
+    """The model of a configuration, with the weights of its seed.
+
+    Raises:
+        ConfigError: Only the caller can make it.
+        OutOfMemory: It does not fit.
+    """
+    check_fits(config.model, device)
+    # the weights are initialised on the CPU, so that a seed gives the same ones on every device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        model: Autoencoder = Autoencoder(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
 def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
     """AdamW with PyTorch's defaults but for rate and decay, as one fused kernel for all parameters."""
-    parameters, decay = model.parameters(), config.weight_decay
+    parameters, decay = trained(model), config.weight_decay
     if device.type != "cuda":
         return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=decay, fused=True)
     # a captured graph would keep a Python number for good; a tensor it reads anew in every replay

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_other_sizes_are_refused_in_one_line(size: int) -> None:
 
 @pytest.mark.parametrize("field", ["channels", "hidden", "map_channels", "latent"])
 def test_nothing_is_zero_wide(field: str) -> None:
-    values = {"size": 16, "channels": 3, "hidden": 3, "map_channels": 4, "latent": 5, field: 0}
+    values: dict[str, Any] = {"size": 16, "channels": 3, "hidden": 3, "map_channels": 4, "latent": 5, field: 0}
     with pytest.raises(ConfigError):
         ModelConfig(**values)
 

@@ -195,7 +195,7 @@ def drawn(objective: Objective, images: Tensor, seed: int) -> Draws:
 
 
 def judge_of(objective: Objective) -> Encoder:
-    assert isinstance(objective, SelfTeaching)
+    assert isinstance(objective, SelfTeaching) and isinstance(objective.judge, Encoder)
     return objective.judge
 
 
@@ -353,7 +353,7 @@ def test_slices_come_from_the_shared_generator_and_the_rest_from_the_local_one()
 
     def local_part(draws: Draws) -> list[Tensor]:
         assert draws.hole is not None
-        return [draws.hole.top, draws.hole.left, draws.view.top, draws.view.left]  # type: ignore[union-attr]
+        return [draws.hole.top, draws.hole.left, draws.view.top, draws.view.left]
 
     one, same, other_rank, other_slices = draw(1, 2), draw(1, 2), draw(1, 3), draw(4, 2)
     assert one.slices is not None and one.slices.shape == (5, 7)

@@ -143,7 +143,7 @@ def test_accumulated_gradient_is_the_mean_of_the_parts() -> None:
     whole, parts = Trainer(config(**pixel), CPU), Trainer(config(**pixel, accumulate=2), CPU)
     # without a BatchNorm of each part, the parts' mean is the whole
     for trainer in (whole, parts):
-        trainer.model.encoder.norm.eval = trainer.model.encoder.norm.train = lambda mode=True: None
+        trainer.model.encoder.norm.eval = trainer.model.encoder.norm.train = lambda mode=True: None  # type: ignore[method-assign, assignment, return-value]
         trainer.model.encoder.norm.training = False
     losses = [trainer(images) for trainer in (whole, parts)]
     torch.testing.assert_close(losses[1].total, losses[0].total, rtol=1e-5, atol=0)
