@@ -55,7 +55,7 @@ def test_judge_weights_get_no_gradient(config: ObjectiveConfig) -> None:
 def test_encoder_learns_through_the_reconstruction(config: ObjectiveConfig) -> None:
     # without SIGReg the judged reconstruction is the only way into the encoder
     config = dataclasses.replace(config, sigreg_weight=0.0)
-    case = CASES["spatial-rgb-8"]
+    case = CASES["spatial-rgb-8x16"]
     model = build(case)
     objective = make_objective(model, config)
     images = images_of(case, 1)
@@ -99,7 +99,7 @@ def test_step_frozen_judge_follows_without_a_copy(optimizer: type[torch.optim.Op
 
 
 def test_ema_judge_by_hand() -> None:
-    model = build(CASES["spatial-rgb-8"])
+    model = build(CASES["spatial-rgb-8x16"])
     objective = make_objective(model, teaching("ema", "crop-resize"))
     weight = model.encoder.stem.weight
     first = weight.detach().clone()
@@ -164,7 +164,7 @@ def test_masked_row_judges_the_same_boxes_of_all_three(judged: list[Judged]) -> 
 def test_clean_target_carries_no_graph(
     judge: JudgeName, hole: float | None, depth: JudgeDepth, judged: list[Judged]
 ) -> None:
-    case = CASES["spatial-rgb-8"]
+    case = CASES["spatial-rgb-8x16"]
     objective = make_objective(
         build(case), dataclasses.replace(teaching(judge, "crop-resize", hole), judge_depth=depth)
     )
@@ -181,7 +181,7 @@ def test_clean_target_carries_no_graph(
 @pytest.mark.parametrize("judge", ["step-frozen", "ema", "live"])
 def test_whole_images_are_judged_once(judge: JudgeName, hole: float | None, judged: list[Judged]) -> None:
     # a judge with the encoder's weights finds in x what the encoder found
-    case = CASES["spatial-rgb-8"]
+    case = CASES["spatial-rgb-8x16"]
     config = teaching(judge, "crop-resize", hole, CropResizeConfig(0.45, full_view=True))
     objective = make_objective(build(case), dataclasses.replace(config, judge_depth="features"))
     images = images_of(case, 2)

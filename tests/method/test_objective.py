@@ -239,7 +239,7 @@ def test_two_steps_equal_the_oracle(config: ObjectiveConfig, case: Case) -> None
 
 
 def test_uint8_images_equal_their_float_form() -> None:
-    case = CASES["spatial-rgb-8"]
+    case = CASES["spatial-rgb-8x16"]
     for _, config in rows():
         shape = (case.batch, 3, 8, 8)
         raw = torch.randint(0, 256, shape, generator=Generator().manual_seed(5), dtype=torch.uint8)
@@ -273,7 +273,7 @@ def test_fp32_is_close_to_the_oracle(name: str) -> None:
 @pytest.mark.parametrize("transform", list(TRANSFORMS))
 @pytest.mark.parametrize("hole", [None, 0.35], ids=["plain", "masked"])
 def test_bf16_autocast_is_finite_and_keeps_sigreg_in_fp32(transform: str, hole: float | None) -> None:
-    case = CASES["spatial-rgb-8"]
+    case = CASES["spatial-rgb-8x16"]
     model = build(case, torch.float32)
     objective = make_objective(model, teaching("step-frozen", transform, hole))
     images = images_of(case, 8).float()
@@ -312,7 +312,7 @@ def test_agreement_of_two_crops_is_the_mean_of_each_alone(ratio_max: float | Non
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
 def test_crops_of_drawn_sides_compile_once_to_the_same() -> None:
-    case = CASES["spatial-rgb-8"]
+    case = CASES["spatial-rgb-8x16"]
     config = teaching("step-frozen", "crop-resize", 0.35, CropResizeConfig(0.2, 1.0, 2))
     eager, compiled = (make_objective(build(case), config) for _ in range(2))
     # whether graphs are shared is Dynamo's business, before any code is generated
@@ -335,7 +335,7 @@ def test_crops_of_drawn_sides_compile_once_to_the_same() -> None:
 
 
 def test_terms_are_total_first_and_detached() -> None:
-    case = CASES["spatial-rgb-8"]
+    case = CASES["spatial-rgb-8x16"]
     objective = make_objective(build(case), teaching("step-frozen", "detail"))
     images = images_of(case, 1)
     terms = objective(images, drawn(objective, images, 1)).terms()
@@ -367,7 +367,7 @@ def test_slices_come_from_the_shared_generator_and_the_rest_from_the_local_one()
 
 
 def test_draws_hold_only_what_the_row_uses() -> None:
-    case = CASES["spatial-rgb-8"]
+    case = CASES["spatial-rgb-8x16"]
     for name, config in (*rows(), *other_rows()):
         objective = make_objective(build(case), config)
         draws = drawn(objective, images_of(case, 1), 1)
