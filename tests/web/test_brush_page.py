@@ -296,18 +296,23 @@ def test_the_page_measures_its_frames_and_decodes_what_changed(
     browser: Browser, shipped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     permissions = ["clipboard-read", "clipboard-write"]
+    asked: list[str] = []
+
+    def note(request: Request) -> None:
+        asked.append(request.url)
+
     # by default a model of 32 px is shown at 128
     with served("cifar10-6x") as port:
         for size, url in ((32, shipped), (128, f"http://127.0.0.1:{port}/")):
-            asked: list[Request] = []
+            asked.clear()
             with quiet_page(browser, url, permissions=permissions) as page:
-                page.on("request", asked.append)
+                page.on("request", note)
                 settle(page)
                 drag(page, PICTURE, (0.1, 0.1), (0.9, 0.5), (0.1, 0.9), steps=12)
                 settle(page)
                 shown = page.locator("#frame-time").text_content()
                 # the parts make the whole
-                assert any("cells=" in request.url for request in asked) == (size == 128)
+                assert any("cells=" in url for url in asked) == (size == 128)
                 assert same(saved(page), made_by_python(page, tmp_path, monkeypatch))
             assert shown is not None and shown.startswith("Frame time ")
             with capsys.disabled():

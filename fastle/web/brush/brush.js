@@ -37,6 +37,8 @@ export function brushPanel(page) {
   const show = liveImage(page, picture, regionDecoder(page.backend));
 
   function refresh(since) {
+    // first, so that the model computes while the rest is drawn
+    const shown = show(latent(), since);
     showPicture(map, page.latentPicture(latent()));
     find("#undo").disabled = !history().canUndo;
     find("#redo").disabled = !history().canRedo;
@@ -45,7 +47,7 @@ export function brushPanel(page) {
     picture.setAttribute("aria-label", `${title}. The arrow keys move the brush, the space bar paints.`);
     map.setAttribute("aria-label", `The latent of ${title}, which can be painted too`);
     page.pythonChanged();
-    return show(latent(), since);
+    return shown;
   }
 
   function begin(place, since) {

@@ -234,14 +234,16 @@ export function colouring(latents, [channels, height, width]) {
   });
   const { mean, directions } = principalDirections(samples, 3);
   return (latent) => {
-    const rgba = new Uint8ClampedArray(4 * cells).fill(255);
-    for (let i = 0; i < cells; i++) {
-      const centred = cell(latent, i).map((value, c) => value - mean[c]);
-      for (let k = 0; k < 3; k++) {
-        const along = k < directions.length ? dot(centred, directions[k].vector) / directions[k].deviation : 0;
-        rgba[4 * i + k] = 128 + (127 * along) / WIDE;
+    const rgba = new Uint8ClampedArray(4 * cells).fill(128);
+    // plain loops: this runs at each move of the pointer
+    directions.forEach(({ vector, deviation }, k) => {
+      for (let i = 0; i < cells; i++) {
+        let along = 0;
+        for (let c = 0; c < channels; c++) along += (latent[c * cells + i] - mean[c]) * vector[c];
+        rgba[4 * i + k] = 128 + (127 * along) / deviation / WIDE;
       }
-    }
+    });
+    for (let i = 0; i < cells; i++) rgba[4 * i + 3] = 255;
     return new ImageData(rgba, width, height);
   };
 
