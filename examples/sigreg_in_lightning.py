@@ -41,7 +41,7 @@ class LeJEPA(lightning.LightningModule):
 
 def main(images: int = 2048, **trainer: Any) -> LeJEPA:
     """Trains on noise, in place of your images."""
-    loader = DataLoader(torch.rand(images, 3, 8, 8), batch_size=128)  # type: ignore[arg-type]
+    loader: DataLoader[Tensor] = DataLoader(torch.rand(images, 3, 8, 8), batch_size=128)  # type: ignore[arg-type]
     module = LeJEPA()
     lightning.Trainer(**({"max_epochs": 4} | trainer)).fit(module, loader)
     return module
