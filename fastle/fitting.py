@@ -173,7 +173,7 @@ def evaluate(
     """Measures a model's reconstructions of images that it was not trained on, as `fastle eval` does.
 
     Example:
-        >>> evaluate(result.model, "held-out")["clean"]["psnr"]
+        >>> evaluate(result.model, "held-out")
 
     Args:
         model: Any that `fit` or `Autoencoder.from_pretrained` returned, on the device that is to compute.

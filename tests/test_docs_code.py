@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +20,11 @@ from torch import Tensor
 import fastle
 import fastle.commands.main
 import fastle.commands.train
+from fastle.method.contract import MODEL_SETTINGS
 from tests.commands.trained import save_image, save_model
 from tests.test_docs import PAGES, ROOT
 from tests.test_fitting import PIXELS, TINY, small_reports
+from tests.test_own import Own, decoder
 
 __all__ = ["small_reports"]
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -90,18 +93,20 @@ def names(page: str) -> dict[str, Any]:
     if page == "commands.md":
         np.save("z.npy", np.zeros((1, 4), np.float32))
         Path("z.npy.names.json").write_text(json.dumps(["a.jpg"]))
-    if page == "python.md":
+    if page in ("python.md", "own.md"):
         for i in range(20):
             save_image(Path(f"photographs/{i}.png"), i)
+        save_image(Path("held-out/a.png"), 20)
     runtime = SimpleNamespace(run=lambda _, feed: [feed["images"]])
     given: dict[str, Any] = {
         "torch": torch, "F": torch.nn.functional, "fastle": fastle, "json": json, "numpy": np,
         "images": PIXELS, "x": torch.rand(B, 3, 128, 128), "x_hat": torch.rand(B, 3, 128, 128),
         "top": torch.zeros(B, dtype=torch.long), "left": torch.zeros(B, dtype=torch.long),
-        "heights": torch.full((B,), 20), "widths": torch.full((B,), 30),
+        "heights": torch.full((B,), 19), "widths": torch.full((B,), 10),
         "z": z, "z1": z[0], "z2": z[1], "proj": z, "embeddings": z, "T": B, "D": D,
         "lengths": torch.arange(1, B + 1), "slices": torch.nn.functional.normalize(torch.randn(D, 16), dim=0),
         "prediction_loss": z.square().mean(), "regularizer": fastle.SIGReg(num_slices=16),
+        "Encoder": Own, "Decoder": decoder, "Features": Own, "dataclass": dataclass,
         "onnxruntime": SimpleNamespace(InferenceSession=lambda path: runtime),
     }  # fmt: skip
     # what a block replaces is another package's
@@ -122,7 +127,13 @@ def names(page: str) -> dict[str, Any]:
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
 def test_the_python_of_a_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit: Callable[..., Any] = fastle.fit
-    monkeypatch.setattr(fastle, "fit", lambda **given: fit(**{**given, **TINY, "size": 16, "device": "cpu"}))
+
+    def tiny(*config: Any, **given: Any) -> Any:
+        # networks of one's own have their widths
+        less = {name: value for name, value in TINY.items() if "model" not in given or name not in MODEL_SETTINGS}
+        return fit(*config, **{**given, **less, "size": 16, "device": "cpu"})
+
+    monkeypatch.setattr(fastle, "fit", tiny)
     known = names(page.name)
     text = page.read_text(encoding="utf-8")
     for block in PYTHON.finditer(text):

@@ -105,6 +105,10 @@ def test_a_run_goes_on_and_is_loaded_by_whoever_has_its_networks(capsys: pytest.
     capsys.readouterr()
     fastle.commands.main.main(["check", "run"])
     assert "only Python can tell whether it fits what is your own" in " ".join(capsys.readouterr().out.split())
+    fastle.commands.main.main(["compare", "run", "parts"])
+    assert "Own" not in capsys.readouterr().out
+    fastle.commands.main.main(["report", "run", "-o", "report.html"])
+    assert "model: encoder</th><td>Own</td>" in Path("report.html").read_text(encoding="utf-8")
     for more, fault in (
         ({"hidden": 8}, "run holds a run with another configuration .*model.own"),
         ({"model": (Own(), nn.Sequential(decoder(), nn.Conv2d(3, 3, 1), nn.Sigmoid()))}, "another configuration"),

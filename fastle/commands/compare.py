@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastle.checkpoint import CheckpointError, checkpoints, read_run_config, write_atomic
-from fastle.config import OPTIONS, ConfigError, RunConfig
+from fastle.config import ConfigError, RunConfig, written
 from fastle.files import read_json
 from fastle.options import shown
 from fastle.training.report import grids, read_metrics
@@ -91,7 +91,7 @@ def _differing(configs: list[RunConfig]) -> list[Column]:
     """The settings of each run that are not the same in all."""
     columns = [
         {
-            name.replace("_", "-"): shown(OPTIONS[name].written(value))
+            name.replace("_", "-"): shown(written(name, value))
             for group in config.settings().values()
             for name, value in group.items()
         }

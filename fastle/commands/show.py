@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fastle.config import OPTIONS, RunConfig
+from fastle.config import RunConfig, written
 from fastle.folders import find_shards
 from fastle.lengths import steps_per_epoch, total_steps, train_size
 
@@ -20,7 +20,7 @@ def show_config(config: RunConfig, path: Path, console: Console) -> None:
         console.print(wrapped(label, list(items)), highlight=False, markup=False, soft_wrap=True)
 
     for group, values in config.settings().items():
-        show(group, *(f"{name.replace('_', '-')} {OPTIONS[name].written(value)}" for name, value in values.items()))
+        show(group, *(f"{name.replace('_', '-')} {written(name, value)}" for name, value in values.items()))
     count = f"{config.model.parameter_count / 1e6:.2f} M"
     latent = " x ".join(map(str, config.model.latent_shape))
     show("parameters", count, f"compression {config.model.compression:g}x", f"latent {latent}")

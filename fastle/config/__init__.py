@@ -19,7 +19,7 @@ from .objective import (
     transform_config,
 )
 from .own import OwnConfig, OwnNetworks
-from .run import OPTIONS, TUNED, RunConfig
+from .run import OPTIONS, TUNED, RunConfig, written
 from .training import Precision, TrainConfig
 from .transform import (
     DEFAULT_TRANSFORM,
@@ -68,4 +68,5 @@ __all__ = [
     "plain_size",
     "sides_of",
     "transform_config",
+    "written",
 ]

@@ -44,6 +44,11 @@ OPTIONS: dict[str, Option] = {
 }
 
 
+def written(name: str, value: Any) -> Any:
+    """A setting of `RunConfig.settings` as people write it; names of the caller's own are text already."""
+    return OPTIONS[name].written(value) if name in OPTIONS else value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """Everything that decides what a run computes, apart from the device."""

@@ -204,7 +204,7 @@ def test_own_statistics_hardly_see_contrast_and_the_targets_do() -> None:
 
 
 @pytest.mark.parametrize("depth", get_args(JudgeDepth))
-@pytest.mark.parametrize("name", ["pooled-rgb-16", "spatial-rgb-8"])
+@pytest.mark.parametrize("name", ["pooled-rgb-16", "spatial-rgb-8x16"])
 def test_a_graph_compares_in_another_form_to_the_same(name: str, depth: JudgeDepth) -> None:
     encoder = build(CASES[name]).encoder
     batches = [images_of(CASES[name], seed) for seed in range(6)]
