@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Saves the moving pictures of docs/method.md: a training on drawn shapes, and SIGReg on points of a plane.
 
-python scripts/draw_method.py DIR    # writes DIR/training.webp and DIR/sigreg.webp, in about two minutes of a core
+python scripts/draw_method.py DIR    # writes DIR/training.webp and DIR/sigreg.webp, in two or three minutes
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from fastle.training.trainer import Trainer
 
 SHOWN = 8  # test images
 STEPS, BATCH = 300, 64
-POINTS, MOVES, RATE = 600, 240, 4.0
-FRAME, LAST = 90, 2500  # milliseconds
+POINTS, MOVES, RATE = 600, 180, 0.2
+FRAME, LAST = 120, 2500  # milliseconds
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
         first, *others = frames
         path = directory / f"{name}.webp"
         times = [FRAME] * len(others) + [LAST]
-        first.save(path, save_all=True, append_images=others, duration=times, loop=0, quality=60, method=6)
+        first.save(path, save_all=True, append_images=others, duration=times, loop=0, quality=45, method=6)
         print(f"{path}: {len(times)} frames, {path.stat().st_size / 1e3:.0f} kB")
 
 
