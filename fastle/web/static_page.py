@@ -89,7 +89,10 @@ def _this_package() -> tuple[str, str]:
     """The version and the licence of fastle."""
     try:
         package = metadata.distribution("fastle")
-        text = package.read_text("licenses/LICENSE")
+        # what setuptools leaves in a checkout holds no licence, and the checkout does
+        beside = Path(str(package.locate_file("LICENSE")))
+        in_checkout = (beside.parent / "setup.py").is_file()
+        text = beside.read_text(encoding="utf-8") if in_checkout else package.read_text("licenses/LICENSE")
     except metadata.PackageNotFoundError:
         text = None
     if text is None:

@@ -20,7 +20,6 @@ from bench.common.loaders import BATCH, FastleLoader, PilLoader
 from bench.loader_bench import difference, main, open_side
 from fastle.data import Images
 from fastle.data.images import ArrayImages
-from fastle.errors import DataError
 from tests.bench.bench_cases import check_bad_input, check_refused, check_shown, run_tiny
 
 CPU = torch.device("cpu")
@@ -160,23 +159,6 @@ def test_dali_gpu_alone_may_differ(celeba: Path) -> None:
     work = loader_bench.Workload(root=celeba, source="", count=256, sides=SIDES)
     exact = [name for name in loader_bench.NAMES if loader_bench._side(name, work, CPU).gates]
     assert exact == ["torchvision", "dali", "cache-disk", "cache-host", "cache-device"]
-
-
-def test_a_side_that_cannot_be_had_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def some(name: str, root: Path, device: torch.device, say: Any) -> Images:
-        if name == "dali":
-            raise DataError("--decoder dali cannot be had: no wheels")
-        if name == "cache-disk":
-            raise RuntimeError("out of luck\nsecond line")
-        return open_side(name, root, device, say)
-
-    monkeypatch.setattr(loader_bench, "open_side", some)
-    names = ("torchvision", "dali", "cache-disk")
-    loading, step = run_tiny(main, tmp_path, "--images", "256", "--sides", *names)["rows"]
-    assert [side.get("note") for side in loading["sides"].values()] == [
-        None, "cannot be had: --decoder dali cannot be had: no wheels", "failed: RuntimeError: out of luck",
-    ]  # fmt: skip
-    assert list(step["sides"]) == ["fixed batch", "torchvision"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_nothing_is_lost(tmp_path: Path) -> None:
-    command = [sys.executable, "scripts/chaos.py", "--minutes", "0.2", "--seed", "0", "--json", str(tmp_path / "json")]
+    command = [sys.executable, "scripts/chaos.py", "--minutes", "0.1", "--seed", "0", "--json", str(tmp_path / "json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "json").read_bytes())["chaos"]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch._inductor import config as inductor
 
 from fastle.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from fastle.choices import StepMode
@@ -27,9 +28,7 @@ STEPS = 20
 
 
 def config(**flags: Any) -> RunConfig:
-    whole = make_config(
-        "shapes", **{"recipe": "post", "steps": STEPS, "batch_size": 4, "slices": 8, "masked": True} | flags
-    )
+    whole = make_config("shapes", **{"recipe": "post", "steps": STEPS, "batch_size": 4, "slices": 8} | flags)
     # spatial: a pooled code's bias has no gradient but rounding, before BatchNorm, which AdamW turns into steps
     model = replace(whole.model, size=16, hidden=8, map_channels=8, latent=None)
     return replace(whole, model=model, data=replace(whole.data, size=16))
@@ -106,10 +105,10 @@ def test_compiled_bf16_is_finite_and_right() -> None:
 def test_a_machine_that_cannot_compile_gets_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # its own cache, because an earlier run may have compiled the same step
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/nonexistent/c++",))
     # the smallest graph, since what takes its time is tracing, with a batch that no other test has compiled
-    trainer = Trainer(config(masked=False, recipe=None, slices=None, objective="pixel"), CPU, mode="compiled")
-    with pytest.raises(CannotCompile, match=r"^the step cannot be compiled here: .*; use --step eager$"):
+    trainer = Trainer(config(recipe=None, slices=None, objective="pixel"), CPU, mode="compiled")
+    without = inductor.patch({"cpp.cxx": ("/nonexistent/c++",)})
+    with without, pytest.raises(CannotCompile, match=r"^the step cannot be compiled here: .*; use --step eager$"):
         trainer(torch.zeros(7, 1, 16, 16, dtype=torch.uint8))
 
 
