@@ -340,4 +340,6 @@ def test_a_million_images_take_bytes_and_no_objects(tmp_path: Path) -> None:
     # batches look up their images, each known by its name
     picked = batch_indices(len(files), step=123, batch_size=64, seed=1, rank=1, world_size=2).tolist()
     assert [files[i].name for i in picked] == [f"{files.rows[i] // 10_000}.tar, {files.rows[i]:09}" for i in picked]
+    # a cache without some of them is another
+    assert files.fingerprint() != files.without({0}).fingerprint()
     assert files.identity().count == len(files) and files.without({0, 5})[0].row == files.rows[1]

@@ -18,6 +18,7 @@ from fastle.commands.main import main
 from fastle.commands.train import _parser
 from fastle.errors import FastleError
 from fastle.method.model import Autoencoder
+from fastle.method.pretrained import hole_ratio_of
 from fastle.presets import command_of, make_config
 from fastle.training.card import save_run
 from tests.training.runs import config, go
@@ -40,6 +41,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         (run / f"eval-{name}.json").write_text(json.dumps(measured | more))
     return run
+
+
+def test_a_masked_model_keeps_the_share_of_its_hole(tmp_path: Path) -> None:
+    go(tmp_path / "run", config(steps=1, masked=True))
+    save_run(tmp_path / "run", tmp_path / "toy")
+    assert hole_ratio_of(tmp_path / "toy") == 0.35
 
 
 def test_a_card_says_what_the_model_is_and_what_it_reaches(finished: Path, tmp_path: Path) -> None:
