@@ -95,6 +95,8 @@ def test_a_run_goes_on_and_is_loaded_by_whoever_has_its_networks(capsys: pytest.
     loaded = Autoencoder.from_pretrained("parts", model=(Own(), decoder()))
     assert loaded.encode(PIXELS).shape == (20, 6, 2, 2) and not loaded.training
     torch.testing.assert_close(loaded(PIXELS), whole.model(PIXELS))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loaded(PIXELS).dtype == torch.float32
     average = Autoencoder.from_pretrained("parts", weights="ema-050", model=(Own(), decoder()))
     assert not torch.equal(average(PIXELS), loaded(PIXELS))
     figures = evaluate(loaded, PIXELS)["clean"]
