@@ -15,7 +15,6 @@ from rich.console import Console
 import fastle.commands.train
 import fastle.training.loop
 from fastle.checkpoint import read_run_config
-from fastle.commands.settings import read_settings, settings_text
 from fastle.config import (
     OPTIONS,
     ConfigError,
@@ -32,7 +31,7 @@ from fastle.config import (
 from fastle.data import open_images
 from fastle.method.model import Autoencoder
 from fastle.method.transforms import make_transform
-from fastle.presets import command_of, make_config
+from fastle.presets import make_config
 from fastle.training.evaluate import evaluate
 from fastle.training.loop import train
 
@@ -306,31 +305,6 @@ def test_configurations_of_before_load(flags: dict[str, Any], written: dict[str,
         if later not in written:
             del values["objective"][later]
     assert RunConfig.from_dict(values) == config
-
-
-def test_a_size_that_is_not_square_everywhere_it_is_written(tmp_path: Path) -> None:
-    config = make_config("folder", data="photographs", size=(96, 128))
-    assert config.model.latent_shape == (32, 12, 16) and config.model.compression == 6
-    assert make_config("folder", data="photographs", size=[96, 128]) == config
-    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert command_of(config) == "fastle-train folder --data DIR --size 96x128"
-    (tmp_path / "run.toml").write_text(settings_text(config))
-    assert 'size = "96x128"' in (tmp_path / "run.toml").read_text()
-    assert make_config(**read_settings(tmp_path / "run.toml", {})) == config
-    # a square has one form, that of before
-    square = make_config("folder", data="photographs", size=(64, 64))
-    assert square == make_config("folder", data="photographs", size=64) and square.to_dict()["data"]["size"] == 64
-    # the shorter side decides which preset it is
-    assert make_config("folder", size=(32, 128)).model.hidden == 64
-
-
-@pytest.mark.parametrize("text", ["96×128", "96x", "x128", "96x128x3", "96X128", "9 6", "1_6", ""])
-def test_a_size_that_cannot_be_read_is_one_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        fastle.commands.train.main(["folder", "--size", text, "--dry-run"])
-    assert left.value.code == (
-        f"fastle-train: error: --size must be a whole number, or HEIGHTxWIDTH such as 96x128, not {text}"
-    )
 
 
 OLD_RUN = Path(__file__).parent / "data_files" / "run-of-0.1"

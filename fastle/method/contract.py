@@ -7,7 +7,8 @@ views of several kinds in one pass, and none may keep statistics, which those vi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -129,11 +130,9 @@ def _own_model(
 
 def _check_network(what: str, network: nn.Module, images: Tensor) -> Features:
     """The features of two images, if the network that makes them can be a judge."""
-    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    features = _features(what, network, images)
-    changed = [name for name, buffer in network.named_buffers() if not torch.equal(buffer, before[name])]
-    for name, buffer in network.named_buffers():
-        buffer.copy_(before[name])
+    with _buffers_kept(network) as before:
+        features = _features(what, network, images)
+        changed = [name for name, buffer in network.named_buffers() if not torch.equal(buffer, before[name])]
     if changed:
         raise ConfigError(
             f"{what} changes {changed[0]} when it is called{_such_as(network)}: the judge's views would spoil it; use "
@@ -176,10 +175,8 @@ def _features(what: str, network: nn.Module, images: Tensor) -> Features:
 
 
 def _check_decoder(what: str, decoder: nn.Module, z: Tensor, images: Tensor) -> None:
-    before = {name: buffer.clone() for name, buffer in decoder.named_buffers()}
-    first, second = (_called(what, decoder, z) for _ in range(2))
-    for name, buffer in decoder.named_buffers():
-        buffer.copy_(before[name])
+    with _buffers_kept(decoder):
+        first, second = (_called(what, decoder, z) for _ in range(2))
     if not isinstance(first, Tensor) or first.shape != images.shape:
         raise ConfigError(f"{what} returns {_described(first)} for latents {tuple(z.shape)}, not {tuple(images.shape)}")
     if not _close(first, second):
@@ -228,7 +225,6 @@ def _check_transform(transform: Transform, config: ModelConfig, device: torch.de
 def _check_step(objective: Objective, model: OwnAutoencoder) -> None:
     """Raises ConfigError if a weight gets no gradient. The model is left as it was."""
     device, config = model.encoder.norm.weight.device, model.config
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     generators = [Generator(device).manual_seed(0) for _ in range(2)]
     images = _images(config, device)
 
@@ -236,12 +232,10 @@ def _check_step(objective: Objective, model: OwnAutoencoder) -> None:
         draws = objective.draw(images.shape, shared=generators[0], local=generators[1])
         objective.train()(images, draws).total.backward()
 
-    _called("a step", loss)
+    with _buffers_kept(model):
+        _called("a step", loss)
     lacking = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
     model.zero_grad()
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
     if lacking:
         raise ConfigError(
             f"{lacking[0]} gets no gradient: take out what is not used (network.fc = torch.nn.Identity()), call "
@@ -255,9 +249,21 @@ def _called(what: str, function: Callable[..., Any], *arguments: Tensor) -> Any:
     try:
         with torch.set_grad_enabled(not arguments):
             return function(*arguments)
-    except Exception as error:
+    except Exception as error:  # the caller's code may fail in any way, and the error names it with its cause
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ConfigError(f"{what} fails{f' on a batch {inputs}' if inputs else ''}: {reason}") from error
+
+
+@contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Gives a module's buffers, and puts them back where a call has changed them."""
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        yield before
+    finally:
+        with torch.no_grad():
+            for name, buffer in module.named_buffers():
+                buffer.copy_(before[name])
 
 
 def _images(config: ModelConfig, device: torch.device) -> Tensor:

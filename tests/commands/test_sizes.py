@@ -12,8 +12,10 @@ import torch
 import fastle.commands.train
 import fastle.training.loop
 from fastle import Autoencoder
-from fastle.config import ConfigError
+from fastle.commands.settings import read_settings, settings_text
+from fastle.config import ConfigError, RunConfig
 from fastle.data.cache import cache_folder
+from fastle.presets import command_of, make_config
 from fastle.training.report import grids, read_grid
 from tests.commands.trained import Command, command
 from tests.data.pictures import write_pictures
@@ -59,3 +61,28 @@ def test_a_run_of_images_that_are_not_square(
             demo.open_demo("card", torch.device("cpu"))
     else:
         assert demo.open_demo("run", torch.device("cpu"))[0].size == 16
+
+
+def test_a_size_that_is_not_square_everywhere_it_is_written(tmp_path: Path) -> None:
+    config = make_config("folder", data="photographs", size=(96, 128))
+    assert config.model.latent_shape == (32, 12, 16) and config.model.compression == 6
+    assert make_config("folder", data="photographs", size=[96, 128]) == config
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert command_of(config) == "fastle-train folder --data DIR --size 96x128"
+    (tmp_path / "run.toml").write_text(settings_text(config))
+    assert 'size = "96x128"' in (tmp_path / "run.toml").read_text()
+    assert make_config(**read_settings(tmp_path / "run.toml", {})) == config
+    # a square has one form, that of before
+    square = make_config("folder", data="photographs", size=(64, 64))
+    assert square == make_config("folder", data="photographs", size=64) and square.to_dict()["data"]["size"] == 64
+    # the shorter side decides which preset it is
+    assert make_config("folder", size=(32, 128)).model.hidden == 64
+
+
+@pytest.mark.parametrize("text", ["96×128", "96x", "x128", "96x128x3", "96X128", "9 6", "1_6", ""])
+def test_a_size_that_cannot_be_read_is_one_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        fastle.commands.train.main(["folder", "--size", text, "--dry-run"])
+    assert left.value.code == (
+        f"fastle-train: error: --size must be a whole number, or HEIGHTxWIDTH such as 96x128, not {text}"
+    )
