@@ -18,7 +18,9 @@ import fastle.training.loop
 from fastle import Autoencoder, FastleError, Result, SelfTeaching, evaluate, fit, frozen
 from fastle.checkpoint import read_run_config
 from fastle.config import IdentityConfig, ModelConfig, ObjectiveConfig
+from fastle.method.contract import own_parts
 from fastle.method.model import Encoder
+from fastle.presets import make_config
 from fastle.training.run import RunDirectory
 from tests.training.runs import assert_same, weights
 
@@ -121,6 +123,15 @@ def test_a_run_goes_on_and_is_loaded_by_whoever_has_its_networks(capsys: pytest.
         Autoencoder.from_pretrained("run", model=(nn.Sequential(), decoder()))
     with pytest.raises(FastleError, match="cannot be saved as one of fastle's"):
         loaded.save_pretrained("saved")
+
+
+def test_the_checks_leave_networks_as_they_were() -> None:
+    norm = nn.BatchNorm2d(3)
+    networks = Own(), decoder(norm, nn.Sigmoid())
+    config = make_config("folder", data="photographs", size=16)
+    own_parts(config, (), torch.device("cpu"), model=networks, judge=None, transform=None)
+    assert norm.num_batches_tracked == 0 and not norm.get_buffer("running_mean").any()
+    assert all(weight.grad is None for network in networks for weight in network.parameters())
 
 
 def parts(*networks: nn.Module) -> dict[str, Any]:
