@@ -1,13 +1,15 @@
 """The whole training step against the plain eager one: correctness, time, FLOP, memory, on a CPU or a GPU.
 
-    python bench/step_bench.py                        # on a CPU four settings, most of the time spent compiling
+    python bench/step_bench.py                        # on a CPU five settings, most of the time spent compiling
     python bench/step_bench.py --quick                # a CPU: CIFAR-10 at batch 32
     python bench/step_bench.py --shapes celeba-masked-512:128 cifar10:128 --json FILE
     python bench/step_bench.py --shapes celeba-spatial:4 --sides plain "fastle compiled bf16"
     python bench/step_bench.py --from FILE --plot FILE.png
 
 It measures the fastle of its own checkout, installed or not. A shape is SETTING:BATCH, a setting one of fastle's
-presets. A call is one step on a uint8 batch that is on the device already: draws, forward, backward, AdamW. The sides:
+presets with the post's recipe; that of -tuned is the default recipe's objective, at a constant rate and with no bound
+on the gradient. A call is one step on a uint8 batch that is on the device already: draws, forward, backward, AdamW.
+The sides:
 
     plain                   fastle/training/plain_step.py: eager, fp32, contiguous
     plain bf16              the same under autocast, channels-last
@@ -70,6 +72,9 @@ ROTATION = 3  # inputs
 SETTINGS: dict[str, Callable[..., RunConfig]] = {
     "celeba-masked-128": partial(make_config, "celeba", recipe="post", masked=True, latent=128),
     "celeba-masked-512": partial(make_config, "celeba", recipe="post", masked=True, latent=512),
+    "celeba-masked-512-tuned": partial(
+        make_config, "celeba", masked=True, latent=512, schedule="constant", warmup=0.0, clip=0.0
+    ),
     "celeba-spatial": partial(make_config, "celeba", recipe="post"),
     "cifar10": partial(make_config, "cifar10", recipe="post"),
 }

@@ -42,7 +42,7 @@ if $rehearse; then
     machine="a rehearsal on a CPU: its figures mean nothing"
     device=cpu step_shape=cifar10:4 sides=("fastle eager")
     sigreg=(--quick --shapes 64x8x16) views=(--quick --shapes crop:1x2x1x32x32:8)
-    loader=(--quick --images 8 --sides pil-0)
+    loader=(--quick --images 128 --sides pil-0)
     gpu_tests=(tests/kernels/test_sigreg_launch.py) kernel_tests=(tests/kernels/test_sigreg_launch.py -k grid)
     training=(--steps 2 --batch-size 4 --hidden 8 --map-channels 8 --slices 8)
 elif machine=$(python3 -c 'import torch; print(torch.cuda.get_device_name())' 2>&1); then
