@@ -94,7 +94,7 @@ def _(blocks: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 @_images_operator.register_fake
 def _(to_y: Tensor, to_means: Tensor, blocks: Tensor, weight: Tensor) -> Tensor:
     batch, channels, height, width = blocks.shape
-    return blocks.new_empty(batch, height, width - 1, 2, channels)
+    return blocks.new_empty(batch, height - 1, width - 1, 2, 2, channels)
 
 
 @_weight_operator.register_fake
@@ -112,9 +112,10 @@ def _gradient(
     blocks, weight = ctx.saved_tensors
     images_gradient, weight_gradient = None, None
     if ctx.needs_input_grad[0]:
-        here, right = to_images(to_y, to_means, blocks, weight).unbind(3)
-        # a block is read by the pixels of its own column and of the column before
-        images_gradient = (F.pad(here, (0, 0, 0, 1)) + F.pad(right, (0, 0, 1, 0))).permute(0, 3, 1, 2)
+        taps = to_images(to_y, to_means, blocks, weight)
+        # a block is read by the pixels of its own row and column and of those before
+        parts = [F.pad(taps[:, :, :, r, c], (0, 0, c, 1 - c, r, 1 - r)) for r in (0, 1) for c in (0, 1)]
+        images_gradient = (parts[0] + parts[1] + (parts[2] + parts[3])).permute(0, 3, 1, 2)
     if ctx.needs_input_grad[1]:
         weight_gradient = to_weight(to_y, to_means, blocks, weight)
     return images_gradient, weight_gradient

@@ -15,12 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 # launch table; not tuned on a GPU yet
-BW, MAX_BN = 64, 64
-IMAGES_BN = 32  # at most, for the gradient that holds four tiles; more would spill on AMD's GPUs
-ROWS = 16  # rows of blocks that a program of the images' gradient computes, for which it needs one row of pixels more
+MAX_BW, MAX_BN = 64, 64
+IMAGES_BN = 64  # at most, for the gradient that holds three tiles
 PROGRAMS = 512  # that share the pixels of the weight's gradient; fixed, so that every GPU adds in the same order
 OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
-IMAGES_OPTIONS = OPTIONS | {"num_warps": 8}
 
 
 @triton.jit
@@ -43,10 +41,10 @@ def _weights(w_ptr, n, N, K, SN, SK, SR, SC, KP: tl.constexpr):
 
 
 @triton.jit
-def _weights_of_row(w_ptr, r, n, N, K, SN, SK, SR, SC, KP: tl.constexpr):
-    """The weights of one row of taps, turned: [BN, 2KP]."""
-    t = tl.arange(0, 2 * KP)
-    c, k = t // KP, t % KP
+def _weights_turned(w_ptr, n, N, K, SN, SK, SR, SC, KP: tl.constexpr):
+    """[BN, 4KP]."""
+    t = tl.arange(0, 4 * KP)
+    r, c, k = t // (2 * KP), t // KP % 2, t % KP
     offset = (k * SK + r * SR + c * SC)[None, :] + (n * SN)[:, None]
     return tl.load(w_ptr + offset, mask=(k < K)[None, :] & (n < N)[:, None], other=0.0)
 
@@ -101,33 +99,28 @@ def _forward_kernel(
 def _images_kernel(
     gy_ptr, gs_ptr,  # [B, H, W, N], [B, H/2, W/2, 2N]
     x_ptr, w_ptr,  # as in the forward kernel
-    gx_ptr,  # [B, H+1, W, 2, K]
+    gx_ptr,  # [B, H, W, 2, 2, K]
     H, W, N, K, SB, SI, SN, SK, SR, SC,
-    KP: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, BN: tl.constexpr,
+    KP: tl.constexpr, BW: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    across, down = tl.cdiv(W, BW), tl.cdiv(H + 1, ROWS)
-    strip = tl.program_id(0) // across
-    sample, top = strip // down, (strip % down) * ROWS
+    across = tl.cdiv(W, BW)
+    line = tl.program_id(0) // across
+    sample, row = line // H, line % H
     column = (tl.program_id(0) % across) * BW + tl.arange(0, BW)
-    t = tl.arange(0, 2 * KP)
-    gx_ptr += sample.to(tl.int64) * ((H + 1) * W * 2 * K)
-    above = tl.zeros((BW, 2 * KP), tl.float32)
-    for i in range(top - 1, tl.minimum(top + ROWS, H + 1)):
-        here, below = tl.zeros((BW, 2 * KP), tl.float32), tl.zeros((BW, 2 * KP), tl.float32)
-        if (i >= 0) & (i < H):
-            x = _pixels(x_ptr, sample, i, column, W, K, SB, SI, KP)
-            for first in range(0, N, BN):
-                n = first + tl.arange(0, BN)
-                p = tl.dot(x, _weights(w_ptr, n, N, K, SN, SK, SR, SC, KP), input_precision="ieee")
-                g = _slopes(p, gy_ptr, gs_ptr, sample, i, column, n, H, W, N).to(x.dtype)
-                upper = _weights_of_row(w_ptr, 0, n, N, K, SN, SK, SR, SC, KP)
-                here = tl.dot(g, upper, here, input_precision="ieee")
-                lower = _weights_of_row(w_ptr, 1, n, N, K, SN, SK, SR, SC, KP)
-                below = tl.dot(g, lower, below, input_precision="ieee")
-        offset = (i * W + column)[:, None] * (2 * K) + (t // KP * K + t % KP)[None, :]
-        mask = (column < W)[:, None] & (t % KP < K)[None, :] & (i >= top)
-        tl.store(gx_ptr + offset, (above + here).to(gx_ptr.dtype.element_ty), mask=mask)
-        above = below
+    x = _pixels(x_ptr, sample, row, column, W, K, SB, SI, KP)
+    gradient = tl.zeros((BW, 4 * KP), tl.float32)
+    for first in range(0, N, BN):
+        n = first + tl.arange(0, BN)
+        p = tl.dot(x, _weights(w_ptr, n, N, K, SN, SK, SR, SC, KP), input_precision="ieee")
+        g = _slopes(p, gy_ptr, gs_ptr, sample, row, column, n, H, W, N).to(x.dtype)
+        turned = _weights_turned(w_ptr, n, N, K, SN, SK, SR, SC, KP)
+        gradient = tl.dot(g, turned, gradient, input_precision="ieee")
+    t = tl.arange(0, 4 * KP)
+    tap, k = t // KP, t % KP
+    offset = (row * W + column)[:, None] * (4 * K) + (tap * K + k)[None, :]
+    mask = (column < W)[:, None] & (k < K)[None, :]
+    gx_ptr += sample.to(tl.int64) * (H * W * 4 * K)
+    tl.store(gx_ptr + offset, gradient.to(gx_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -156,20 +149,20 @@ def _weight_kernel(
     tl.store(gw_ptr + offset, sums, mask=(k < K)[:, None] & (n < N)[None, :])
 
 
-def constants(channels: int, outputs: int, most: int = MAX_BN) -> dict[str, int]:
-    """The compile-time arguments for blocks of K channels and N outputs, of which a tile has `most` at most."""
+def constants(channels: int, outputs: int, width: int, most: int = MAX_BN) -> dict[str, int]:
+    """The compile-time arguments for K channels of a block, N outputs, of which a tile has `most` at most, and W."""
     # each side of a tensor core's product is sixteen at least
-    outputs = max(16, triton.next_power_of_2(outputs))
-    return {"KP": max(8, triton.next_power_of_2(channels)), "BW": BW, "BN": min(most, outputs)}
+    outputs, width = (max(16, triton.next_power_of_2(size)) for size in (outputs, width))
+    return {"KP": max(8, triton.next_power_of_2(channels)), "BW": min(MAX_BW, width), "BN": min(most, outputs)}
 
 
 def forward(blocks: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """(B, K, H+1, W+1) and (N, K, 2, 2) → (B, N, H, W) and (B, 2N, H/2, W/2), channels-last."""
     batch, height, width, channels = _sizes(blocks)
-    outputs, fixed = len(weight), constants(channels, len(weight))
+    outputs, fixed = len(weight), constants(channels, len(weight), width)
     y = blocks.new_empty(batch, height, width, outputs)
     means = blocks.new_empty(batch, height // 2, width // 2, 2 * outputs)
-    grid = (batch * (height // 2) * triton.cdiv(width, BW), triton.cdiv(outputs, fixed["BN"]))
+    grid = (batch * (height // 2) * triton.cdiv(width, fixed["BW"]), triton.cdiv(outputs, fixed["BN"]))
     if grid[0]:
         blocks, *strides = _rows(blocks)
         _forward_kernel[grid](
@@ -179,15 +172,16 @@ def forward(blocks: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def images_gradient(to_y: Tensor, to_means: Tensor, blocks: Tensor, weight: Tensor) -> Tensor:
-    """(B, H+1, W, 2, K): what pixel column j gives to block columns j and j + 1."""
+    """(B, H, W, 2, 2, K): what a pixel gives to each of the four blocks that it reads."""
     batch, height, width, channels = _sizes(blocks)
-    gradient = blocks.new_empty(batch, height + 1, width, 2, channels)
-    programs = batch * triton.cdiv(height + 1, ROWS) * triton.cdiv(width, BW)
+    gradient = blocks.new_empty(batch, height, width, 2, 2, channels)
+    fixed = constants(channels, len(weight), width, IMAGES_BN)
+    programs = batch * height * triton.cdiv(width, fixed["BW"])
     if programs:
         blocks, *strides = _rows(blocks)
         _images_kernel[(programs,)](
             _last(to_y), _last(to_means), blocks, weight, gradient, height, width, len(weight), channels,
-            *strides, *weight.stride(), ROWS=ROWS, **constants(channels, len(weight), IMAGES_BN), **IMAGES_OPTIONS,
+            *strides, *weight.stride(), **fixed, **OPTIONS,
         )  # fmt: skip
     return gradient
 
@@ -195,8 +189,8 @@ def images_gradient(to_y: Tensor, to_means: Tensor, blocks: Tensor, weight: Tens
 def weight_gradient(to_y: Tensor, to_means: Tensor, blocks: Tensor, weight: Tensor) -> Tensor:
     """(N, K, 2, 2), contiguous, in the weight's dtype."""
     batch, height, width, channels = _sizes(blocks)
-    outputs, fixed = len(weight), constants(channels, len(weight))
-    tiles = batch * height * triton.cdiv(width, BW)
+    outputs, fixed = len(weight), constants(channels, len(weight), width)
+    tiles = batch * height * triton.cdiv(width, fixed["BW"])
     sums = blocks.new_empty(max(1, min(PROGRAMS, tiles)), 2, 2, channels, outputs, dtype=torch.float32)
     blocks, *strides = _rows(blocks)
     _weight_kernel[(len(sums), triton.cdiv(outputs, fixed["BN"]))](

@@ -51,9 +51,9 @@ elif machine=$(python3 -c 'import torch; print(torch.cuda.get_device_name())' 2>
     sides=("fastle captured bf16" "plain compiled bf16" "fastle eager bf16" "plain bf16")
     sigreg=(--quick) views=(--quick) loader=(--quick)
     # if this machine lacks a package that one test file needs, the other files must still run
-    gpu_tests=(-m gpu --continue-on-collection-errors)
+    gpu_tests=(-v -m gpu --continue-on-collection-errors)
     # these have no gpu mark, because CI runs them in Triton's interpreter
-    kernel_tests=(tests/kernels -k triton -m "not gpu")
+    kernel_tests=(tests/kernels -v -k triton -m "not gpu")
     training=(--steps 300)
 else
     echo "error: no CUDA GPU that python3's torch can use: ${machine##*$'\n'}; --rehearse needs none" >&2
@@ -101,7 +101,8 @@ part() {
         printed=$(wc -l <"$log")
         # --foreground lets ctrl-c reach the command. there is no pipe, because a process that outlives its killed
         # parent would hold the pipe open and the script with it
-        timeout --foreground --kill-after=5 "$limit" "$@" >>"$log" 2>&1 || status=$?
+        # pytest reports the failures until then when it is interrupted, and not when it is terminated
+        timeout --foreground --signal=INT --kill-after=10 "$limit" "$@" >>"$log" 2>&1 || status=$?
         tail -n "+$((printed + 1))" "$log" | tail -n 20
         case $status in
             0) [[ -s $output ]] || result="no output" ;;
@@ -136,8 +137,8 @@ for name in "${PARTS[@]}"; do
                 bench step_bench 130 "step_bench-${side// /-}" --quick --shapes "$step_shape" --sides plain "$side"
             done
             ;;
-        sigreg) bench sigreg_bench 50 sigreg_bench "${sigreg[@]}" ;;
-        tests) part tests 100 "$log" python3 -m pytest -p no:cacheprovider "${gpu_tests[@]}" ;;
+        sigreg) bench sigreg_bench 95 sigreg_bench "${sigreg[@]}" ;;
+        tests) part tests 120 "$log" python3 -m pytest -p no:cacheprovider "${gpu_tests[@]}" ;;
         train)
             part train 75 "$run/metrics.jsonl" python3 -c 'from fastle.commands.train import main; main()' \
                 shapes --run "$run" --device "$device" "${training[@]}"

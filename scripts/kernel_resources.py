@@ -148,12 +148,13 @@ def view_kernels(inner: int) -> Kernels:
 
 
 def convolution_kernels() -> Kernels:
-    """The kernels of the halving convolution of images with three channels, for 128 outputs, in bf16."""
+    """The kernels of the halving convolution of 128 px with three channels, for 128 outputs, in bf16."""
     conv = halving_conv_triton
-    tile, images = conv.constants(16, 128), conv.constants(16, 128, conv.IMAGES_BN)
+    # blocks and weights are channels-last
+    tile, images = (conv.constants(16, 128, 64, most) | {"SK": 1} for most in (conv.MAX_BN, conv.IMAGES_BN))
     return {
         "halving_conv": (conv._forward_kernel, tile, conv.OPTIONS),
-        "halving_conv to images": (conv._images_kernel, images | {"ROWS": conv.ROWS}, conv.IMAGES_OPTIONS),
+        "halving_conv to images": (conv._images_kernel, images, conv.OPTIONS),
         "halving_conv to weight": (conv._weight_kernel, tile, conv.OPTIONS),
     }
 
@@ -173,7 +174,7 @@ def compiled(kernel: Any, constants: dict[str, Any], options: dict[str, Any], ta
         for name in names
     }
     # a launch specialises on sizes and pointers that are multiples of 16
-    sizes = ("M", "H", "W", "OH", "OW", *(("N", "K", "SB", "SI", "SN") if convolution else ()))
+    sizes = ("M", "H", "W", "OH", "OW", *(("N", "K", "SB", "SI", "SN", "SR", "SC") if convolution else ()))
     aligned = {
         (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in sizes or name.endswith("_ptr")
     }

@@ -53,10 +53,11 @@ class HalvingConv2d(nn.Conv2d):
             # a graph joins the blocks where it makes them, and images would be copied once more; eager, blocks would
             batches = (torch.cat(list(batches)),)
         blocks = [self._blocks(images) for images in batches]
-        taps = self.weight.unflatten(3, (2, 2)).unflatten(2, (2, 2)).permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+        # channels-last too: (C_out, 2, 2, channels of a block)
+        taps = self.weight.unflatten(3, (2, 2)).unflatten(2, (2, 2)).permute(0, 2, 4, 3, 5, 1).flatten(3)
         # the bias at one of the four taps, zeros for the other ones
-        bias = F.pad(self.bias[:, None, None, None], (0, 1, 0, 1, 0, self._ones - 1))
-        weight = torch.cat((taps, bias), dim=1)
+        bias = F.pad(self.bias[:, None, None, None], (0, self._ones - 1, 0, 1, 0, 1))
+        weight = torch.cat((taps, bias), dim=3).permute(0, 3, 1, 2)
         return halving_conv(blocks[0] if len(blocks) == 1 else torch.cat(blocks), _autocast(weight))
 
     @property

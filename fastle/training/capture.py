@@ -66,7 +66,8 @@ class StepGraph:
         moments: Callable[[], Iterable[Tensor]],
     ) -> None:
         self._images = images.clone()
-        saved = {tensor: tensor.clone() for tensor in state()}
+        # detached: a copy that has a weight's gradient ties it to this stream, which a recording must not wait for
+        saved = {tensor: tensor.detach().clone() for tensor in state()}
 
         def restore() -> None:
             with torch.no_grad():
@@ -76,10 +77,12 @@ class StepGraph:
         def changes() -> list[Tensor]:
             return [tensor - saved[tensor] if tensor in saved else tensor.clone() for tensor in moments()]
 
+        # of the steps before the recording and of the recording: a weight's gradient stays on the stream of its first step
+        stream = torch.cuda.Stream()
         try:
             seed()
-            expected, wanted = self._warm_up(step, changes)
-            self._graph, self._terms, self._latent, self.memory = self._record(step, generators)
+            expected, wanted = self._warm_up(step, changes, stream)
+            self._graph, self._terms, self._latent, self.memory = self._record(step, generators, stream)
             restore()
             seed()
             self._graph.replay()
@@ -108,10 +111,10 @@ class StepGraph:
         return Losses(**terms, latent=self._latent.clone())
 
     def _warm_up(
-        self, step: Callable[[Tensor], Losses], changes: Callable[[], list[Tensor]]
+        self, step: Callable[[Tensor], Losses], changes: Callable[[], list[Tensor]], stream: torch.cuda.Stream
     ) -> tuple[float, list[Tensor]]:
         """Takes a few steps on a side stream, as a recording must; returns loss and `changes` of the first."""
-        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        current = torch.cuda.current_stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             loss = step(self._images).total.detach().clone()
@@ -122,14 +125,14 @@ class StepGraph:
         return float(loss), changed
 
     def _record(
-        self, step: Callable[[Tensor], Losses], generators: Sequence[Generator]
+        self, step: Callable[[Tensor], Losses], generators: Sequence[Generator], stream: torch.cuda.Stream
     ) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor, int]:
         """The graph, the stacked terms of the losses and the latents that it writes, and `memory`."""
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
         torch.cuda.reset_peak_memory_stats()
-        with _recording(graph):
+        with _recording(graph, stream):
             losses = step(self._images)
             values = {field.name: getattr(losses, field.name) for field in fields(losses) if field.name != "latent"}
             self._names = [name for name, value in values.items() if value is not None]
@@ -148,8 +151,8 @@ class StepGraph:
 
 
 @contextlib.contextmanager
-def _recording(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
-    """Records into a graph, and after an error leaves allocator, stream and collector as they were.
+def _recording(graph: torch.cuda.CUDAGraph, on: torch.cuda.Stream) -> Iterator[None]:
+    """Records into a graph on a side stream, and after an error leaves allocator, stream and collector as they were.
 
     Raises:
         RuntimeError: The first error, of which others may have come while the recording ended.
@@ -160,7 +163,7 @@ def _recording(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
     gc.disable()
     try:
         # the feed's threads copy batches meanwhile, which a stricter mode would reject as part of the recording
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=on, capture_error_mode="thread_local"):
             try:
                 yield
             except RuntimeError as error:

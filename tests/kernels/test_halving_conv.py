@@ -57,12 +57,7 @@ def upstream(results: Sequence[Tensor]) -> list[Tensor]:
 # Triton's interpreter multiplies the bits of bf16
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_equals_the_formula(
-    case: tuple[int, ...], dtype: torch.dtype, impl: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if impl == "triton":
-        # several strips of few rows
-        monkeypatch.setattr("fastle.kernels.halving_conv_triton.ROWS", 2)
+def test_equals_the_formula(case: tuple[int, ...], dtype: torch.dtype, impl: Any) -> None:
     blocks, weight = made(case, dtype)
     got = with_gradients(lambda x, w: halving_conv(x, w, impl=impl), blocks, weight)
     wanted = with_gradients(oracle, blocks.double(), weight.double())

@@ -67,7 +67,7 @@ class Allocator:
         return self.handles
 
     @contextmanager
-    def recording(self, graph: FakeGraph, *, pool: int, **options: str) -> Iterator[None]:
+    def recording(self, graph: FakeGraph, *, pool: int, **options: object) -> Iterator[None]:
         assert not gc.isenabled()
         self.under_way.add(pool)
         self.pools.add(pool)

@@ -76,6 +76,25 @@ def test_captured_steps_are_the_eager_ones(row: str) -> None:
         assert_same(captured, eager)
 
 
+def test_no_copy_of_a_weight_ties_it_to_another_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first graph of autograd that a weight is part of fixes its gradient's stream, for as long as one is alive.
+
+    If that is not the recording's, CUDA refuses: the other stream would depend on a capturing one.
+    """
+    step = Trainer(config(), CPU, mode="captured")
+    update, weights, tied = step._update, set(step.model.parameters()), []
+
+    def spied(images: Tensor) -> Losses:
+        tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor) and thing.grad_fn is not None]
+        edges = [edge for tensor in tensors for edge, _ in tensor.grad_fn.next_functions]  # type: ignore[union-attr]
+        tied.append(sum(getattr(edge, "variable", None) in weights for edge in edges))
+        return update(images)
+
+    monkeypatch.setattr(step, "_update", spied)
+    step(batch(0))
+    assert step.mode == "captured" and tied == [0] * 4
+
+
 def test_losses_are_not_overwritten_by_later_steps() -> None:
     step = Trainer(config(), CPU, mode="captured")
     first = step(batch(0))
