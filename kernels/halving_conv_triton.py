@@ -14,9 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# launch table; not tuned on a GPU yet
+# launch table: the fastest of a few on an H100, for 256 images of 128 px and 128 outputs in bf16 (µs: 214 forward, 503
+# and 486 to 509 for the gradients; with eight warps 231, 787 and 574)
 MAX_BW, MAX_BN = 64, 64
-IMAGES_BN = 64  # at most, for the gradient that holds three tiles
+IMAGES_BN = 32  # at most, for the gradient that holds three tiles
 PROGRAMS = 512  # that share the pixels of the weight's gradient; fixed, so that every GPU adds in the same order
 OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
 

@@ -70,10 +70,12 @@ def test_losses_and_gradients_are_those_of_the_cpu(row: str, monkeypatch: pytest
         torch.testing.assert_close(on_device.terms()[name].cpu(), value, rtol=1e-4, atol=1e-6)
     losses.total.backward()
     on_device.total.backward()
-    for ours, theirs in zip(here.model.parameters(), there.model.parameters(), strict=True):
+    for (name, ours), theirs in zip(here.model.named_parameters(), there.model.parameters(), strict=True):
         assert ours.grad is not None and theirs.grad is not None
         scale = ours.grad.abs().max().clamp_min(1e-4)
-        assert (theirs.grad.cpu() - ours.grad).abs().max() <= 1e-3 * scale
+        # before a BatchNorm, the bias of a pooled code has no gradient but rounding
+        limit = 1e-3 * scale if name != "encoder.pool.bias" else torch.tensor(1e-4)
+        assert (theirs.grad.cpu() - ours.grad).abs().max() <= limit, name
 
 
 @pytest.mark.parametrize("mode", ["eager", "captured"])

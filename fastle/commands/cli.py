@@ -123,6 +123,14 @@ def one_line_errors(program: str) -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"{prefix}: error: {where}{error.strerror or error}")
+    except RuntimeError as error:
+        # torch's, which is imported by then
+        from fastle.training.memory import out_of_memory
+
+        if not out_of_memory(error):
+            raise
+        ways = "free what other programs hold (nvidia-smi names them), or give --device cpu"
+        sys.exit(f"{prefix}: error: memory ran out: {str(error).strip().splitlines()[0]}; {ways}")
     except Interrupted as stop:
         if isinstance(stop.__context__, FastleError) and not isinstance(stop.__context__, SaidByAnother):
             # torchrun stops the other ranks when one is gone, and must not silence the one that says so

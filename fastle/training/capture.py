@@ -19,6 +19,8 @@ from torch import Generator, Tensor
 from fastle.errors import FastleError
 from fastle.method.objective import Losses
 
+from .memory import out_of_memory
+
 # steps before the recording: they compile, tune and allocate the optimizer's state, which a recording must not do
 WARM_UP = 3
 # relative, for the loss of the first replay: libraries may choose other kernels while a graph is recorded
@@ -52,7 +54,7 @@ class StepGraph:
     Raises:
         CannotCapture: PyTorch or the driver refuses, or the replay computes another loss or gradient. The message is
             the reason: the first error, since those that follow it say only that the recording has failed.
-        torch.OutOfMemoryError: The batch is too large.
+        RuntimeError: The batch is too large: see `out_of_memory`.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class StepGraph:
         def changes() -> list[Tensor]:
             return [tensor - saved[tensor] if tensor in saved else tensor.clone() for tensor in moments()]
 
-        # of the steps before the recording and of the recording: a weight's gradient stays on the stream of its first step
+        # one for all steps: a weight's gradient stays on the stream of the first
         stream = torch.cuda.Stream()
         try:
             seed()
@@ -87,9 +89,9 @@ class StepGraph:
             seed()
             self._graph.replay()
             self._compare(expected, wanted, changes())
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if out_of_memory(error):
+                raise
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise CannotCapture(reason.strip()) from error
         finally:

@@ -74,8 +74,13 @@ def estimate(config: RunConfig) -> Estimate:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory ran out; on a CPU, PyTorch has no exception of its own for that."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    """Whether an error says that memory ran out.
+
+    PyTorch has an exception of its own for its CUDA allocator alone, not for the driver, which is asked for memory too
+    when a kernel is loaded, nor for a CPU.
+    """
+    said = ("CUDA error: out of memory", "DefaultCPUAllocator: can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
 def too_large(config: RunConfig, images: int, device: torch.device) -> str:

@@ -255,6 +255,15 @@ def test_warnings_of_fastle_are_lines_and_others_stay(
     assert lines[0].startswith("fastle compiles for long") and max(map(len, lines)) <= 80
 
 
+def test_memory_that_ran_out_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, one_line_errors("fastle"):
+        raise RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in the docs.")
+    assert str(ended.value).startswith("fastle: error: memory ran out: CUDA error: out of memory; free ")
+    assert "--device cpu" in str(ended.value) and "\n" not in str(ended.value)
+    with pytest.raises(RuntimeError, match="a fault of ours"), one_line_errors("fastle"):
+        raise RuntimeError("a fault of ours")
+
+
 @pytest.mark.parametrize("columns", [60, 80, 200])
 def test_the_first_lines_fit_into_a_terminal_and_none_is_blank(
     command: Command, monkeypatch: pytest.MonkeyPatch, columns: int, photographs: Path

@@ -86,7 +86,7 @@ def test_no_copy_of_a_weight_ties_it_to_another_stream(monkeypatch: pytest.Monke
 
     def spied(images: Tensor) -> Losses:
         tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor) and thing.grad_fn is not None]
-        edges = [edge for tensor in tensors for edge, _ in tensor.grad_fn.next_functions]  # type: ignore[union-attr]
+        edges = [edge for tensor in tensors for edge, _ in tensor.grad_fn.next_functions]
         tied.append(sum(getattr(edge, "variable", None) in weights for edge in edges))
         return update(images)
 
