@@ -160,7 +160,9 @@ def listen(port: int) -> socket.socket:
     Raises:
         ConfigError: Another program has the port.
     """
-    listening = socket.socket()
+    # the protocol is named, because asyncio sends without delay on such sockets alone: an answer's header and its body
+    # are two packets, and the second would wait 40 ms for the browser to acknowledge the first
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     # a server that ended a moment ago does not hold its port
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ pytest.importorskip("starlette")
 
 from fastle.config import ConfigError
 from fastle.web.demo import open_demo
+from fastle.web.server import listen
 from tests.web.served import served, untrained_run
 
 IMAGE = 32 * 32 * 3
@@ -53,6 +56,22 @@ def test_a_spatial_model_is_shown_at_any_size(tmp_path: Path) -> None:
             facts(run, size)
     with pytest.raises(ConfigError, match=r"--size 64: the latent of .* is pooled"):
         facts(untrained_run(tmp_path / "pooled", latent=4), 64)
+
+
+def test_an_answer_does_not_wait_to_be_acknowledged() -> None:
+    """Its header and its body are two packets, of which the second waits for the browser unless delays are off."""
+
+    async def delays_are_off() -> bool:
+        transports: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+        with listen(0) as listening:
+            await asyncio.start_server(lambda reader, writer: transports.put_nowait(writer), sock=listening)
+            _, client = await asyncio.open_connection(*listening.getsockname())
+            accepted = (await transports.get()).get_extra_info("socket")
+            off = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            client.close()
+        return bool(off)
+
+    assert asyncio.run(delays_are_off())
 
 
 def test_pixels_become_latents_and_latents_pixels(port: int) -> None:
