@@ -7,6 +7,15 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 use_environment dev
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/mypy
+# mypy has work for one core only: it checks while the tests run, and prints what it found among their dots
+.venv/bin/mypy &
+types=$!
+trap 'kill "$types" 2>/dev/null || true' EXIT
 # tests of one file share what they prepare, so a file stays with one process
-exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations 20 "$@"
+status=0
+.venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations 20 "$@" || status=$?
+wait "$types" || {
+    echo "error: mypy found faults; they are above, where it ended" >&2
+    ((status)) || status=1
+}
+exit "$status"
