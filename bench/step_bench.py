@@ -27,7 +27,8 @@ same weights, batch and draws. Loss and gradients of the first step must be thos
 the weights must move as AdamW's formula says for the side's own gradients. The gates (with what was measured):
 
     fp32   loss 1e-5 relative (4e-7 on a CPU), gradients 1e-3 (2e-5): rounding, and room for other orders of sums.
-           With TF32 convolutions (PyTorch's default on a GPU), whose products keep 11 bits: 2e-3 and 2e-2, not measured
+           With TF32 convolutions (PyTorch's default on a GPU), whose products keep 11 bits: 2e-3 (5e-6 on an H100) and
+           2e-2 (8e-4)
     bf16   loss 2e-2 (3e-3), gradients 0.1 (2e-2): a product keeps 8 bits, a gradient goes through some thirty of them
     both   3e-3 of the movement (5e-4): fp32 keeps 6e-8 of a weight of 1, which a rate of 1e-4 moves by 1e-4
 

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 # launch table: the fastest of a few on an H100, for 256 images of 128 px and 128 outputs in bf16 (µs: 214 forward, 503
-# and 486 to 509 for the gradients; with eight warps 231, 787 and 574)
+# and 486 to 537 for the gradients; with eight warps 231, 787 and 574)
 MAX_BW, MAX_BN = 64, 64
 IMAGES_BN = 32  # at most, for the gradient that holds three tiles
 PROGRAMS = 512  # that share the pixels of the weight's gradient; fixed, so that every GPU adds in the same order
@@ -43,7 +43,7 @@ def _weights(w_ptr, n, N, K, SN, SK, SR, SC, KP: tl.constexpr):
 
 @triton.jit
 def _weights_turned(w_ptr, n, N, K, SN, SK, SR, SC, KP: tl.constexpr):
-    """[BN, 4KP]."""
+    """The same, turned: [BN, 4KP]."""
     t = tl.arange(0, 4 * KP)
     r, c, k = t // (2 * KP), t // KP % 2, t % KP
     offset = (k * SK + r * SR + c * SC)[None, :] + (n * SN)[:, None]
@@ -64,7 +64,7 @@ def _slopes(p, gy_ptr, gs_ptr, sample, row, column, n, H, W, N):
 
 
 @triton.jit
-def _forward_kernel(
+def _conv_forward_kernel(
     x_ptr,  # [B, H+1, W+1, K], samples and rows SB and SI apart
     w_ptr,  # [N, K, 2, 2]
     y_ptr,  # [B, H, W, N]
@@ -166,14 +166,14 @@ def forward(blocks: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     grid = (batch * (height // 2) * triton.cdiv(width, fixed["BW"]), triton.cdiv(outputs, fixed["BN"]))
     if grid[0]:
         blocks, *strides = _rows(blocks)
-        _forward_kernel[grid](
+        _conv_forward_kernel[grid](
             blocks, weight, y, means, height, width, outputs, channels, *strides, *weight.stride(), **fixed, **OPTIONS
         )
     return y.permute(0, 3, 1, 2), means.permute(0, 3, 1, 2)
 
 
 def images_gradient(to_y: Tensor, to_means: Tensor, blocks: Tensor, weight: Tensor) -> Tensor:
-    """(B, H, W, 2, 2, K): what a pixel gives to each of the four blocks that it reads."""
+    """(B, H, W, 2, 2, K): what a pixel gives to each of the four blocks that it reads; the caller adds the four."""
     batch, height, width, channels = _sizes(blocks)
     gradient = blocks.new_empty(batch, height, width, 2, 2, channels)
     fixed = constants(channels, len(weight), width, IMAGES_BN)

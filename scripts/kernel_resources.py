@@ -148,12 +148,12 @@ def view_kernels(inner: int) -> Kernels:
 
 
 def convolution_kernels() -> Kernels:
-    """The kernels of the halving convolution of 128 px with three channels, for 128 outputs, in bf16."""
+    """The kernels of the halving convolution of images of 128 px with three channels, for 128 outputs, in bf16."""
     conv = halving_conv_triton
     # blocks and weights are channels-last
     tile, images = (conv.constants(16, 128, 64, most) | {"SK": 1} for most in (conv.MAX_BN, conv.IMAGES_BN))
     return {
-        "halving_conv": (conv._forward_kernel, tile, conv.OPTIONS),
+        "halving_conv": (conv._conv_forward_kernel, tile, conv.OPTIONS),
         "halving_conv to images": (conv._images_kernel, images, conv.OPTIONS),
         "halving_conv to weight": (conv._weight_kernel, tile, conv.OPTIONS),
     }

@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 use_environment dev
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# mypy has work for one core only: it checks while the tests run, and prints what it found among their dots
+# mypy has work for one core only: it checks while the tests run, and says among their dots what it found, faults or none
 .venv/bin/mypy &
 types=$!
 trap 'kill "$types" 2>/dev/null || true' EXIT
@@ -18,4 +18,5 @@ wait "$types" || {
     echo "error: mypy found faults; they are above, where it ended" >&2
     ((status)) || status=1
 }
+trap - EXIT
 exit "$status"

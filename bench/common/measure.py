@@ -26,6 +26,7 @@ from torch import Tensor
 from fastle.errors import FastleError
 from fastle.machine import free_memory, peak_memory, synchronize
 from fastle.profiling.measure import Stopwatch, percentiles
+from fastle.training.memory import out_of_memory
 
 Row: TypeAlias = dict[str, Any]
 # what a side computes its result with: mostly a function of an input
@@ -107,7 +108,9 @@ def measure(case: Case, device: torch.device, effort: Effort) -> Row:
     for name, call in list(calls.items()):
         try:
             peak = peak_memory(partial(call, case.inputs[0]), device)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             sides[name] |= {"status": "does not fit", "note": f"does not fit beside the others ({first_line(error)})"}
             del calls[name]
             continue
@@ -146,11 +149,11 @@ def first_call(
         call = side.make()
         result = first(call)
         synchronize(device)
-    except torch.OutOfMemoryError as error:
-        return figures | {"status": "does not fit", "note": f"does not fit ({first_line(error)})"}, None
     except FastleError as error:
         return figures | {"status": "cannot be had", "note": f"cannot be had: {error}"}, None
     except Exception as error:  # noqa: BLE001  (whatever it is, the other sides and rows can still be measured)
+        if isinstance(error, RuntimeError) and out_of_memory(error):
+            return figures | {"status": "does not fit", "note": f"does not fit ({first_line(error)})"}, None
         if side.ours:
             traceback.print_exc()
         return figures | {"status": "failed", "note": f"failed: {type(error).__name__}: {first_line(error)}"}, None

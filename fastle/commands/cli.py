@@ -129,8 +129,9 @@ def one_line_errors(program: str) -> Iterator[None]:
 
         if not out_of_memory(error):
             raise
-        ways = "free what other programs hold (nvidia-smi names them), or give --device cpu"
-        sys.exit(f"{prefix}: error: memory ran out: {str(error).strip().splitlines()[0]}; {ways}")
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        gpu = "" if "CPUAllocator" in said else " (nvidia-smi names them), or give --device cpu"
+        sys.exit(f"{prefix}: error: memory ran out: {said}; free what other programs hold{gpu}")
     except Interrupted as stop:
         if isinstance(stop.__context__, FastleError) and not isinstance(stop.__context__, SaidByAnother):
             # torchrun stops the other ranks when one is gone, and must not silence the one that says so

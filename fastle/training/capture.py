@@ -79,9 +79,9 @@ class StepGraph:
         def changes() -> list[Tensor]:
             return [tensor - saved[tensor] if tensor in saved else tensor.clone() for tensor in moments()]
 
-        # one for all steps: a weight's gradient stays on the stream of the first
-        stream = torch.cuda.Stream()
         try:
+            # one for all steps: a weight's gradient stays on the stream of the first
+            stream = torch.cuda.Stream()
             seed()
             expected, wanted = self._warm_up(step, changes, stream)
             self._graph, self._terms, self._latent, self.memory = self._record(step, generators, stream)
@@ -153,19 +153,19 @@ class StepGraph:
 
 
 @contextlib.contextmanager
-def _recording(graph: torch.cuda.CUDAGraph, on: torch.cuda.Stream) -> Iterator[None]:
+def _recording(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iterator[None]:
     """Records into a graph on a side stream, and after an error leaves allocator, stream and collector as they were.
 
     Raises:
         RuntimeError: The first error, of which others may have come while the recording ended.
     """
-    pool, stream, collects = torch.cuda.graph_pool_handle(), torch.cuda.current_stream(), gc.isenabled()
+    pool, current, collects = torch.cuda.graph_pool_handle(), torch.cuda.current_stream(), gc.isenabled()
     first: RuntimeError | None = None
     # to free a tensor of before would break the recording off
     gc.disable()
     try:
         # the feed's threads copy batches meanwhile, which a stricter mode would reject as part of the recording
-        with torch.cuda.graph(graph, pool=pool, stream=on, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             try:
                 yield
             except RuntimeError as error:
@@ -173,7 +173,7 @@ def _recording(graph: torch.cuda.CUDAGraph, on: torch.cuda.Stream) -> Iterator[N
                 raise
     except RuntimeError as error:
         # PyTorch leaves these to a recording that ends well. until then, no memory that two streams use is ever freed
-        torch.cuda.set_stream(stream)
+        torch.cuda.set_stream(current)
         with contextlib.suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
             torch._C._cuda_releasePool(torch.cuda.current_device(), pool)

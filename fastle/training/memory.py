@@ -76,10 +76,15 @@ def estimate(config: RunConfig) -> Estimate:
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether an error says that memory ran out.
 
-    PyTorch has an exception of its own for its CUDA allocator alone, not for the driver, which is asked for memory too
-    when a kernel is loaded, nor for a CPU.
+    PyTorch has an exception of its own for its CUDA allocator alone: not for a driver, which is asked for memory too
+    when a kernel is loaded, for Triton, for a library's handle or for a CPU.
     """
-    said = ("CUDA error: out of memory", "DefaultCPUAllocator: can't allocate memory")
+    said = (
+        " error: out of memory",
+        "]: out of memory",
+        "_STATUS_ALLOC_FAILED",
+        "DefaultCPUAllocator: can't allocate memory",
+    )
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 

@@ -15,7 +15,7 @@ from bench.forecast.roofline import GPUS, step_rows
 pytest.importorskip("triton", reason="triton has no wheels for this machine")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the mocked device is Linux's")
 
-# Triton launches and GB of a step with batch 128; 128 and 15.5 were counted with torch 2.14
+# Triton launches and GB of a step with batch 128; 128 and 15.6 were counted with torch 2.14
 CEILING = 130, 15.8
 TORCH = ".".join(torch.__version__.split(".")[:2])
 

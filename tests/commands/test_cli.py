@@ -260,6 +260,9 @@ def test_memory_that_ran_out_is_one_line(capsys: pytest.CaptureFixture[str]) -> 
         raise RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in the docs.")
     assert str(ended.value).startswith("fastle: error: memory ran out: CUDA error: out of memory; free ")
     assert "--device cpu" in str(ended.value) and "\n" not in str(ended.value)
+    with pytest.raises(SystemExit) as ended, one_line_errors("fastle"):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 9 bytes")
+    assert str(ended.value).endswith("9 bytes; free what other programs hold")
     with pytest.raises(RuntimeError, match="a fault of ours"), one_line_errors("fastle"):
         raise RuntimeError("a fault of ours")
 

@@ -38,7 +38,7 @@ def test_equals_the_formula(case: tuple[int, ...], dtype: torch.dtype, monkeypat
     blocks, weight = made(case, dtype)
     with executed(80) as launched:
         got = with_gradients(partial(halving_conv, impl="triton"), blocks, weight)
-    assert launched == ["_forward_kernel", "_images_kernel", "_weight_kernel"]
+    assert launched == ["_conv_forward_kernel", "_images_kernel", "_weight_kernel"]
     # the kernels multiply the gradient to p in half precision; all else on the way is in fp32
     wanted = with_gradients(partial(oracle, half=dtype), blocks.double(), weight.double())
     rounding = torch.finfo(dtype).eps / 2

@@ -66,6 +66,8 @@ def test_a_thread_has_a_slice() -> None:
     for capability in ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), None):
         choice = sigreg_launch.launch_for(capability)
         assert choice.warps * choice.threads == sigreg_launch.BM * sigreg_launch.BN
+    # of Hopper a measurement says so
+    assert sigreg_launch.launch_for((9, 0)).programs == 2 * sigreg_launch.launch_for((8, 9)).programs
 
 
 @pytest.mark.parametrize("knots", [2, 10, 17, 25, 41, 101])

@@ -96,6 +96,7 @@ def test_memory_of_a_cpu_really_runs_out() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**50, dtype=torch.uint8)
     assert out_of_memory(caught.value)
-    # the driver's, which PyTorch passes on as it is
+    # the driver's, which PyTorch passes on as it is, and Triton's
     assert out_of_memory(RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in the docs."))
+    assert out_of_memory(RuntimeError("Triton Error [CUDA]: out of memory"))
     assert not out_of_memory(RuntimeError("another fault"))

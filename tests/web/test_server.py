@@ -62,13 +62,14 @@ def test_an_answer_does_not_wait_to_be_acknowledged() -> None:
     """Its header and its body are two packets, of which the second waits for the browser unless delays are off."""
 
     async def delays_are_off() -> bool:
-        transports: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+        writers: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
         with listen(0) as listening:
-            await asyncio.start_server(lambda reader, writer: transports.put_nowait(writer), sock=listening)
+            server = await asyncio.start_server(lambda reader, writer: writers.put_nowait(writer), sock=listening)
             _, client = await asyncio.open_connection(*listening.getsockname())
-            accepted = (await transports.get()).get_extra_info("socket")
-            off = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-            client.close()
+            accepted = await writers.get()
+            off = accepted.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            for open_one in (accepted, client, server):
+                open_one.close()
         return bool(off)
 
     assert asyncio.run(delays_are_off())
