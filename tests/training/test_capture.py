@@ -82,12 +82,13 @@ def test_no_copy_of_a_weight_ties_it_to_another_stream(monkeypatch: pytest.Monke
     If that is not the recording's, CUDA refuses: the other stream would depend on a capturing one.
     """
     step = Trainer(config(), CPU, mode="captured")
-    update, weights, tied = step._update, set(step.model.parameters()), []
+    update, weights = step._update, set(step.model.parameters())
+    tied: list[int] = []
 
     def spied(images: Tensor) -> Losses:
         if not tied:
-            tensors = [thing for thing in gc.get_objects() if type(thing) is Tensor and thing.grad_fn is not None]
-            edges = [edge for tensor in tensors for edge, _ in tensor.grad_fn.next_functions]
+            nodes = [thing.grad_fn for thing in gc.get_objects() if type(thing) is Tensor]
+            edges = [edge for node in nodes if node is not None for edge, _ in node.next_functions]
             tied.append(sum(getattr(edge, "variable", None) in weights for edge in edges))
         return update(images)
 
