@@ -121,9 +121,8 @@ def _sample(commands: Commands) -> None:
 
 def _probe(commands: Commands) -> None:
     command = _of_model(commands, "probe", "how well classes can be read from the latents: linear and k-NN")
-    command.add_argument(
-        "--data", metavar="DIR", required=True, help="holds a folder for each class, or train/ and test/ that do"
-    )
+    text = "holds a folder for each class, or train/ and test/ that do; or shards of these"
+    command.add_argument("--data", metavar="DIR", required=True, help=text)
     add_option(command, WEIGHTS)
     add_option(command, DEVICE)
 

@@ -90,12 +90,12 @@ def open_tree(config: DataConfig, root: Path, loading: Loading | None = None) ->
     return _open_encoded(config, folder.open_folder(root, None, decoder, loading), loading, str(root))
 
 
-def open_files(config: DataConfig, paths: Sequence[Path], loading: Loading, name: str = "images") -> EncodedImages:
+def open_files(config: DataConfig, files: Sequence[ImageFile], loading: Loading, name: str = "images") -> EncodedImages:
     """Opens image files, resized and cropped as the images of the dataset are.
 
     Args:
         config: See `open_images`.
-        paths: The files.
+        files: The files.
         loading: How they are loaded.
         name: What messages call all of them.
 
@@ -103,8 +103,7 @@ def open_files(config: DataConfig, paths: Sequence[Path], loading: Loading, name
         DataError: Every image is unusable and was skipped.
         BadFiles: See `open_images`.
     """
-    files = EncodedImages([DiskFile(str(path)) for path in paths], _file_decoder(config, loading))
-    return _open_encoded(config, files, loading, name)
+    return _open_encoded(config, EncodedImages(files, _file_decoder(config, loading)), loading, name)
 
 
 def _open_encoded(config: DataConfig, files: EncodedImages, loading: Loading, name: str) -> EncodedImages:

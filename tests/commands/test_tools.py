@@ -75,6 +75,7 @@ def test_probe_reads_classes_beside_its_lower_lines(command: Command, tmp_path: 
     save_labelled(tmp_path / "split", {"train": 6, "test": 2})
     status, out, err = command("probe", "run", "--data", "split", "--device", "cpu")
     assert (status, err) == (0, "") and "3 classes, 18 images to train, 6 to test" in out
+    assert out.count("decoder: ") == 1
     (written,) = (tmp_path / "run").glob("probe-split-*.json")
     figures = json.loads(written.read_text())
     assert figures["largest_class"] == pytest.approx(1 / 3)
