@@ -24,6 +24,7 @@ PERCEPTUAL = ["torch-fidelity"]
 # the first release whose HTTP library is httpx
 HUB = ["huggingface_hub>=1.0"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
+COMPLETION = ["shtab"]
 LOGGERS = {name: [name] for name in ("tensorboard", "trackio", "wandb")}
 # what training needs with any build of torch: the one for ROCm has a triton of its own, which upstream's would replace
 TRAIN_NO_CUDA = [
@@ -46,6 +47,7 @@ DEV = [
     *DEMO,
     *DOCS,
     *EXPORT,
+    *COMPLETION,
     *LOGGERS["tensorboard"],
     "build",
     "hypothesis",
@@ -88,6 +90,7 @@ setup(
         "demo": DEMO,
         "docs": DOCS,
         "export": EXPORT,
+        "completion": COMPLETION,
         **LOGGERS,
         "dev": DEV,
         "test": DEV,

@@ -15,6 +15,7 @@ EXTRAS = {
     "onnxscript": "export",
     "pyarrow": "parquet",
     "rich": "train",
+    "shtab": "completion",
     "starlette": "demo",
     "tensorboard": "tensorboard",
     "torch_fidelity": "perceptual",

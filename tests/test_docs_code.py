@@ -31,7 +31,7 @@ PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^    .*\n)+", re.MULTILINE)
 SPAN = re.compile(r"`([^`]+)`")
-PARSERS = {"fastle": fastle.commands.main._parser(), "fastle-train": fastle.commands.train._parser()}
+PARSERS = {"fastle": fastle.commands.main.make_parser(), "fastle-train": fastle.commands.train.make_parser()}
 # the changelog tells of flags that were
 NOW = [page for page in PAGES if page.name != "CHANGELOG.md"]
 WITH_PYTHON = [page for page in NOW if PYTHON.search(page.read_text(encoding="utf-8"))]

@@ -1,4 +1,4 @@
-"""fastle eval: PSNR and SSIM over the whole test split, or over a folder."""
+"""fastle eval: PSNR and SSIM of a model over a run's whole test split, or over a folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,61 +16,104 @@ from rich.progress import Progress
 from rich.table import Table
 
 from fastle.checkpoint import Checkpoint, CheckpointError, latest_checkpoint, read_run_config, write_atomic
+from fastle.config import ConfigError, DataConfig
 from fastle.data import IN_MEMORY, Images, open_images, open_tree
 from fastle.machine import pick_device
 from fastle.method.model import Autoencoder
-from fastle.method.pretrained import of_run
+from fastle.method.pretrained import hole_ratio_of, is_saved_model, of_run
 from fastle.training.evaluate import Metrics, evaluate
 from fastle.training.loop import make_loading
 
+from .models import load_model
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What is measured.
+
+    Attributes:
+        model: In evaluation mode, on its device.
+        path: The run directory, the checkpoint or the saved model.
+        data: How image files become its input.
+        hole_ratio: The share of the input that a hole covered in its training, or None.
+        checkpoint: Of the run; None for what is no run, into which no figures are written.
+    """
+
+    model: Autoencoder
+    path: Path
+    data: DataConfig
+    hole_ratio: float | None
+    checkpoint: Checkpoint | None
+
 
 def run(flags: argparse.Namespace, console: Console) -> None:
-    """Measures the run that the flags name, and writes the figures into it."""
+    """Measures the model that the flags name; the figures of a run are written into it."""
     device = pick_device(flags.device or "auto", console)
-    _eval(Path(flags.run), flags.data, flags.weights or "model", device, console, perceptual=flags.perceptual)
-
-
-def _eval(
-    run: Path, data: str | None, weights: str, device: torch.device, console: Console, *, perceptual: bool
-) -> None:
-    config = read_run_config(run)
-    model, checkpoint, remark = _pretrained(run, device, weights)
-    if remark:
-        console.print(remark, highlight=False, markup=False, soft_wrap=True)
-    if data is not None:
-        images: Images = open_tree(config.data, Path(data), make_loading("auto", "none", device, console))
-    elif config.data.dataset in IN_MEMORY:
-        images = open_images(config.data, "test")
-    else:
-        images = open_images(config.data, "test", make_loading("auto", "none", device, console))
+    measured = _load(flags.model, flags.data is not None, flags.weights or "model", device, console)
+    images = _open(measured.data, flags.data, device, console)
     # of a bar that vanishes, rich leaves a blank line where there is no terminal
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("evaluating", total=len(images))
         figures = evaluate(
-            model,
+            measured.model,
             images,
-            hole_ratio=config.objective.hole_ratio,
+            hole_ratio=measured.hole_ratio,
             device=device,
-            perceptual=perceptual,
+            perceptual=flags.perceptual,
             progress=lambda seen: progress.update(task, completed=seen),
         )
+    _tell(measured, figures, len(images), flags.data, flags.weights or "model", console)
+
+
+def _load(name: str, with_data: bool, weights: str, device: torch.device, console: Console) -> _Measured:
+    path = Path(name).expanduser()
+    if path.is_dir() and not is_saved_model(path):
+        config = read_run_config(path)
+        model, checkpoint, remark = _pretrained(path, device, weights)
+        if remark:
+            console.print(remark, highlight=False, markup=False, soft_wrap=True)
+        return _Measured(model, path, config.data, config.objective.hole_ratio, checkpoint)
+    if not with_data:
+        raise ConfigError(
+            f"{name} is not a run, and only a run knows its test split: give one, or --data DIR to measure on"
+        )
+    loaded = load_model(name, device, weights)
+    return _Measured(loaded.model, loaded.path, loaded.data, hole_ratio_of(loaded.path), None)
+
+
+def _open(config: DataConfig, data: str | None, device: torch.device, console: Console) -> Images:
+    if data is not None:
+        return open_tree(config, Path(data), make_loading("auto", "none", device, console))
+    if config.dataset in IN_MEMORY:
+        return open_images(config, "test")
+    return open_images(config, "test", make_loading("auto", "none", device, console))
+
+
+def _tell(
+    measured: _Measured, figures: dict[str, Metrics], count: int, data: str | None, weights: str, console: Console
+) -> None:
+    """Prints the figures, and writes those of a run."""
+    run, checkpoint = measured.path, measured.checkpoint
     source = "test split" if data is None else str(Path(data).absolute())
-    step = checkpoint.step
     if not all(math.isfinite(value) for values in figures.values() for value in values.values()):
-        raise CheckpointError(f"{checkpoint.path}: its reconstructions are not finite, though its weights are")
+        of = run if checkpoint is None else checkpoint.path
+        raise CheckpointError(f"{of}: its reconstructions are not finite, though its weights are")
+    step = "" if checkpoint is None else f", step {checkpoint.step}"
+    console.print(f"{count:,} images of {source}{step}", highlight=False, markup=False, soft_wrap=True)
+    console.print(_figures_table(figures))
+    if checkpoint is None:
+        return
     result = {
         "run": str(run),
         "checkpoint": checkpoint.path.name,
-        "step": step,
+        "step": checkpoint.step,
         "weights": weights,
         "data": source,
-        "images": len(images),
+        "images": count,
         **figures,
     }
-    console.print(f"{len(images):,} images of {source}, step {step}", highlight=False, markup=False, soft_wrap=True)
-    console.print(_figures_table(figures))
-    measured = "test" if data is None else f"data-{folder_label(Path(data))}"
-    output = run / f"eval-{measured if weights == 'model' else f'{measured}-{weights}'}.json"
+    label = "test" if data is None else f"data-{folder_label(Path(data))}"
+    output = run / f"eval-{label if weights == 'model' else f'{label}-{weights}'}.json"
     # the figures are on the screen before a full disk can lose them
     write_atomic(output, json.dumps(result, indent=2).encode() + b"\n")
     console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)

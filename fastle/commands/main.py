@@ -27,19 +27,20 @@ BRUSHED = "cifar10-6x"  # the model of the latent brush, where none is named
 def main(argv: Sequence[str] | None = None) -> None:
     """fastle: measures and uses what fastle-train made."""
     with one_line_errors("fastle"):
-        flags = _parser().parse_args(argv)
+        flags = make_parser().parse_args(argv)
     # outside, where a signal ends the process: imports may be in a state that no exception should meet
     command = import_module(f"fastle.commands.{flags.command}")
     with one_line_errors("fastle"):
         command.run(flags, Output())
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """The parser of fastle."""
     parser = Parser(prog="fastle", allow_abbrev=False, description="Measure and use what fastle-train made.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
         _eval, _reconstruct, _encode, _interpolate, _sample, _probe, _compare, _report, _brush, _export, _card, _check,
-        _doctor,
+        _doctor, _completion,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -74,8 +75,10 @@ def _of_runs(commands: Commands, name: str, text: str) -> Parser:
 
 
 def _eval(commands: Commands) -> None:
-    command = _of_run(commands, "eval", "PSNR and SSIM over the whole test split")
-    command.add_argument("--data", metavar="DIR", help="measure every image below this folder instead")
+    command = _of_model(commands, "eval", "PSNR and SSIM over the whole test split of a run, or over a folder")
+    command.add_argument(
+        "--data", metavar="DIR", help="measure every image below this folder, or of shards; all but a run need it"
+    )
     command.add_argument("--perceptual", action="store_true", help="LPIPS and FID too; fetches two networks at first")
     add_option(command, WEIGHTS)
     add_option(command, DEVICE)
@@ -118,9 +121,8 @@ def _sample(commands: Commands) -> None:
 
 def _probe(commands: Commands) -> None:
     command = _of_model(commands, "probe", "how well classes can be read from the latents: linear and k-NN")
-    command.add_argument(
-        "--data", metavar="DIR", required=True, help="holds a folder for each class, or train/ and test/ that do"
-    )
+    text = "holds a folder for each class, or train/ and test/ that do; or shards of these"
+    command.add_argument("--data", metavar="DIR", required=True, help=text)
     add_option(command, WEIGHTS)
     add_option(command, DEVICE)
 
@@ -182,6 +184,11 @@ def _check(commands: Commands) -> None:
 
 def _doctor(commands: Commands) -> None:
     _command(commands, "doctor", "what fastle finds here, what it will use, and what would be slow")
+
+
+def _completion(commands: Commands) -> None:
+    command = _command(commands, "completion", "what your shell reads to complete fastle and fastle-train")
+    command.add_argument("shell", choices=("bash", "zsh"), help="the shell")
 
 
 def _output(command: Parser, metavar: str, text: str) -> None:

@@ -90,7 +90,7 @@ IN_FILE = ("device", "step", "decoder", "cache", "run", "log")
 def main(argv: Sequence[str] | None = None) -> None:
     """fastle-train: trains a run, or goes on with it."""
     with one_line_errors("fastle-train"):
-        parser = _parser()
+        parser = make_parser()
         parsed, rest = parser.parse_known_args(argv)
         if rest:
             shards = all(word.endswith(SHARDS) for word in rest)
@@ -135,7 +135,8 @@ def _check_flags(flags: dict[str, Any], config: RunConfig) -> None:
             raise ConfigError(f"{FLAGS[name].flag} has no effect with --profile, which trains nothing")
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """The parser of fastle-train."""
     parser = Parser(
         prog="fastle-train",
         # argparse would list every flag twice

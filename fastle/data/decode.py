@@ -206,7 +206,7 @@ def check_size(header: Header, size: Size, *, resize: bool, upscale: bool) -> No
     height, width = sides_of(size)
     if (header.height < height or header.width < width) and not upscale:
         # no image is enlarged silently
-        hint = "; --upscale enlarges such images" if resize else ""
+        hint = "; a run with --upscale enlarges such images" if resize else ""
         raise ValueError(too_small(header.height, header.width, size) + hint)
 
 

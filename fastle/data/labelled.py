@@ -1,24 +1,33 @@
-"""Labelled images: a folder of images for each class."""
+"""Labelled images: a folder of images for each class, shards of such folders, or parquet files of labelled rows."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastle.config import DataConfig
 from fastle.errors import DataError
-from fastle.folders import find_images
+from fastle.folders import find_images, find_shards
 
+from .decode import DiskFile, ImageFile
 from .images import Images
 from .loading import Loading
 from .open import open_files
+from .shard_classes import shard_classes
+from .shard_index import open_shards
+from .shards import ShardFiles
 
 HELD_OUT = 5  # of so many images of a class, one is held out to test
+Image = TypeVar("Image", Path, int)  # a file, or a row of an index
+Files = tuple[Sequence[ImageFile], list[str]]  # and the class of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,33 +44,56 @@ def open_labelled(config: DataConfig, root: Path, loading: Loading) -> tuple[Lab
     Args:
         config: Height, width and channels that the images get, as those of the dataset do.
         root: Holds a folder for each class, or train/ and test/, which hold one for each class. In the first case a
-            fifth of each class is held out to test, chosen by a hash of the path.
+            fifth of each class is held out to test, chosen by a hash of the path. Or shards, see `shard_classes`.
         loading: How images are loaded.
 
     Returns:
         The images to train, those to test, and the names of the classes.
 
     Raises:
-        DataError: There are fewer than two classes, a class has too few images, or test/ has a class that train/ lacks.
+        DataError: There are fewer than two classes, a class has too few images, test/ has a class that train/ lacks, or
+            an image in a shard has no class.
         BadFiles: See `open_images`.
     """
+    said: set[str] = set()
+
+    def say_once(text: str) -> None:
+        if text not in said:
+            loading.say(text)
+        said.add(text)
+
+    # both are decoded alike
+    once = replace(loading, say=say_once)
+    shards = find_shards(root)
+    train, test = _in_shards(root, shards, loading) if shards else _in_folders(root)
+    names = sorted(set(train[1]))
+    return _open(config, train, names, once), _open(config, test, names, once), names
+
+
+def _in_folders(root: Path) -> tuple[Files, Files]:
     if (root / "train").is_dir() and (root / "test").is_dir():
-        train, test = _classes(root / "train"), _classes(root / "test")
-        if unknown := sorted(test.keys() - train.keys()):
-            raise DataError(f"{root / 'test' / unknown[0]} is a class that {root / 'train'} lacks: name both the same")
+        found = {split: _classes(root / split) for split in ("train", "test")}
     else:
-        whole = _classes(root)
-        train, test = {}, {}
-        for name, paths in whole.items():
-            if len(paths) < 2:
-                raise DataError(f"{root / name} holds one image, too few to train and to test: add images")
-            hashed = sorted(paths, key=lambda path: hashlib.sha1(os.fsencode(path.relative_to(root))).digest())
-            share = -(-len(paths) // HELD_OUT)
-            test[name], train[name] = sorted(hashed[:share]), sorted(hashed[share:])
-    names = sorted(train)
-    if len(names) < 2:
-        raise DataError(f"{root} holds {len(names)} class: give a folder with a folder of images for each of several")
-    return _open(config, train, names, loading), _open(config, test, names, loading), names
+        found = {"all": _classes(root)}
+
+    def files(split: dict[str, list[Path]]) -> Files:
+        images = [(path, name) for name in sorted(split) for path in split[name]]
+        return [DiskFile(str(path)) for path, _ in images], [name for _, name in images]
+
+    train, test = _train_and_test(found, root, lambda path: path.relative_to(root))
+    return files(train), files(test)
+
+
+def _in_shards(root: Path, shards: Sequence[Path], loading: Loading) -> tuple[Files, Files]:
+    index = open_shards(root, shards, loading)
+    found, path_of = shard_classes(index, root)
+
+    def files(split: dict[str, list[int]]) -> Files:
+        images = sorted((row, name) for name, rows in split.items() for row in rows)
+        return ShardFiles(index, np.array([row for row, _ in images]), "labelled"), [name for _, name in images]
+
+    train, test = _train_and_test(found, root, path_of)
+    return files(train), files(test)
 
 
 def _classes(root: Path) -> dict[str, list[Path]]:
@@ -72,9 +104,36 @@ def _classes(root: Path) -> dict[str, list[Path]]:
     return {folder.name: [folder / path for path in find_images(folder)] for folder in folders}
 
 
-def _open(config: DataConfig, classes: dict[str, list[Path]], names: list[str], loading: Loading) -> Labelled:
-    paths = [path for name in names for path in classes.get(name, [])]
-    label_of = {str(path): names.index(name) for name, of_class in classes.items() for path in of_class}
+def _train_and_test(
+    found: dict[str, dict[str, list[Image]]], root: Path, path_of: Callable[[Image], str | Path]
+) -> tuple[dict[str, list[Image]], dict[str, list[Image]]]:
+    """The images to train and to test, by class.
+
+    Args:
+        found: Images by class of "train" and "test", or of "all", of which a part is held out.
+        root: For messages.
+        path_of: The path of an image below `root`.
+    """
+    if "all" not in found:
+        train, test = found["train"], found["test"]
+        if unknown := sorted(test.keys() - train.keys()):
+            raise DataError(f"{root / 'test' / unknown[0]} is a class that {root / 'train'} lacks: name both the same")
+    else:
+        train, test = {}, {}
+        for name, images in found["all"].items():
+            if len(images) < 2:
+                raise DataError(f"{root / name} holds one image, too few to train and to test: add images")
+            hashed = sorted(images, key=lambda image: hashlib.sha1(os.fsencode(path_of(image))).digest())
+            share = -(-len(images) // HELD_OUT)
+            test[name], train[name] = sorted(hashed[:share]), sorted(hashed[share:])
+    if len(train) < 2:
+        raise DataError(f"{root} holds {len(train)} class: give a folder with a folder of images for each of several")
+    return train, test
+
+
+def _open(config: DataConfig, files: Files, names: list[str], loading: Loading) -> Labelled:
+    number = {name: position for position, name in enumerate(names)}
+    label_of = {file.name: number[name] for file, name in zip(*files, strict=True)}
     # images that are skipped have no label
-    images = open_files(config, paths, loading)
+    images = open_files(config, files[0], loading)
     return Labelled(images, torch.tensor([label_of[file.name] for file in images.files]))

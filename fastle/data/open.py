@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fastle.config import DataConfig
 
 MAX_LISTED = 5  # skipped files that a message names
+MEND = "mend or remove them"
 # datasets that are held in memory, because they are generated or decoded as a whole
 IN_MEMORY = ("shapes", "cifar10")
 
@@ -90,12 +91,12 @@ def open_tree(config: DataConfig, root: Path, loading: Loading | None = None) ->
     return _open_encoded(config, folder.open_folder(root, None, decoder, loading), loading, str(root))
 
 
-def open_files(config: DataConfig, paths: Sequence[Path], loading: Loading, name: str = "images") -> EncodedImages:
+def open_files(config: DataConfig, files: Sequence[ImageFile], loading: Loading, name: str = "images") -> EncodedImages:
     """Opens image files, resized and cropped as the images of the dataset are.
 
     Args:
         config: See `open_images`.
-        paths: The files.
+        files: The files.
         loading: How they are loaded.
         name: What messages call all of them.
 
@@ -103,13 +104,13 @@ def open_files(config: DataConfig, paths: Sequence[Path], loading: Loading, name
         DataError: Every image is unusable and was skipped.
         BadFiles: See `open_images`.
     """
-    files = EncodedImages([DiskFile(str(path)) for path in paths], _file_decoder(config, loading))
-    return _open_encoded(config, files, loading, name)
+    return _open_encoded(config, EncodedImages(files, _file_decoder(config, loading)), loading, name)
 
 
 def _open_encoded(config: DataConfig, files: EncodedImages, loading: Loading, name: str) -> EncodedImages:
     images, faults = _checked(files, config, loading)
-    _report_faults({name: faults}, config, loading)
+    # whoever uses a model has no flag for them
+    _report_faults({name: faults}, config, loading, MEND)
     _say_remarks(loading)
     _not_empty(images, name)
     return images
@@ -121,6 +122,8 @@ def decode_files(config: DataConfig, paths: Sequence[Path]) -> Tensor:
     Raises:
         DataError: A file cannot be used. The message names it.
     """
+    if folders := [path for path in paths if path.is_dir()]:
+        raise DataError(f"{folders[0]} is a folder: give image files, such as {folders[0]}/*.jpg")
     # for a few files, DALI would take longer to start
     decoder = TorchvisionDecoder(config.size, config.channels, _resizes(config), upscale=config.upscale)
     return decoder([DiskFile(str(path)) for path in paths])
@@ -209,13 +212,18 @@ def _usable(files: Sequence[ImageFile], faults: list[str]) -> Sequence[ImageFile
     return [file for file in files if file.name not in beginnings]
 
 
-def _report_faults(faults_by_split: dict[str, list[str]], config: DataConfig, loading: Loading) -> None:
+def _report_faults(
+    faults_by_split: dict[str, list[str]],
+    config: DataConfig,
+    loading: Loading,
+    hint: str = f"{MEND}, or leave them out with --bad-images skip",
+) -> None:
     """Raises BadFiles if there are bad files, or says that they are skipped if the configuration allows it."""
     faults = [fault for split_faults in faults_by_split.values() for fault in split_faults]
     if not faults:
         return
     if config.bad_images == "error":
-        raise BadFiles(dict(enumerate(faults)), "mend or remove them, or leave them out with --bad-images skip")
+        raise BadFiles(dict(enumerate(faults)), hint)
     counts = ", ".join(f"{len(in_split)} of {split}" for split, in_split in faults_by_split.items() if in_split)
     listed = "".join(f"\n  {fault}" for fault in faults[:MAX_LISTED])
     rest = f"\n  and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""

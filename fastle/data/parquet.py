@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,27 @@ def image_column(parquet: Any, shard: str) -> str:
         wanted = "no column" if not found else "several columns"
         raise DataError(f'{shard}: {wanted} of image bytes ({every[:200]}): name the one to take "image"')
     return (named or found)[0]
+
+
+def read_labels(shard: str) -> list[str]:
+    """The class of each row, from the column "label": a text, or a number, which `datasets` has a name for.
+
+    Raises:
+        DataError: There is no such column, or a row has no class.
+    """
+    with open_parquet(shard) as parquet:
+        schema = parquet.schema_arrow
+        if "label" not in schema.names:
+            raise DataError(f'{shard} has no column "label" of classes ({", ".join(schema.names)[:200]}): name it so')
+        values = parquet.read(columns=["label"])["label"].to_pylist()
+    about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    names = about.get("info", {}).get("features", {}).get("label", {}).get("names")
+    if names is not None:
+        values = [names[value] if isinstance(value, int) and 0 <= value < len(names) else None for value in values]
+    for row, value in enumerate(values):
+        if not isinstance(value, (int, str)):
+            raise DataError(f'{shard}: row {row} has no class in the column "label": leave such rows out')
+    return [str(value) for value in values]
 
 
 def read_row(shard: str, column: str, group: int, row: int) -> bytes:

@@ -224,17 +224,17 @@ def _build(
     found, names, sizes = _Columns(), hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     file.seek(HEADER)
     end = others = 0
-    prefixes = _prefixes(paths, root)
+    prefixes = shard_prefixes(paths, root)
     for number, path in enumerate(loading.track(paths, "indexing the shards", len(paths))):
         members, skipped = shard_members(path)
         others += skipped
-        prefix = _common_folder(members) if len(paths) == 1 else 0
+        prefix = common_folder(members[0][0], members[-1][0]) if len(paths) == 1 and members else 0
         for member, start, size in members:
             written = os.fsencode(member)
             end += len(written)
             file.write(written)
             below = prefixes[number] + member[prefix:]
-            code, rest = _split_of(below)
+            code, rest = split_of(below)
             digest = hashlib.sha1(os.fsencode(rest)).digest()
             names.update(os.fsencode(below) + b"\0")
             found.name_ends.append(end)
@@ -270,7 +270,7 @@ def write_columns(file: BinaryIO, end: int, values: dict[str, NDArray[Any]], abo
     file.write((HEADER - 8).to_bytes(8, "little") + json.dumps(header).encode().ljust(HEADER - 8))
 
 
-def _prefixes(paths: Sequence[str], root: Path) -> list[str]:
+def shard_prefixes(paths: Sequence[str], root: Path) -> list[str]:
     """What stands before the names of each shard's images: nothing of a single shard, else the shard's path."""
     if len(paths) == 1:
         return [""]
@@ -278,16 +278,13 @@ def _prefixes(paths: Sequence[str], root: Path) -> list[str]:
     return [f"{Path(path).relative_to(folder).with_suffix('').as_posix()}/" for path in paths]
 
 
-def _common_folder(members: Sequence[tuple[str, int, int]]) -> int:
-    """The length of the folders that all names begin with; they are sorted."""
-    if not members:
-        return 0
-    common = os.path.commonprefix([members[0][0], members[-1][0]])  # noqa: RUF071
-    return common.rfind("/") + 1
+def common_folder(first: str, last: str) -> int:
+    """The length of the folders that all names begin with, of which these are the first and the last in order."""
+    return os.path.commonprefix([first, last]).rfind("/") + 1  # noqa: RUF071
 
 
-def _split_of(path: str) -> tuple[int, str]:
-    """The split that a path names, as a code, and the rest of the path."""
+def split_of(path: str) -> tuple[int, str]:
+    """The split that a path names, as a code of `SPLIT_CODES` or `NO_SPLIT`, and the rest of the path."""
     first, _, rest = path.partition("/")
     match = SPLIT_NAMES.fullmatch(first) if rest else None
     if match is None:

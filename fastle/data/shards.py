@@ -63,9 +63,13 @@ class ShardIndex:
 
     def name(self, row: int) -> str:
         """Shard and member."""
+        return f"{self.shards[self.shard[row]]}, {self.member(row)}"
+
+    def member(self, row: int) -> str:
+        """The name that the shard has for an image."""
         begin = 0 if row == 0 else self._end(row - 1)
         member = bytes(read_at(self.file, self.names.start + begin, self._end(row) - begin))
-        return f"{self.shards[self.shard[row]]}, {member.decode('utf-8', 'surrogateescape')}"
+        return member.decode("utf-8", "surrogateescape")
 
     def read(self, row: int) -> bytes:
         """The encoded image. Raises OSError if it is not where the index says."""

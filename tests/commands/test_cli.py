@@ -353,7 +353,7 @@ def test_bad_images_are_all_listed_below_the_error(command: Command, tmp_path: P
         (("folder", "--data", "bad", "--size", "32"), "text.jpg is not an image that fastle decodes"),
         (
             ("folder", "--data", "small", "--size", "32"),
-            "20x24, smaller than the 32x32 asked for; --upscale enlarges such images",
+            "20x24, smaller than the 32x32 asked for; a run with --upscale enlarges such images",
         ),
         (("celeba", "--data", "small"), "20x24, smaller than the 128x128 asked for"),
     ):
@@ -379,6 +379,10 @@ def test_errors_of_eval_and_reconstruct(command: Command, tmp_path: Path, photog
     fault = "small.png is 20x24, smaller than the 32x32 asked for"
     assert fault in refused("reconstruct", "run", "small/small.png", "-o", "out.png")
     assert fault in refused("eval", "run", "--data", "small")
+    assert "small is a folder: give image files" in refused("reconstruct", "run", "small", "-o", "out.png")
+    (tmp_path / "small" / "small.png").write_text("no image")
+    # eval has no flag to leave it out
+    assert refused("eval", "run", "--data", "small").endswith("decodes; mend or remove them\n")
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
         checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     assert "`fastle check run` says what can be saved" in refused("eval", "run")

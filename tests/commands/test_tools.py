@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from PIL import Image
 import fastle.commands.doctor
 import fastle.method.export
 from fastle.method.model import Autoencoder
+from fastle.method.pretrained import save_pretrained
 from fastle.training.probe import _linear, _nearest
 from fastle.training.report import append_metrics
 from tests.commands.trained import Command, command, save_image, save_model
-from tests.training.saved import save, train_two_steps
+from tests.training.saved import CONFIG, save, train_two_steps
 
 __all__ = ["command"]
 COLOURS = {"green": (0, 180, 0), "red": (190, 0, 0), "white": (190, 190, 190)}
@@ -28,6 +30,25 @@ def save_labelled(root: Path, counts: dict[str, int]) -> None:
         for name, colour in COLOURS.items():
             for seed in range(count):
                 save_image(root / folder / name / f"{seed}.png", hash((folder, seed)) % 1000, colour)
+
+
+def test_a_checkpoint_and_a_saved_model_have_the_figures_of_their_run(command: Command, tmp_path: Path) -> None:
+    trainer = train_two_steps()
+    trainer.config = replace(CONFIG, objective=replace(CONFIG.objective, hole_ratio=0.35))
+    checkpoint = save(tmp_path / "run", trainer)
+    save_pretrained(trainer.model, tmp_path / "saved", bf16=False, card=None, hole_ratio=0.35)
+    for seed in range(3):
+        save_image(tmp_path / "images" / f"{seed}.png", seed)
+    printed = {}
+    for name in ("saved", checkpoint, "run"):
+        assert not list(tmp_path.rglob("eval-*"))
+        status, out, err = command("eval", name, "--data", "images", "--device", "cpu")
+        assert (status, err) == (0, "") and "3 images of" in out and "masked" in out
+        printed[name] = out[out.index("┏") : out.rindex("┘")]
+    assert printed["saved"] == printed[checkpoint] == printed["run"]
+    assert [path.parent.name for path in tmp_path.rglob("eval-*")] == ["run"]
+    status, _, err = command("eval", "saved", "--device", "cpu")
+    assert status == 1 and "saved is not a run, and only a run knows its test split" in err and err.count("\n") == 1
 
 
 def test_probes_are_those_of_scikit_learn() -> None:
@@ -54,6 +75,7 @@ def test_probe_reads_classes_beside_its_lower_lines(command: Command, tmp_path: 
     save_labelled(tmp_path / "split", {"train": 6, "test": 2})
     status, out, err = command("probe", "run", "--data", "split", "--device", "cpu")
     assert (status, err) == (0, "") and "3 classes, 18 images to train, 6 to test" in out
+    assert out.count("decoder: ") == 1
     (written,) = (tmp_path / "run").glob("probe-split-*.json")
     figures = json.loads(written.read_text())
     assert figures["largest_class"] == pytest.approx(1 / 3)

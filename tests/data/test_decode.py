@@ -161,7 +161,7 @@ def test_no_decoder_enlarges_or_pads(name: str, resize: bool) -> None:
             decoder_of(name, size, resize=resize)([good, *(Memory("small", content) for content in data), good])
         sizes = [f"{height}x{width}" if "turned" in kind else f"{width}x{height}" for kind in GOOD]
         # images that are only cropped cannot be enlarged either
-        hint = "; --upscale enlarges such images" if resize else ""
+        hint = "; a run with --upscale enlarges such images" if resize else ""
         faults = [f"small is {shown}, smaller than the {size}x{size} asked for{hint}" for shown in sizes]
         assert error.value.faults == dict(enumerate(faults, 1))
 

@@ -71,7 +71,7 @@ def test_small_images_are_enlarged_where_asked(decoder: str, tmp_path: Path, mon
     # a larger one is as without the flag
     write_pictures(tmp_path / "train", 1, first=9, width=40, height=50)
     small = config(tmp_path, size=32)
-    with pytest.raises(BadFiles, match="is 20x26, smaller than the 32x32 asked for; --upscale enlarges such images"):
+    with pytest.raises(BadFiles, match="is 20x26, smaller than the 32x32 asked for; a run with --upscale enlarges"):
         open_images(small, "train", loading(decoder, "none"))
     large = replace(small, upscale=True)
     paths = sorted((tmp_path / "train").iterdir())

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fastle.checkpoint import latest_checkpoint
 from fastle.commands.main import main
-from fastle.commands.train import _parser
+from fastle.commands.train import make_parser
 from fastle.errors import FastleError
 from fastle.method.model import Autoencoder
 from fastle.method.pretrained import hole_ratio_of
@@ -132,7 +132,7 @@ def test_the_command_of_a_configuration_gives_it(dataset: Any, overrides: dict[s
     made = make_config(dataset, **overrides)
     text = command_of(made)
     assert text is not None and (command is None or text == command)
-    flags = vars(_parser().parse_args(shlex.split(text)[1:]))
+    flags = vars(make_parser().parse_args(shlex.split(text)[1:]))
     given = {name: value for name, value in flags.items() if value is not None} | {
         name: value for name, value in overrides.items() if name == "data"
     }

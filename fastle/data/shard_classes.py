@@ -1,0 +1,61 @@
+"""The classes of images in shards: the folder of a member in a tar or a zip, the column "label" of a parquet file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fastle.errors import DataError
+
+from .parquet import read_labels
+from .shard_index import common_folder, shard_prefixes, split_of
+from .shards import SPLIT_CODES, ShardIndex
+
+SPLITS = {SPLIT_CODES[name]: name for name in ("train", "test")}
+
+
+def shard_classes(index: ShardIndex, root: Path) -> tuple[dict[str, dict[str, list[int]]], Callable[[int], str]]:
+    """The images of shards by split and class.
+
+    Of a tar or a zip, the first folder of a member is its class, as if the shards were unpacked: below the folders that
+    all members lie in, and below train/ and test/, if members lie in both. If they do not, the shards may name these
+    splits. Images of other splits are left out.
+
+    Args:
+        index: Of the shards.
+        root: What the user gave, see `open_shards`.
+
+    Returns:
+        Rows of the index by class, of "train" and "test", or of "all" if nothing names these splits; and the function
+        from a row to its path below `root`, as the folder that was packed has it.
+
+    Raises:
+        DataError: An image has no class.
+    """
+    labels = {i: iter(read_labels(path)) for i, path in enumerate(index.shards) if path.lower().endswith(".parquet")}
+    shards = index.shard.tolist()
+    members = [index.member(row) for row in range(len(shards))]
+    packed = [member for member, shard in zip(members, shards, strict=True) if shard not in labels]
+    start = common_folder(min(packed), max(packed)) if packed else 0
+    prefixes = shard_prefixes(index.shards, root)
+    paths = [
+        f"{prefixes[shard]}{member}" if shard in labels else member[start:]
+        for member, shard in zip(members, shards, strict=True)
+    ]
+    by_member = [split_of(path) for path in paths]
+    by_shard = [(split_of(f"{prefixes[shard]}image")[0], path) for path, shard in zip(paths, shards, strict=True)]
+    named = (places for places in (by_member, by_shard) if SPLITS.keys() <= {code for code, _ in places})
+    places, splits = next(((places, SPLITS) for places in named), ([(0, path) for path in paths], {0: "all"}))
+    found: dict[str, dict[str, list[int]]] = {split: {} for split in splits.values()}
+    for row, (code, path) in enumerate(places):
+        of_row = labels.get(shards[row])
+        name = path.partition("/")[0] if of_row is None else next(of_row)
+        if code not in splits:
+            continue
+        if of_row is None and "/" not in path:
+            raise DataError(
+                f"{index.name(row)}: no folder tells its class from that of others: pack a folder for each class, or "
+                "unpack the images into such folders"
+            )
+        found[splits[code]].setdefault(name, []).append(row)
+    return found, paths.__getitem__
