@@ -201,7 +201,7 @@ def test_what_is_measured_by_default() -> None:
     assert picked("cpu", quick=True) == ["cifar10:32"]
     assert {"celeba-masked-128:4", "celeba-masked-512:4", "celeba-spatial:4", "cifar10:32"} <= set(picked("cpu"))
     cuda = [shape for shape in picked("cuda") if not shape.startswith("tiny")]
-    assert len(cuda) == len(set(cuda)) == 12 and cuda[:2] == ["celeba-masked-512:128", "cifar10:128"]
+    assert len(cuda) == len(set(cuda)) == 15 and cuda[:2] == ["celeba-masked-512:128", "cifar10:128"]
 
 
 @pytest.mark.parametrize(("capability", "sides"), [("AVX2", 4), ("AVX512", 8)])
