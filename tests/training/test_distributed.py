@@ -57,7 +57,7 @@ torch.save({"weights": weights, "batches": batches}, out / f"rank{os.environ['RA
 """
 
 
-def torchrun(out: Path, *arguments: str) -> subprocess.Popen[str]:
+def torchrun(out: Path, *arguments: str, looks_every: float = 0.1) -> subprocess.Popen[str]:
     script = out / "rank.py"
     script.write_text(RANK)
     command = [
@@ -66,6 +66,7 @@ def torchrun(out: Path, *arguments: str) -> subprocess.Popen[str]:
         "torch.distributed.run",
         "--standalone",
         "--nproc-per-node=2",
+        f"--monitor-interval={looks_every}",
         # or torchrun takes --run for an abbreviation of its own --run-path
         "--",
         str(script),
@@ -119,7 +120,8 @@ def sorted_by_step(batches: list[list[int]]) -> list[list[int]]:
 
 
 def test_a_killed_rank_is_said_once(tmp_path: Path) -> None:
-    process = torchrun(tmp_path, "--steps", "100000")
+    # rank 0 shall miss the other before torchrun does, which would only stop it
+    process = torchrun(tmp_path, "--steps", "100000", looks_every=2.0)
     await_first_row(process, tmp_path / "run")
     os.kill(int((tmp_path / "rank1.pid").read_text()), signal.SIGKILL)
     output, _ = process.communicate(timeout=600)
