@@ -85,10 +85,11 @@ SCALES: dict[ScaleName, Scale] = {
 
 # the post's statistics, whatever the presets have
 POST: dict[str, Any] = {"judge_statistics": "own"}
-# the objective of the recipe "tuned" for spatial latents of 32 px; for pooled ones see masked-tuned
+# the objective of the recipe "tuned" for spatial latents of 32 px, and for pooled ones
 TUNED: dict[str, Any] = TARGET | {
     "judge_depth": "features", "full_view": True, "crop_ratio": 0.6, "sigreg_weight": 0.003,
 }  # fmt: skip
+TUNED_POOLED: dict[str, Any] = TARGET | {"judge_depth": "features", "full_view": True, "crop_ratio": 0.3}
 
 
 def _photographs(name: str, about: str, **options: Any) -> Row:
@@ -150,14 +151,8 @@ ROWS: tuple[Row, ...] = (
     _photographs("tuned", "recipe tuned: the blocks' features, crop-resize 0.6 and the whole image", **TUNED),
     _photographs("tuned-all", "the same, with the stem's features", **TUNED | {"judge_depth": "all"}),
     _hole("masked-target", "symmetric, crop-resize 0.3, target statistics", crop_ratio=0.3, **TARGET),
-    _hole(
-        "masked-tuned",
-        "recipe tuned: the blocks' features, crop-resize 0.3 and the whole image",
-        crop_ratio=0.3,
-        judge_depth="features",
-        full_view=True,
-        **TARGET,
-    ),
+    _hole("masked-tuned", "recipe tuned: the blocks' features, crop-resize 0.3 and the whole image", **TUNED_POOLED),
+    _hole("masked-tuned-all", "the same, with the stem's features", **TUNED_POOLED | {"judge_depth": "all"}),
     _shapes("shapes-crop-target", "crop-resize 0.3, target statistics", crop_ratio=0.3, **TARGET),
 )
 
