@@ -14,6 +14,7 @@ The sides:
     plain                   fastle/training/plain_step.py: eager, fp32, contiguous
     plain bf16              the same under autocast, channels-last
     plain compiled          channels-last, its loss as one graph of torch.compile
+    plain captured          the same, in CUDA graphs by torch.compile's mode "reduce-overhead"; CUDA only
     fastle eager            Trainer(mode="eager"), fp32
     fastle compiled         mode="compiled"
     fastle captured         mode="captured"; CUDA only
@@ -27,8 +28,8 @@ same weights, batch and draws. Loss and gradients of the first step must be thos
 the weights must move as AdamW's formula says for the side's own gradients. The gates (with what was measured):
 
     fp32   loss 1e-5 relative (4e-7 on a CPU), gradients 1e-3 (2e-5): rounding, and room for other orders of sums.
-           With TF32 convolutions (PyTorch's default on a GPU), whose products keep 11 bits: 2e-3 (5e-6 on an H100) and
-           2e-2 (8e-4)
+           With TF32 convolutions (PyTorch's default on a GPU), whose products keep 11 bits: 1e-4 (5e-6 on an H100) and
+           5e-3 (8e-4)
     bf16   loss 2e-2 (3e-3), gradients 0.1 (2e-2): a product keeps 8 bits, a gradient goes through some thirty of them
     both   3e-3 of the movement (5e-4): fp32 keeps 6e-8 of a weight of 1, which a rate of 1e-4 moves by 1e-4
 
@@ -80,12 +81,13 @@ SETTINGS: dict[str, Callable[..., RunConfig]] = {
     "cifar10": partial(make_config, "cifar10", recipe="post"),
 }
 NAMES = (
-    "plain", "plain bf16", "plain compiled", "plain compiled bf16", "fastle eager", "fastle eager bf16",
-    "fastle compiled", "fastle compiled bf16", "fastle captured", "fastle captured bf16",
+    "plain", "plain bf16", "plain compiled", "plain compiled bf16", "plain captured", "plain captured bf16",
+    "fastle eager", "fastle eager bf16", "fastle compiled", "fastle compiled bf16", "fastle captured",
+    "fastle captured bf16",
 )  # fmt: skip
 GATES = {
     "fp32": {"value": 1e-5, "gradient": 1e-3, "update": 3e-3},
-    "tf32": {"value": 2e-3, "gradient": 2e-2, "update": 3e-3},
+    "tf32": {"value": 1e-4, "gradient": 5e-3, "update": 3e-3},
     "bf16": {"value": 2e-2, "gradient": 0.1, "update": 3e-3},
 }
 COUNTED = 2  # images whose FLOP are counted: FLOP grow in proportion to the number of images
@@ -221,7 +223,8 @@ def make_side(start: StartingPoint, name: str) -> Side:
     else:
         # all but the author's own structure get the layout that suits convolutions
         channels_last = bool(kind)
-        make = partial(PlainStep, start, precision=precision, channels_last=channels_last, compiled="compiled" in kind)
+        mode = cast(StepMode, next((word for word in kind if word != "bf16"), "eager"))
+        make = partial(PlainStep, start, precision=precision, channels_last=channels_last, mode=mode)
     product = product_type(precision, start.device)
     return Side(name=name, make=make, ours=ours, gates=GATES[product], labels={"precision": precision})
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .impl import traced
+from .impl import HAS_TRITON, traced
+
+products_triton: Any = None
+if HAS_TRITON:
+    from . import products_triton
 
 
 def fp32_products() -> str | None:
@@ -33,21 +38,29 @@ def exact_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def exact_product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b, (N, K) and (K, M), without TF32. Where torch traces, an operator keeps the setting for the graph."""
-    if fp32_products() in (None, "highest"):
+def exact_product(a: Tensor, b: Tensor, impl: str) -> Tensor:
+    """a @ b, (N, K) and (K, M), without TF32. Where torch traces, an operator keeps that for the graph.
+
+    Args:
+        impl: with "triton", fp32 products are computed on tensor cores, in parts, where that is faster.
+    """
+    if impl != "triton" and fp32_products() in (None, "highest"):
         return a @ b
-    return (_operator if traced(a, b) else _product)(a, b)
+    return (_operator if traced(a, b) else _product)(a, b, impl)
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def _product(a: Tensor, b: Tensor, impl: str) -> Tensor:
+    if impl == "triton" and products_triton.is_faster(a, b):
+        product: Tensor = products_triton.product(a, b)
+        return product
     with exact_products():
         return a @ b
 
 
-_operator = torch.library.custom_op("fastle::exact_product", _product, mutates_args=())
+# torch caches compiled graphs by the names of their operators, so an operator with another signature needs another name
+_operator = torch.library.custom_op("fastle::fp32_product", _product, mutates_args=())
 
 
 @_operator.register_fake
-def _(a: Tensor, b: Tensor) -> Tensor:
+def _(a: Tensor, b: Tensor, impl: str) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[1])

@@ -187,7 +187,7 @@ def _forward(
     # autocast would compute the product in bf16, which users report to give NaN and spikes
     with torch.autocast(z.device.type, enabled=False), exact_products():
         if impl == "triton":
-            p = z.reshape(batch * samples, -1) @ slices
+            p = exact_product(z.reshape(batch * samples, -1), slices, impl)
             statistics, deviations = sigreg_triton.statistics(p, weights, samples, grid)
             return statistics, deviations, p, p.new_empty(0)
         dtype = sigreg_torch.compute_dtype(z, slices)
@@ -290,11 +290,13 @@ def _gradient(
     to_z, to_slices = None, None
     with torch.autocast(z.device.type, enabled=False):
         if ctx.needs_input_grad[0]:
-            to_z = exact_product(grad_p, slices.to(grad_p.dtype).T).view(batch, -1, dim)[:, :samples].to(z.dtype)
+            to_z = (
+                exact_product(grad_p, slices.to(grad_p.dtype).T, ctx.impl).view(batch, -1, dim)[:, :samples].to(z.dtype)
+            )
         if ctx.needs_input_grad[1]:
             padding = grad_p.shape[0] // batch - samples
             rows = torch.nn.functional.pad(z, (0, 0, 0, padding)).reshape(-1, dim).to(grad_p.dtype)
-            to_slices = exact_product(rows.T, grad_p).to(slices.dtype)
+            to_slices = exact_product(rows.T, grad_p, ctx.impl).to(slices.dtype)
     return to_z, to_slices, None, None, None, None
 
 

@@ -20,10 +20,13 @@ BN, BM = 1, 128
 MAX_SUMS = 48
 # rows between two times that their expectation is taken off the sums; a split has a multiple of them
 CHUNK = 32
-# with fewer rows to a split, what a program does once takes longer than its rows
-MIN_ROWS = 64
-# loads of partial sums that the second stage has in flight for each function
+# with fewer rows to a split, what a program does once, and its partial sums, take longer than its rows; an H100 is
+# faster with the smaller number where programs have no sums, or where there are too few of them
+MIN_ROWS, FEWEST_ROWS = 64, 32
+# loads of partial sums that a thread of the second stage has in flight for each function
 MAX_AT_ONCE = 4
+# with more splits than these, threads share them
+SHARED_SPLITS = 8
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,14 @@ class Launch:
     threads: int
     # with this many on each multiprocessor, a split of the samples would only cost another launch
     programs: int
+    # whether six products in bf16 were measured to take less time than one in fp32
+    tensor_cores: bool = False
 
 
 # what issues 128 fp32 operations a cycle needs four warps for each scheduler to hide their latency
 WIDE = Launch(warps=4, threads=32, programs=4)
 # measured on an H100 with one shape: 256 tests of 128 samples take 180 µs, and 201 with WIDE
-HOPPER = Launch(warps=4, threads=32, programs=8)
+HOPPER = Launch(warps=4, threads=32, programs=8, tensor_cores=True)
 # sm_75 and sm_80 issue 64, so two do
 NARROW = Launch(warps=4, threads=32, programs=2)
 # AMD's warps have 64 threads: with four, two threads would have the same slice
@@ -56,17 +61,29 @@ def launch_for(capability: tuple[int, int] | None) -> Launch:
     return NARROW if capability <= (8, 0) else WIDE
 
 
-def split_rows(samples: int, programs: int, wanted: int) -> tuple[int, int]:
-    """(rows of a split, splits) with which `programs` of all samples become about as many as are `wanted`."""
+def split_rows(samples: int, programs: int, wanted: int, least: int) -> tuple[int, int]:
+    """(rows of a split, splits) with which `programs` of all samples become about as many as are `wanted`.
+
+    A split has at least `least` rows, if there are as many.
+    """
     splits = max(1, round(wanted / programs))
-    rows = min(max(math.ceil(samples / splits), MIN_ROWS), samples)
+    rows = min(max(math.ceil(samples / splits), least), samples)
     rows = math.ceil(rows / CHUNK) * CHUNK
     return rows, math.ceil(samples / rows)
 
 
-def at_once(splits: int) -> int:
-    """How many splits the second stage loads at a time, a power of two."""
-    return min(MAX_AT_ONCE, triton.next_power_of_2(splits))
+def least_rows(samples: int, programs: int, multiprocessors: int) -> int:
+    """The fewest rows of a split whose program writes partial sums."""
+    splits = math.ceil(samples / MIN_ROWS)
+    # a test in one piece takes a launch less
+    return MIN_ROWS if splits == 1 or programs * splits >= 2 * multiprocessors else FEWEST_ROWS
+
+
+def finish_constants(splits: int, launch: Launch) -> dict[str, int]:
+    """The second stage's tile of BS splits and BM slices, its warps, and how many tiles a program loads at once."""
+    if splits > SHARED_SPLITS:
+        return {"BS": 16, "BM": 16, "AT_ONCE": 1, "num_warps": launch.warps}
+    return {"BS": 1, "BM": launch.threads, "AT_ONCE": min(MAX_AT_ONCE, triton.next_power_of_2(splits)), "num_warps": 1}
 
 
 @functools.cache

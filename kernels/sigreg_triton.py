@@ -24,7 +24,18 @@ from torch import Tensor
 
 from .sigreg_basis_triton import basis_factors, rotate
 from .sigreg_knots import Knots, basis_mean, phi
-from .sigreg_launch import BM, CHUNK, at_once, device_guard, group_constants, knot_constants, launch_on, split_rows
+from .sigreg_launch import (
+    BM,
+    CHUNK,
+    FEWEST_ROWS,
+    device_guard,
+    finish_constants,
+    group_constants,
+    knot_constants,
+    launch_on,
+    least_rows,
+    split_rows,
+)
 
 _phi = triton.constexpr_function(phi)
 _mean = triton.constexpr_function(basis_mean)
@@ -210,7 +221,7 @@ def _finish_kernel(
     deviations_ptr,  # [B, 2, LIVE, M]
     samples, M, splits,
     STEP: tl.constexpr, LIVE: tl.constexpr, REACH: tl.constexpr, FUNCTIONS: tl.constexpr, WEIGHTED: tl.constexpr,
-    AT_ONCE: tl.constexpr, BM: tl.constexpr,
+    AT_ONCE: tl.constexpr, BS: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     SUMS: tl.constexpr = 4 * REACH + 2
     m, _split, batch = _place(M, 1, BM)
@@ -218,18 +229,23 @@ def _finish_kernel(
     total = tl.zeros([BM], tl.float32)
     deviations_ptr += batch * 2 * LIVE * M
     for block in tl.static_range(FUNCTIONS // SUMS):
-        sums = ()
+        tiles = ()
         for _i in tl.static_range(SUMS):
-            sums = sums + (tl.zeros([BM], tl.float32),)
-        for first in range(0, splits, AT_ONCE):
+            tiles = tiles + (tl.zeros([BS, BM], tl.float32),)
+        for first in range(0, splits, AT_ONCE * BS):
             added = ()
             for i in tl.static_range(SUMS):
-                part = tl.zeros([BM], tl.float32)
-                for s in tl.static_range(AT_ONCE):
-                    offset = ((batch * splits + first + s) * FUNCTIONS + block * SUMS + i) * M
-                    part += tl.load(partial_ptr + offset + m, mask=(first + s < splits) & (m < M), other=0.0)  # [BM]
-                added = added + (sums[i] + part,)
-            sums = added
+                part = tl.zeros([BS, BM], tl.float32)
+                for tile in tl.static_range(AT_ONCE):
+                    s = first + tile * BS + tl.arange(0, BS)
+                    offset = ((batch * splits + s) * FUNCTIONS + block * SUMS + i) * M
+                    mask = (s < splits)[:, None] & (m < M)[None, :]
+                    part += tl.load(partial_ptr + offset[:, None] + m[None, :], mask=mask, other=0.0)  # [BS, BM]
+                added = added + (tiles[i] + part,)
+            tiles = added
+        sums = ()
+        for i in tl.static_range(SUMS):
+            sums = sums + (tl.sum(tiles[i], axis=0),)
         total += _store_deviations(sums, deviations_ptr, m, inverse, M, LIVE, block, REACH, STEP)
     tl.store(statistics_ptr + batch * M + m, total, mask=m < M)
 
@@ -343,7 +359,9 @@ def statistics(p: Tensor, weights: Tensor | None, samples: int, knots: Knots) ->
     batch, slices = p.shape[0] // samples, p.shape[1]
     groups, tiles = group_constants(knots), triton.cdiv(slices, BM)
     launch, multiprocessors = launch_on(p.device)
-    rows, splits = split_rows(samples, tiles * batch * len(groups), launch.programs * multiprocessors)
+    programs = tiles * batch * len(groups)
+    least = least_rows(samples, programs, multiprocessors)
+    rows, splits = split_rows(samples, programs, launch.programs * multiprocessors, least)
     whole = splits == 1 and len(groups) == 1
     # an argument that a kernel does not read is P
     tensors = {
@@ -361,10 +379,10 @@ def statistics(p: Tensor, weights: Tensor | None, samples: int, knots: Knots) ->
                 **constants, **options, WHOLE=whole, CHUNK=CHUNK, num_warps=launch.warps,
             )  # fmt: skip
         if not whole:
-            _finish_kernel[(triton.cdiv(slices, launch.threads) * batch,)](
-                **tensors, **sizes, **knot_constants(knots), **options, AT_ONCE=at_once(splits), BM=launch.threads,
-                num_warps=1,
-            )  # fmt: skip
+            constants = finish_constants(splits, launch)
+            _finish_kernel[(triton.cdiv(slices, constants["BM"]) * batch,)](
+                **tensors, **sizes, **knot_constants(knots), **options, **constants
+            )
     return tensors["statistics_ptr"], tensors["deviations_ptr"]
 
 
@@ -374,7 +392,7 @@ def projection_gradient(
     """∂/∂P [B·N, M] from the gradient to the statistics, [B, M], or to the deviations, [B, 2, K − 1, M]."""
     batch, tiles = p.shape[0] // samples, triton.cdiv(p.shape[1], BM)
     launch, multiprocessors = launch_on(p.device)
-    rows, splits = split_rows(samples, tiles * batch, launch.programs * multiprocessors)
+    rows, splits = split_rows(samples, tiles * batch, launch.programs * multiprocessors, FEWEST_ROWS)
     grad_p = torch.empty_like(p)
     to_statistics = gradient.ndim == 2
     stride_b, stride_m = gradient.stride() if to_statistics else (0, 0)

@@ -48,7 +48,7 @@ if $rehearse; then
 elif machine=$(python3 -c 'import torch; print(torch.cuda.get_device_name())' 2>&1); then
     # the captured step is the product, and the others are what it is compared with
     device=cuda step_shape=celeba-masked-512-tuned:128
-    sides=("fastle captured bf16" "plain compiled bf16" "fastle eager bf16" "plain bf16")
+    sides=("fastle captured bf16" "plain compiled bf16" "plain captured bf16" "fastle eager bf16")
     sigreg=(--quick) views=(--quick) loader=(--quick)
     # if this machine lacks a package that one test file needs, the other files must still run
     gpu_tests=(-v -m gpu --continue-on-collection-errors)

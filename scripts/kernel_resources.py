@@ -38,6 +38,7 @@ from fastle.kernels import (  # noqa: E402
     crop_resize_triton,
     halving_conv_triton,
     mask_fill_triton,
+    products_triton,
     random_mask,
     random_mask_triton,
     sigreg_launch,
@@ -91,9 +92,27 @@ def sigreg_kernels(knots: int, launch: sigreg_launch.Launch) -> Kernels:
             for statistic in (False, True):
                 name = f"gradient{group}{'' if statistic else ' of deviations'}{suffix}"
                 kernels[name] = sigreg_triton._gradient_kernel, constants | shared | {"STATISTIC": statistic}, warps
-        tile = {"FUNCTIONS": grid.basis_size, "AT_ONCE": sigreg_launch.MAX_AT_ONCE, "BM": launch.threads}
-        finish = sigreg_launch.knot_constants(grid) | shared | tile
-        kernels[f"finish{suffix}"] = sigreg_triton._finish_kernel, finish, warps | {"num_warps": 1}
+        finish = sigreg_launch.knot_constants(grid) | shared | {"FUNCTIONS": grid.basis_size}
+        for splits in (sigreg_launch.SHARED_SPLITS, sigreg_launch.SHARED_SPLITS + 1):
+            tile = sigreg_launch.finish_constants(splits, launch)
+            options = warps | {"num_warps": tile.pop("num_warps")}
+            kernels[finish_name(splits) + suffix] = sigreg_triton._finish_kernel, finish | tile, options
+    return kernels
+
+
+def finish_name(splits: int) -> str:
+    return "finish" if splits <= sigreg_launch.SHARED_SPLITS else "finish of many splits"
+
+
+def product_kernels() -> Kernels:
+    """The kernels of a product of fp32 matrices on tensor cores."""
+    products = products_triton
+    split = {"PARTS": products.PARTS, "BLOCK": products.BLOCK}
+    kernels: Kernels = {"split": (products._split_kernel, split, {"num_warps": 4})}
+    for rows in products.ROWS:
+        for name, strides in (("", {"stride_m": 1}), (" with a transposed factor", {"stride_k": 1})):
+            tile = {"BN": rows, "BM": products.BM, "BK": products.BK} | strides
+            kernels[f"product, tiles of {rows} rows{name}"] = products._product_kernel, tile, products.OPTIONS
     return kernels
 
 
@@ -103,8 +122,9 @@ def sigreg_rounds(shape: tuple[int, int, int], architecture: str, knots: int) ->
     launch, groups = launch_of(architecture), sigreg_launch.group_constants(Knots(3.0, knots))
     wanted = launch.programs * GPUS[architecture][1]
     tiles = batch * math.ceil(slices / sigreg_launch.BM)
-    _, splits = sigreg_launch.split_rows(samples, tiles * len(groups), wanted)
-    _, gradient_splits = sigreg_launch.split_rows(samples, tiles, wanted)
+    least = sigreg_launch.least_rows(samples, tiles * len(groups), GPUS[architecture][1])
+    _, splits = sigreg_launch.split_rows(samples, tiles * len(groups), wanted, least)
+    _, gradient_splits = sigreg_launch.split_rows(samples, tiles, wanted, sigreg_launch.FEWEST_ROWS)
     chunk = sigreg_launch.CHUNK
     rounds: dict[str, tuple[int, list[float]]] = {}
     for i in range(len(groups)):
@@ -114,8 +134,9 @@ def sigreg_rounds(shape: tuple[int, int, int], architecture: str, knots: int) ->
         rounds[f"sums{group}{whole}"] = tiles * splits * launch.warps, [chunks / splits, samples / chunks]
         rounds[f"gradient{group}"] = tiles * gradient_splits * launch.warps, [samples / gradient_splits]
     if splits > 1 or len(groups) > 1:
-        programs = batch * math.ceil(slices / launch.threads)
-        rounds["finish"] = programs, [math.ceil(splits / sigreg_launch.MAX_AT_ONCE)]
+        tile = sigreg_launch.finish_constants(splits, launch)
+        warps = batch * math.ceil(slices / tile["BM"]) * tile["num_warps"]
+        rounds[finish_name(splits)] = warps, [math.ceil(splits / (tile["AT_ONCE"] * tile["BS"]))]
     return rounds
 
 
@@ -159,24 +180,31 @@ def convolution_kernels() -> Kernels:
     }
 
 
-OPERATORS = ["sigreg", "views", "halving_conv"]
-KINDS = {"scale": "fp32", "gw_ptr": "*fp32"} | dict.fromkeys(
-    ("top_ptr", "left_ptr", "heights_ptr", "widths_ptr", "seeds_ptr"), "*i64"
+OPERATORS = ["sigreg", "products", "views", "halving_conv"]
+KINDS = (
+    {"scale": "fp32", "gw_ptr": "*fp32", "product_ptr": "*fp32"}
+    | dict.fromkeys(("top_ptr", "left_ptr", "heights_ptr", "widths_ptr", "seeds_ptr"), "*i64")
+    | dict.fromkeys(("a_parts_ptr", "b_parts_ptr"), "*bf16")
 )
 
 
 def compiled(kernel: Any, constants: dict[str, Any], options: dict[str, Any], target: GPUTarget) -> Any:
     names = kernel.arg_names
-    convolution = "KP" in constants
-    pointer = "*bf16" if convolution else "*fp32"
+    # in convolutions and products of parts
+    half = "KP" in constants or "BK" in constants
+    pointer = "*bf16" if half else "*fp32"
     signature = {
         name: "constexpr" if name in constants else KINDS.get(name, pointer if name.endswith("_ptr") else "i32")
         for name in names
     }
     # a launch specialises on sizes and pointers that are multiples of 16
-    sizes = ("M", "H", "W", "OH", "OW", *(("N", "K", "SB", "SI", "SN", "SR", "SC") if convolution else ()))
+    sizes = {"M", "H", "W", "OH", "OW"}
+    if half:
+        sizes |= {"N", "K", "SB", "SI", "SN", "SR", "SC", "stride_k", "stride_m"}
     aligned = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in sizes or name.endswith("_ptr")
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if name not in constants and (name in sizes or name.endswith("_ptr"))
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     return triton.compile(source, target=target, options=options)
@@ -269,7 +297,7 @@ def measure(
         by_a_warp = row.pop("executed_by_a_warp", 0)
         if warps and by_a_warp:
             row["executed"] = round(warps * by_a_warp)
-        if {"BN", "BM"} <= constants.keys() and "loop_instructions" in usage:
+        if "LIVE" in constants and "BN" in constants and "loop_instructions" in usage:
             angles = constants["BN"] * constants["BM"] / (32 * options["num_warps"])
             row["loop_per_angle"] = usage["loop_instructions"] / angles
             row["loop_per_angle_and_knot"] = row["loop_per_angle"] / (labels["knots"] - 1)
@@ -300,6 +328,8 @@ def main() -> None:
         if "views" in options.operators:
             for inner in (1, 3):
                 rows += measure(view_kernels(inner), {"operator": "views"}, architecture, {})
+        if "products" in options.operators and launch_of(architecture).tensor_cores:
+            rows += measure(product_kernels(), {"operator": "products"}, architecture, {})
         if "halving_conv" in options.operators:
             rows += measure(convolution_kernels(), {"operator": "halving_conv"}, architecture, {})
     print(f"{'K':>4} target   {'kernel':54} registers spills  stack   code   loop a knot executed")

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastle.choices import StepMode
 from fastle.config import CropResizeConfig, ModelConfig, ObjectiveConfig, Precision, RunConfig
 from fastle.kernels import reference
 from fastle.method.objective import Draws
@@ -276,7 +277,8 @@ class PlainStep:
         precision: "bf16" is autocast; weights, latent and statistics stay fp32.
         channels_last: the memory format of the weights, which the convolutions' results take over; otherwise they are
             contiguous.
-        compiled: compute the loss as one graph of torch.compile.
+        mode: "compiled" computes the loss as one graph of torch.compile, "captured" records that in CUDA graphs, as
+            torch.compile's "reduce-overhead" does.
 
     Raises:
         ValueError: the configuration's judge or transformation is not the one that this step knows.
@@ -288,7 +290,7 @@ class PlainStep:
         *,
         precision: Precision = "fp32",
         channels_last: bool = False,
-        compiled: bool = False,
+        mode: StepMode = "eager",
     ) -> None:
         config, self.device, self._start = start.config, start.device, start
         self.precision, self.done = precision, 0
@@ -301,9 +303,10 @@ class PlainStep:
         train = config.train
         self._clip = train.clip
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=train.lr, weight_decay=train.weight_decay)
-        if compiled:
+        if mode != "eager":
             # compile the whole graph or fail: a silent fallback would be timed as if it were compiled
-            self.objective.compile(fullgraph=True, dynamic=False)
+            graphs = "reduce-overhead" if mode == "captured" else None
+            self.objective.compile(fullgraph=True, dynamic=False, mode=graphs)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Takes one step on a batch, uint8 (B, C, H, W) on the device. Returns the loss."""
@@ -323,4 +326,5 @@ class PlainStep:
             self.optimizer.step()
             self.objective.refresh_judge()
         self.done += 1
-        return loss.detach()
+        # the next step's graph writes where this one's loss is
+        return loss.detach().clone()

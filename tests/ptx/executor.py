@@ -8,6 +8,7 @@ them is an error.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -91,6 +92,8 @@ class _Ctas:
             self.specials[f"%ctaid.{name}"] = indices[self.cta, axis].astype(np.uint32)
             self.specials[f"%nctaid.{name}"] = np.array([grid[axis]], np.uint32)
         self.call_parameters: dict[str, Array] = {}
+        # groups of copies to shared memory that nobody waited for: their addresses, bytes and lanes
+        self.copies: list[list[tuple[Array, Array, Array]]] = [[]]
         self.registers: dict[str, Array] = {}
         self.place = np.zeros(self.lanes, np.int64)
         self.alive = np.ones(self.lanes, bool)
@@ -264,6 +267,33 @@ def _store(ctas: _Ctas, instruction: Instruction, executing: Array) -> None:
     ctas.store_bytes(space, ctas.addresses(target), np.stack(values, 1).view(np.uint8), np.flatnonzero(executing))
 
 
+def _copy(ctas: _Ctas, instruction: Instruction, executing: Array) -> None:
+    """A copy to shared memory that has arrived when a thread has waited for its group, and not before."""
+    if instruction.modifiers == ("async", "commit_group"):
+        ctas.copies.append([])
+    elif instruction.modifiers == ("async", "wait_group"):
+        (left,) = (int(ctas.read(operand, "u32")[0]) for operand in instruction.operands)
+        # the last group is open: nothing was committed to it yet
+        arrived = max(0, len(ctas.copies) - 1 - left)
+        for addresses, values, chosen in itertools.chain.from_iterable(ctas.copies[:arrived]):
+            ctas.store_bytes("shared", addresses, values, chosen)
+        del ctas.copies[:arrived]
+    elif instruction.modifiers[::2] == ("async", "shared") and instruction.modifiers[1] in ("ca", "cg"):
+        target, source, size, *given = instruction.operands
+        bytes_ = int(ctas.read(size, "u32")[0])
+        # what is not read is zero: a mask's way to leave it out
+        read = np.broadcast_to(ctas.read(given[0], "u32") if given else bytes_, (ctas.lanes,))
+        if np.setdiff1d(read[executing], (0, bytes_)).size:
+            raise UnknownInstruction("unknown instruction")
+        chosen = np.flatnonzero(executing)
+        values = np.zeros((len(chosen), bytes_), np.uint8)
+        inside = read[chosen] != 0
+        values[inside] = ctas.load_bytes("global", ctas.addresses(source), bytes_, chosen[inside])
+        ctas.copies[-1].append((ctas.addresses(target), values, chosen))
+    else:
+        raise UnknownInstruction("unknown instruction")
+
+
 def _move(ctas: _Ctas, instruction: Instruction, executing: Array) -> None:
     """A copy, parts packed into a register, or a register unpacked into parts."""
     target, source = instruction.operands
@@ -392,6 +422,7 @@ REDUCTIONS = {"min": np.minimum, "max": np.maximum}
 HANDLERS: dict[str, Callable[[_Ctas, Instruction, Array], None]] = {
     "ld": _load,
     "st": _store,
+    "cp": _copy,
     "mov": _move,
     "cvta": _global_address,
     "bar": _barrier,

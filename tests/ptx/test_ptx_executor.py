@@ -264,6 +264,23 @@ PRODUCT = """
 """
 
 
+@pytest.mark.parametrize(
+    ("wait", "found"),
+    [("", [-1, -1]), ("cp.async.wait_group 1;", [7, -1]), ("cp.async.wait_group 0;", [7, 0])],
+    ids=["none", "one", "all"],
+)
+def test_a_copy_is_there_when_it_was_waited_for(wait: str, found: list[int]) -> None:
+    # the second copies nothing, which is zeros
+    body = f"""
+        mov.b32 %r2, 7; st.global.b32 [%rd3], %r2; mul.lo.s32 %r3, %r1, 8; mov.b32 %r4, 4; mov.b32 %r5, 0;
+        cp.async.ca.shared.global [ %r3 + 0 ], [ %rd3 + 0 ], 0x4, %r4; cp.async.commit_group;
+        cp.async.ca.shared.global [ %r3 + 4 ], [ %rd3 + 0 ], 0x4, %r5; cp.async.commit_group;
+        {wait}
+        ld.shared.b32 %r2, [%r3+PLACE];
+    """
+    assert [of_one(body.replace("PLACE", place)) for place in ("0", "4")] == found
+
+
 @pytest.mark.parametrize(("kind", "dtype"), [("bf16", torch.bfloat16), ("f16", torch.float16)])
 @pytest.mark.parametrize("shared", [False, True], ids=["global", "ldmatrix"])
 def test_the_product_of_matrices(shared: bool, kind: str, dtype: torch.dtype) -> None:
