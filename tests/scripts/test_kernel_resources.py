@@ -31,7 +31,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_kernels_spill_nothing(rows: list[dict[str, Any]]) -> None:
-    for operator in ("sigreg", "views", "halving_conv"):
+    for operator in ("sigreg", "products", "views", "halving_conv"):
         architectures = {row["architecture"] for row in rows if row["operator"] == operator}
         assert architectures == {"sm_90"}
     for row in rows:
@@ -49,8 +49,9 @@ def test_sigreg_computes_one_sine_and_cosine_for_each_sample_and_slice(rows: lis
 
 def test_sigreg_leaves_fp64_and_barriers_alone(rows: list[dict[str, Any]]) -> None:
     # fp64 has 1/64 of the speed on consumer GPUs, and a thread that has a slice to itself waits for no other
-    counts = [(row["fp64_instructions"], row["barriers"]) for row in rows if row["operator"] == "sigreg"]
-    assert counts and set(counts) == {(0, 0)}
+    ours = [row for row in rows if row["operator"] == "sigreg"]
+    assert ours and not any(row["fp64_instructions"] for row in ours)
+    assert not any(row["barriers"] for row in ours if "many splits" not in row["kernel"])
 
 
 def test_what_sigreg_executes(rows: list[dict[str, Any]]) -> None:
