@@ -86,6 +86,7 @@ def config(root: Path, channels: int, size: int = SIDE, bits: int = 16, **more: 
     return DataConfig(dataset="folder", root=str(root), size=size, channels=channels, bits=bits, **more)  # type: ignore[arg-type]
 
 
+@pytest.mark.filterwarnings("error:Corrupt")
 @pytest.mark.parametrize("channels", [1, 3], ids=["grey", "rgb"])
 @pytest.mark.parametrize("cache", ["none", "disk", "host"])
 def test_every_value_reaches_the_step(cache: str, channels: int, tmp_path: Path) -> None:
