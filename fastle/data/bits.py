@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .header import Header
+from fastle.method.model import unit_range
 
-LARGEST = 65535
+from .header import Header
 
 
 def dtype_of(bits: int) -> torch.dtype:
@@ -40,7 +40,4 @@ def of_bits(image: Tensor, bits: int) -> Tensor:
 
 def unit(images: Tensor) -> Tensor:
     """uint16 images as fp32 in [0, 1], to the bit alike on every device; uint8 images as they are."""
-    if images.dtype != torch.uint16:
-        return images
-    # by a number, CUDA would not divide but multiply by its reciprocal, which rounds otherwise
-    return images.float() / torch.full((), float(LARGEST), device=images.device)
+    return unit_range(images) if images.dtype == torch.uint16 else images
