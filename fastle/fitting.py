@@ -81,7 +81,8 @@ def fit(
             what `data` alone means.
         data: The folder of the dataset, or images: a tensor or an array (N, C, H, W), uint8 or floating in [0, 1], or
             anything with a length and an index (a map-style torch `Dataset`, a Hugging Face dataset), whose items are
-            such images, PIL images, pairs that begin with an image, or mappings with "image".
+            such images, PIL images, pairs that begin with an image, or mappings with "image". Floats are rounded to 8
+            bits; with bits=16 they stay as they are, and images may be uint16, too.
         valid: Images to validate, given like `data`; by default one in twenty of those is held out.
         run: The run directory; by default runs/ and a name made of dataset and setting. The same call again goes on
             where the run stopped, or returns what it made.
@@ -168,7 +169,7 @@ def fit(
 
 
 def evaluate(
-    model: Autoencoder, data: Any, *, hole_ratio: float | None = None, perceptual: bool = False
+    model: Autoencoder, data: Any, *, hole_ratio: float | None = None, perceptual: bool = False, bits: int = 8
 ) -> dict[str, dict[str, float]]:
     """Measures a model's reconstructions of images that it was not trained on, as `fastle eval` does.
 
@@ -180,6 +181,7 @@ def evaluate(
         data: A folder of images, or images as `fit` takes them.
         hole_ratio: The hole's share of the input, for the figures of the masked setting; None for none.
         perceptual: Whether LPIPS and FID are measured too. It needs the extra "perceptual".
+        bits: Of each value that are kept, 8 or 16, as in the training.
 
     Returns:
         The figures under "clean" and, with a hole, "masked"; see `fastle.training.evaluate.evaluate`.
@@ -190,11 +192,12 @@ def evaluate(
     size, channels = model.config.size, model.config.channels
     device = next(model.parameters()).device
     if isinstance(data, (str, Path)):
-        config = DataConfig(dataset="folder", size=size, channels=channels)
+        config = DataConfig(dataset="folder", size=size, channels=channels, bits=bits)
         console = Console(stderr=True, force_terminal=False)
         images: Images = open_tree(config, Path(data), make_loading("auto", "none", device, console))
     else:
-        images = all_given(data, size=size, channels=channels)
+        OPTIONS["bits"].check(bits)
+        images = all_given(data, size=size, channels=channels, bits=bits)
     return measure(model, images, hole_ratio=hole_ratio, device=device, perceptual=perceptual)
 
 

@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastle.data.order import batch_indices
-from fastle.data.shard_index import HEADER, NO_SPLIT, load_index, make_splits, shard_members, write_columns
+from fastle.data.shard_index import HEADER, NO_SPLIT, load_index, make_splits, write_columns
+from fastle.data.shard_members import shard_members
 from fastle.lengths import steps_per_epoch
 
 PER_SHARD = 10_000

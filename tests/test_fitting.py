@@ -126,6 +126,19 @@ def test_images_are_brought_to_size_and_channels(item: Any, channels: int, expec
     assert abs(float(image.float().mean()) - expected[1]) <= 0.5
 
 
+def test_floats_are_not_rounded_where_16_bits_are_asked_for() -> None:
+    dark = PIXELS.float() / 255 / 600
+    train(dark, run="floats", bits=16)
+    result = train(Pairs(list(dark)), run="pairs", bits=16)
+    assert_same(weights(Path("floats")), weights(Path("pairs")))
+    assert json.loads(Path("floats/config.json").read_text())["data"]["bits"] == 16
+    # in 8 bits, all of them are black
+    figures = [
+        fastle.evaluate(result.model, images, bits=bits) for images, bits in ((dark, 16), (dark, 8), (0 * dark, 8))
+    ]
+    assert figures[0] != figures[1] == figures[2]
+
+
 class OneReader(Pairs):
     """Fails if two threads read from it at once."""
 
@@ -225,7 +238,8 @@ def test_ctrl_c_is_the_keyboard_interrupt_of_python() -> None:
         ({"data": PIXELS.long(), "size": 16}, r"is torch\.int64"),
         ({"data": [{"img": PIXELS[0]}] * 9, "size": 16}, "is a mapping of img"),
         ({"data": [7] * 9, "size": 16}, "is a int"),
-        ({"data": [Image.new("I;16", (16, 16))] * 9, "size": 16}, "mode I;16"),
+        ({"data": [Image.new("I;16", (16, 16))] * 9, "size": 16}, "has values of 16 bits: give bits=16"),
+        ({"data": [Image.new("F", (16, 16))] * 9, "size": 16}, "mode F"),
         ({"data": PIXELS[:1]}, "1 images are too few"),
         ({"data": "missing"}, "no such folder"),
     ],

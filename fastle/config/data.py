@@ -43,6 +43,7 @@ class DataConfig(Checked):
         root: absolute path of the data, or a pattern of paths of shards; None for shapes, which are made.
         size: of the images that the loader hands out, pixels: a number for a square, or (height, width).
         channels: of these images.
+        bits: how many of an image's bits are kept: 8, or 16, which reach the step as floats.
         bad_images: whether an image file that cannot be used is an error, or is left out.
         upscale: whether images of a folder that are smaller than `size` are enlarged; otherwise they cannot be used.
     """
@@ -58,6 +59,12 @@ class DataConfig(Checked):
     )
     size: int | tuple[int, int] = image_size()
     channels: int = option("1 reads a folder's images as grey, 3 as colour", choices=(1, 3), group="data")
+    bits: int = option(
+        "bits kept of each value of a folder's images; 16 doubles the cache, and torchvision decodes",
+        initial=8,
+        choices=(8, 16),
+        group="data",
+    )
     bad_images: BadImages = option(
         "whether image files that cannot be used are an error, which names all of them, or are left out",
         initial="error",
@@ -78,5 +85,7 @@ class DataConfig(Checked):
             raise ConfigError(f"--data must be a path, not {shown(self.root)}")
         if self.bad_images == "skip" and self.dataset in ("shapes", "cifar10"):
             raise ConfigError(f"--bad-images skip has no effect with {self.dataset}, which has no image files")
+        if self.bits != 8 and self.dataset != "folder":
+            raise ConfigError(f"--bits {self.bits} has no effect with {self.dataset}, whose images have 8")
         if self.upscale and self.dataset != "folder":
             raise ConfigError(f"--upscale has no effect with {self.dataset}, whose images are not resized")

@@ -30,6 +30,7 @@ from fastle.files import one_line, open_regular, read_header
 from fastle.machine import format_bytes
 from fastle.options import pair_text
 
+from .bits import dtype_of, unit
 from .cache_file import BLOCK, Checksums, ImagesOnDisk, check_blocks, read_layout
 from .decode import BadFiles, ImageFile
 from .images import ArrayImages, EncodedImages, Images
@@ -50,7 +51,7 @@ class CacheKey:
     Attributes:
         name: The beginning of the file's name, for people: dataset, split and size.
         root: The folder of the images.
-        size, channels, resize, upscale: See `TorchvisionDecoder`.
+        size, channels, resize, upscale, bits: See `TorchvisionDecoder`.
         pixels: "cpu" (all CPU decoders give the same pixels) or "gpu".
     """
 
@@ -60,19 +61,21 @@ class CacheKey:
     channels: int
     resize: bool
     upscale: bool = False
+    bits: int = 8
     pixels: Literal["cpu", "gpu"]
 
     def path(self) -> Path:
         """The path of the cache file."""
         fields: list[object] = [self.root, self.size, self.channels, self.resize, self.pixels]
-        # without it, the name stays that of before, so that the older file makes room for its successor
+        # without them, the name stays that of before, so that the older file makes room for its successor
         fields += ["upscale"] if self.upscale else []
+        fields += [f"{self.bits} bits"] if self.bits != 8 else []
         digest = hashlib.blake2b(json.dumps(fields).encode(), digest_size=6).hexdigest()
         return cache_folder() / f"{self.name}-{digest}.safetensors"
 
     def bytes(self, count: int) -> int:
         """The size of `count` decoded images."""
-        return count * self.channels * math.prod(sides_of(self.size))
+        return count * self.channels * math.prod(sides_of(self.size)) * self.bits // 8
 
     def metadata(self, fingerprint: str) -> dict[str, str]:
         """The metadata of the cache file of source files with this fingerprint."""
@@ -132,12 +135,13 @@ def open_cached(images: EncodedImages, key: CacheKey, loading: Loading) -> tuple
     how = "reused" if reused else "built"
     where = {"device": "on the GPU", "host": "in memory", "disk": "read from disk"}[place]
     images_held = contents.images
-    loading.say(f"cache: {place}, {format_bytes(key.bytes(len(images_held)))} {where}, {path} ({how})")
+    size = format_bytes(key.bytes(len(images_held))) + ("" if key.bits == 8 else f" in {key.bits} bits")
+    loading.say(f"cache: {place}, {size} {where}, {path} ({how})")
     return images_held, contents.skipped
 
 
 class CachedImages:
-    """Images held in one array, uint8 (N, H, W, C), on the GPU or in memory. Batches are channels-last."""
+    """Images held in one array, uint8 or uint16 (N, H, W, C), on the GPU or in memory. Batches are channels-last."""
 
     def __init__(self, images: Tensor) -> None:
         self._images = images
@@ -147,11 +151,13 @@ class CachedImages:
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         if self._images.is_cuda:
-            rows = ArrayImages(self._images).batch(indices)
+            # torch indexes no uint16 on a GPU
+            plain = self._images.view(torch.int16) if self._images.dtype == torch.uint16 else self._images
+            rows = ArrayImages(plain).batch(indices).view(self._images.dtype)
         else:
             # NumPy, because torch takes ten times as long when the caller is not the main thread, like the feed's
             rows = torch.from_numpy(self._images.numpy().take(indices, axis=0))
-        return rows.permute(0, 3, 1, 2)
+        return unit(rows.permute(0, 3, 1, 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,11 +289,15 @@ def _read(path: Path, key: CacheKey, fingerprint: str, count: int, place: Place,
     except (OSError, ValueError) as error:
         return f"damaged ({one_line(error)})"
     found = entry.shape[0]
-    if entry.shape[1:] != (*sides_of(key.size), key.channels) or found + len(faults) != count:
-        return f"damaged (it holds {found} images of {'x'.join(map(str, entry.shape[1:]))})"
+    if (
+        entry.dtype != dtype_of(key.bits)
+        or entry.shape[1:] != (*sides_of(key.size), key.channels)
+        or found + len(faults) != count
+    ):
+        return f"damaged (it holds {found} images of {'x'.join(map(str, entry.shape[1:]))}, {entry.dtype})"
     kept = None
     if place != "disk":
-        kept = torch.empty(entry.shape, dtype=torch.uint8, device=loading.device if place == "device" else None)
+        kept = torch.empty(entry.shape, dtype=entry.dtype, device=loading.device if place == "device" else None)
     bad = check_blocks(file, entry, checksums, loading, kept)
     if bad:
         return f"damaged ({bad})"
@@ -355,7 +365,7 @@ def _write(file: BinaryIO, images: EncodedImages, key: CacheKey, fingerprint: st
     ends = [0, sums.total, sums.total + len(checksums), sums.total + len(checksums) + len(skipped)]
     header = {
         "__metadata__": key.metadata(fingerprint),
-        "images": _entry("U8", (count, *sides_of(key.size), key.channels), ends[0:2]),
+        "images": _entry(f"U{key.bits}", (count, *sides_of(key.size), key.channels), ends[0:2]),
         "checksums": _entry("I64", (len(checksums) // 8,), ends[1:3]),
         "skipped": _entry("U8", (len(skipped),), ends[2:4]),
     }
@@ -371,10 +381,10 @@ def _entry(dtype: str, shape: tuple[int, ...], offsets: list[int]) -> dict[str, 
 def _decode(images: EncodedImages, positions: range) -> tuple[Tensor, list[str]]:
     """Decodes the images at these positions: those that can be decoded, and the faults of the others."""
     try:
-        return images.batch(positions), []
+        return images.decoded(positions), []
     except BadFiles as bad:
         good = [position for within, position in enumerate(positions) if within not in bad.faults]
-        return images.batch(good) if good else torch.empty(0), list(bad.faults.values())
+        return images.decoded(good) if good else torch.empty(0), list(bad.faults.values())
 
 
 def _cannot_write(path: Path, error: OSError) -> DataError:

@@ -2,7 +2,7 @@
 
 The file is in the safetensors format, so that other tools can open it:
 
-    images      uint8 (N, H, W, C)
+    images      uint8 or uint16 (N, H, W, C)
     checksums   int64 (blocks,): the crc32 of every `BLOCK` images
     skipped     uint8: JSON, the faults of the files that were left out
     metadata    identifies the source files, and how they were decoded
@@ -27,6 +27,7 @@ from torch import Tensor
 from fastle.errors import DataError
 from fastle.files import Entry, one_line, parse_json, read_at, read_header, read_into, read_tensor
 
+from .bits import unit
 from .decode import default_threads
 from .loading import Loading
 
@@ -39,7 +40,7 @@ class ImagesOnDisk:
     Args:
         path: For messages.
         file: The cache file, open for as long as this lives. Whoever deletes it meanwhile does no harm.
-        entry: Where the images lie, uint8 (N, H, W, C).
+        entry: Where the images lie, uint8 or uint16 (N, H, W, C).
     """
 
     def __init__(self, path: Path, file: BinaryIO, entry: Entry) -> None:
@@ -52,8 +53,8 @@ class ImagesOnDisk:
         for index in indices:
             if not 0 <= index < len(self):
                 raise IndexError(f"there is no image {index} among {len(self)}")
-        rows = np.empty((len(indices), *self._entry.shape[1:]), np.uint8)
-        size, buffer = math.prod(self._entry.shape[1:]), rows.reshape(-1).data
+        rows = torch.empty((len(indices), *self._entry.shape[1:]), dtype=self._entry.dtype)
+        size, buffer = _bytes_of_image(self._entry), rows.numpy().reshape(-1).view(np.uint8).data
         try:
             for place, index in enumerate(indices):
                 part = buffer[place * size : (place + 1) * size]
@@ -63,7 +64,7 @@ class ImagesOnDisk:
                 f"{self._path} cannot be read any more ({one_line(error)}): run the same command again, which builds "
                 "it anew, or use --cache none"
             ) from None
-        return torch.from_numpy(rows).permute(0, 3, 1, 2)
+        return unit(rows.permute(0, 3, 1, 2))
 
 
 def read_layout(file: BinaryIO) -> tuple[Entry, list[int], list[str]]:
@@ -76,7 +77,7 @@ def read_layout(file: BinaryIO) -> tuple[Entry, list[int], list[str]]:
     if header.entries.keys() != {"images", "checksums", "skipped"}:
         raise ValueError("it does not hold what a cache holds")
     images, checksums, skipped = (header.entries[name] for name in ("images", "checksums", "skipped"))
-    if images.dtype != torch.uint8 or len(images.shape) != 4:
+    if images.dtype not in (torch.uint8, torch.uint16) or len(images.shape) != 4:
         raise ValueError("its images are of another type or shape")
     if checksums.dtype != torch.int64 or checksums.shape != (-(-images.shape[0] // BLOCK),):
         raise ValueError("its checksums are of another type or shape")
@@ -99,13 +100,13 @@ def check_blocks(
         The first block that is damaged, in words, or None.
     """
     starts = range(0, entry.shape[0], BLOCK)
-    size = math.prod(entry.shape[1:])
+    size = _bytes_of_image(entry)
 
     def check(start: int) -> bool:
         count = min(BLOCK, entry.shape[0] - start)
         # straight to where they are kept, so that the copy is checked, too
         if kept is not None and not kept.is_cuda:
-            block = kept[start : start + count].numpy().reshape(-1)
+            block = kept[start : start + count].numpy().reshape(-1).view(np.uint8)
         else:
             block = np.empty(count * size, np.uint8)
         try:
@@ -113,7 +114,8 @@ def check_blocks(
         except (OSError, ValueError):
             return False
         if kept is not None and kept.is_cuda:
-            kept[start : start + count].copy_(torch.from_numpy(block).view(count, *entry.shape[1:]))
+            images = torch.from_numpy(block).view(entry.dtype).view(count, *entry.shape[1:])
+            kept[start : start + count].copy_(images)
         return zlib.crc32(block.data) == checksums[start // BLOCK]
 
     with ThreadPoolExecutor(default_threads(), thread_name_prefix="cache") as pool:
@@ -122,6 +124,10 @@ def check_blocks(
             if not intact:
                 return f"block {start // BLOCK}"
     return None
+
+
+def _bytes_of_image(entry: Entry) -> int:
+    return math.prod(entry.shape[1:]) * entry.dtype.itemsize
 
 
 class Checksums:

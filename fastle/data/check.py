@@ -57,6 +57,10 @@ def _check_file(file: ImageFile, *, loading: Loading, size: Size, resize: bool, 
     """The fault of a file, "" if it has none, or None if only decoding can tell."""
     try:
         head, tail, length = _read_ends(file)
+        complete = looks_complete(head[:12], tail, length)
+        if length > HEAD and not complete:
+            # of the first part of a TIFF, Pillow would warn that it is corrupt
+            return None
         header = read_header(head)
         check_size(header, size, resize=resize, upscale=upscale)
     except (OSError, NotInstalled):
@@ -65,7 +69,7 @@ def _check_file(file: ImageFile, *, loading: Loading, size: Size, resize: bool, 
     except ValueError as error:
         # in a longer file, the header may end beyond the bytes that were read
         return str(error) if length <= HEAD else None
-    if not looks_complete(head[:12], tail, length):
+    if not complete:
         return None
     loading.tally.add(file.name, header)
     return ""

@@ -18,6 +18,7 @@ from fastle.errors import DataError
 from fastle.files import open_regular
 
 from . import pillow
+from .bits import check_depth, dtype_of, of_bits
 from .header import MAX_PIXELS, Header, check_png, read_header
 from .orientation import turn
 
@@ -64,12 +65,12 @@ class Decoder(Protocol):
     """Decodes encoded images to one size.
 
     All decoders follow the same rules, whatever the file's extension. What `read_header` rejects is a bad file. Grey
-    becomes RGB; CMYK, palettes and 16 bits become 8-bit RGB as in torchvision; alpha is dropped; images are turned as
-    their EXIF orientation asks. Of several frames or pages, the first is decoded.
+    becomes RGB; CMYK, palettes and, unless they are asked for, 16 bits become 8-bit RGB as in torchvision; alpha is
+    dropped; images are turned as their EXIF orientation asks. Of several frames or pages, the first is decoded.
     """
 
     def __call__(self, files: Sequence[ImageFile]) -> Tensor:
-        """Decodes files to uint8 (B, C, H, W) in channels-last memory, in the order of `files`.
+        """Decodes files, in their order, to uint8, or of 16 bits to uint16, (B, C, H, W) in channels-last memory.
 
         Raises:
             BadFiles: Files cannot be used. The error lists every one of them.
@@ -104,15 +105,17 @@ class Tally:
         if header.deep:
             self._deep.add(name)
 
-    def remarks(self) -> list[str]:
-        """What is to be said of the files so far, a line each."""
+    def remarks(self, bits: int) -> list[str]:
+        """What is to be said of the files so far, a line each. `bits` are kept, 8 or 16."""
         lines = []
         if self._by_pillow:
             kinds = Counter(self._by_pillow.values()).most_common()
             listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
             lines.append(f"decoder: Pillow for {listed}, which DALI and torchvision cannot decode; it is slower")
         if self._deep:
-            lines.append(f"decoder: of {len(self._deep):,} images with more than 8 bits, the upper 8 are kept")
+            kept = "all bits" if bits == 16 else "the upper 8"
+            hint = "" if bits == 16 else "; a run with --bits 16 keeps all"
+            lines.append(f"decoder: of {len(self._deep):,} images with more than 8 bits, {kept} are kept{hint}")
         return lines
 
 
@@ -127,6 +130,7 @@ class TorchvisionDecoder:
             and a smaller image is a bad file.
         upscale: Whether smaller images are resized, too.
         threads: The number of threads; by default, that of the processors, but at most 16.
+        bits: Of each value that are kept, 8 or 16.
         tally: Counts the files.
     """
 
@@ -138,19 +142,21 @@ class TorchvisionDecoder:
         threads: int | None = None,
         *,
         upscale: bool = False,
+        bits: int = 8,
         tally: Tally | None = None,
     ) -> None:
         self._size = size
         self._channels = channels
         self._resize = resize
         self._upscale = upscale
+        self._bits = bits
         self._tally = tally or Tally()
         self._pool = ThreadPoolExecutor(threads or default_threads(), thread_name_prefix="decode")
 
     def __call__(self, files: Sequence[ImageFile]) -> Tensor:
         # the decoders write interleaved pixels, which channels-last memory takes without a transpose
         shape = (len(files), self._channels, *sides_of(self._size))
-        batch = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
+        batch = torch.empty(shape, dtype=dtype_of(self._bits), memory_format=torch.channels_last)
         faults = {}
         for position, image in enumerate(self._pool.map(self._load, files)):
             if isinstance(image, str):
@@ -167,7 +173,8 @@ class TorchvisionDecoder:
             data = read_file(file)
             header = read_header(data)
             check_size(header, self._size, resize=self._resize, upscale=self._upscale)
-            image = resize_and_crop(decode(data, header, self._channels), self._size, self._resize)
+            check_depth(header, self._bits)
+            image = resize_and_crop(decode(data, header, self._channels, self._bits), self._size, self._resize)
             self._tally.add(file.name, header)
             return image
         except pillow.NotInstalled as error:
@@ -218,23 +225,26 @@ def too_small(height: int, width: int, size: Size) -> str:
 
 
 def resize_and_crop(image: Tensor, size: Size, resize: bool) -> Tensor:
-    """Crops the centre of (C, H, W) to uint8 (C, *size); `resize` resizes it before, until it just covers `size`."""
+    """Crops the centre of (C, H, W) to (C, *size); `resize` resizes it before, until it just covers `size`."""
     # importing it takes seconds
     import torchvision.transforms.v2.functional as F
 
     height, width = sides_of(size)
     if resize:
-        before, across = image.shape[-2:]
+        dtype, (before, across) = image.dtype, image.shape[-2:]
+        # uint16, torchvision would round down
+        image = image.float() if dtype == torch.uint16 else image
         # the side that covers last gets its length, and the other one keeps the proportions, rounded down
         if height * across >= width * before:
             image = F.resize(image, [height, height * across // before], antialias=True)
         else:
             image = F.resize(image, [width * before // across, width], antialias=True)
+        image = image.round().to(dtype) if dtype == torch.uint16 else image
     return F.center_crop(image, [height, width])
 
 
-def decode(data: bytes, header: Header, channels: int) -> Tensor:
-    """Decodes an image, whose header has been read, to uint8 (channels, H, W), upright.
+def decode(data: bytes, header: Header, channels: int, bits: int = 8) -> Tensor:
+    """Decodes an image, whose header has been read, to uint8 or, of 16 bits, to uint16 (channels, H, W), upright.
 
     Raises:
         ValueError: The image does not decode. The message is the fault alone, in one line.
@@ -245,7 +255,7 @@ def decode(data: bytes, header: Header, channels: int) -> Tensor:
         image = turn(_by_torchvision(data, header, channels), header.orientation)
     if image.shape[1:] != (header.height, header.width):
         raise ValueError(f"does not decode: its header says {header.width}x{header.height}")
-    return image
+    return of_bits(image, bits)
 
 
 def _by_torchvision(data: bytes, header: Header, channels: int) -> Tensor:
@@ -264,6 +274,5 @@ def _by_torchvision(data: bytes, header: Header, channels: int) -> Tensor:
         # line number; what follows it is advice for callers of torchvision
         fault = re.sub(r"^.*\.cpp:\d+, ", "", str(error).splitlines()[0]).split(". ")[0]
         raise ValueError(f"does not decode: {fault}") from None
-    image = F.to_dtype(image, torch.uint8, scale=True)
     # the WebP decoder cannot decode to grey: it leaves RGB, with or without alpha
     return image if len(image) == channels else F.rgb_to_grayscale(image[:3])

@@ -21,7 +21,7 @@ PREFETCH = 2  # batches, and threads
 
 
 class Feed:
-    """Iterates over the batches of steps `start_step` to `stop_step - 1`: uint8 (batch_size // world_size, C, H, W).
+    """Iterates over the batches of steps `start_step` to `stop_step - 1`, each (batch_size // world_size, C, H, W).
 
     Two background threads decode one batch ahead each, so that one reads files while the other decodes. For a GPU they
     also copy the batches there, on a stream of their own. An exception in a thread is raised in the consumer, in place

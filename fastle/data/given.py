@@ -15,6 +15,7 @@ from torch import Tensor
 from fastle.config import DataConfig, Size, sides_of
 from fastle.errors import DataError
 
+from .bits import unit
 from .decode import resize_and_crop, too_small
 from .identity import Identity
 from .images import Images
@@ -24,21 +25,22 @@ LOOKED_AT = 8  # images by which a set is known again
 
 
 class GivenImages:
-    """Some of the images of a source, brought to one size and to uint8.
+    """Some of the images of a source, brought to one size and to uint8, or to fp32 in [0, 1] where 16 bits are kept.
 
     One thread at a time reads from the source, which may not bear more.
 
     Args:
         source: Has a length and an index. An item is an image, a pair that begins with one, or a mapping with "image".
-            An image is (C, H, W) or (H, W), uint8 or floating in [0, 1], or a PIL image.
+            An image is (C, H, W) or (H, W), uint8, uint16 or floating in [0, 1], or a PIL image.
         positions: The images that are taken, as indices of the source.
         size, channels: Of the batches. Images are shrunk until they just cover `size`, and the centre is cut out; grey
             becomes RGB and RGB grey, as for files.
+        bits: Of each value that are kept: 8, to which floats are rounded, or 16, with which they stay as they are.
     """
 
-    def __init__(self, source: Any, positions: NDArray[np.int64], *, size: Size, channels: int) -> None:
+    def __init__(self, source: Any, positions: NDArray[np.int64], *, size: Size, channels: int, bits: int = 8) -> None:
         self._source, self._positions = source, positions
-        self._size, self._channels = size, channels
+        self._size, self._channels, self._bits = size, channels, bits
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -59,6 +61,9 @@ class GivenImages:
         elif isinstance(item, (tuple, list)) and item:
             item = item[0]
         if hasattr(item, "convert") and hasattr(item, "mode"):
+            if item.mode.startswith("I;16"):
+                # native bytes, of which torch knows no others
+                return torch.from_numpy(np.array(item).astype(np.uint16))
             if item.mode[0] in "IF":
                 raise DataError(f"image {position} is a PIL image of mode {item.mode}: give a tensor in [0, 1]")
             pixels = np.array(item.convert("L" if self._channels == 1 else "RGB"))
@@ -78,9 +83,13 @@ class GivenImages:
                 raise DataError(
                     f"image {position} has values from {smallest:.4g} to {largest:.4g}: floats must be in [0, 1]"
                 )
-            image = (image * 255).round().to(torch.uint8)
-        elif image.dtype != torch.uint8:
+            image = image.float() if self._bits == 16 else (image * 255).round().to(torch.uint8)
+        elif image.dtype == torch.uint16 and self._bits != 16:
+            raise DataError(f"image {position} has values of 16 bits: give bits=16, or uint8")
+        elif image.dtype not in (torch.uint8, torch.uint16):
             raise DataError(f"image {position} is {image.dtype}: give uint8, or floats in [0, 1]")
+        elif self._bits == 16:
+            image = unit(image) if image.dtype == torch.uint16 else image.float() / 255
         height, width = image.shape[1:]
         sides = sides_of(self._size)
         if height < sides[0] or width < sides[1]:
@@ -90,7 +99,11 @@ class GivenImages:
             import torchvision.transforms.v2.functional as F
 
             image = image.expand(3, -1, -1) if self._channels == 3 else F.rgb_to_grayscale(image)
-        return image if (height, width) == sides else resize_and_crop(image, self._size, resize=True)
+        if (height, width) == sides:
+            return image
+        image = resize_and_crop(image, self._size, resize=True)
+        # the weights of an average add up to 1 only nearly
+        return image.clamp(0, 1) if self._bits == 16 else image
 
 
 def open_given(
@@ -101,7 +114,7 @@ def open_given(
     Args:
         data: See `GivenImages`.
         valid: The images to validate, given in the same way; None holds out one in twenty of `data`.
-        config: The size and channels of the batches.
+        config: The size, channels and bits of the batches.
         say: Shows a line.
 
     Raises:
@@ -117,12 +130,12 @@ def open_given(
         source, held_out, positions = data, np.sort(shuffled[:share]), np.sort(shuffled[share:])
     else:
         source, held_out = valid, np.arange(_length(valid))
-    train = GivenImages(data, positions, size=config.size, channels=config.channels)
-    held = GivenImages(source, held_out, size=config.size, channels=config.channels)
+    about: dict[str, Any] = {"size": config.size, "channels": config.channels, "bits": config.bits}
+    train, held = GivenImages(data, positions, **about), GivenImages(source, held_out, **about)
     return train, held, _identify(train, say)
 
 
-def all_given(data: Any, *, size: Size, channels: int) -> GivenImages:
+def all_given(data: Any, *, size: Size, channels: int, bits: int) -> GivenImages:
     """All images of a source; see `GivenImages`.
 
     Raises:
@@ -130,7 +143,7 @@ def all_given(data: Any, *, size: Size, channels: int) -> GivenImages:
     """
     if not _length(data):
         raise DataError("there are no images to measure: give some as data")
-    return GivenImages(data, np.arange(_length(data)), size=size, channels=channels)
+    return GivenImages(data, np.arange(_length(data)), size=size, channels=channels, bits=bits)
 
 
 def shape_of(data: Any) -> tuple[int, int] | None:

@@ -60,7 +60,8 @@ class Header:
         orientation: How the pixels of the file must be turned, 1 to 8; 1 is upright. WebP and some PNGs say so behind
             their pixels, and count as upright where that part is missing. Images that Pillow decodes it turns as well.
         by_pillow: Whether Pillow decodes it, because torchvision cannot.
-        deep: Whether its samples have more than 8 bits, of which the upper 8 are kept.
+        deep: Whether its samples have more than 8 bits.
+        reduced: Whether it is deep, and its decoder gives the upper 8 bits in any case.
     """
 
     kind: Kind
@@ -71,6 +72,7 @@ class Header:
     orientation: int = UPRIGHT
     by_pillow: bool = False
     deep: bool = False
+    reduced: bool = False
 
 
 def read_header(data: bytes) -> Header:
@@ -89,8 +91,10 @@ def read_header(data: bytes) -> Header:
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         header = _read_webp(data)
     elif kind := _kind_by_pillow(data):
-        width, height, deep = pillow.read_size(data, kind)
-        header = Header(kind, width, height, plain=False, by_pillow=True, deep=deep)
+        found = pillow.read_size(data, kind)
+        header = Header(
+            kind, found.width, found.height, plain=False, by_pillow=True, deep=found.deep, reduced=found.reduced
+        )
     else:
         known = next((words for magic, words in UNSUPPORTED.items() if data.startswith(magic)), None)
         raise ValueError(

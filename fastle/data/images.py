@@ -1,4 +1,4 @@
-"""The images of a split, held in memory or as encoded files, and read in batches of uint8."""
+"""The images of a split, held in memory or as encoded files, and read in batches."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from fastle.errors import DataError
 from fastle.folders import SPLITS
 
+from .bits import unit
 from .decode import Decoder, ImageFile
 from .shards import ShardFiles
 
@@ -22,7 +23,9 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Sequence[int]) -> Tensor:
-        """A batch, uint8 (B, C, H, W), on the CPU or on the device that holds the images, in any memory format.
+        """A batch (B, C, H, W), uint8 or, of 16 bits, fp32 in [0, 1].
+
+        It is on the CPU or on the device that holds the images, in any memory format.
 
         Raises:
             DataError: An image cannot be used. The message names it.
@@ -30,7 +33,7 @@ class Images(Protocol):
 
 
 class ArrayImages:
-    """Images held in memory, uint8 (N, C, H, W), on the CPU or a GPU. Batches are on the same device."""
+    """Images held in memory, uint8 or in [0, 1], (N, C, H, W), on the CPU or a GPU. Batches are on the same device."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -61,6 +64,10 @@ class EncodedImages:
         return len(self.files)
 
     def batch(self, indices: Sequence[int]) -> Tensor:
+        return unit(self.decoded(indices))
+
+    def decoded(self, indices: Sequence[int]) -> Tensor:
+        """A batch as the decoder gives it, uint8 or uint16."""
         return self.decoder([self.files[index] for index in indices])
 
     def without(self, positions: Container[int]) -> EncodedImages:

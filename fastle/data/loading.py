@@ -51,23 +51,25 @@ class Loading:
     tally: Tally = field(default_factory=Tally, compare=False)
 
 
-def make_decoder(loading: Loading, *, size: Size, channels: int, resize: bool, upscale: bool = False) -> Decoder:
+def make_decoder(
+    loading: Loading, *, size: Size, channels: int, resize: bool, upscale: bool = False, bits: int = 8
+) -> Decoder:
     """Makes the decoder that `loading` asks for, with a message if "auto" cannot take the fastest.
 
     Args:
         loading: How images are loaded.
-        size, channels, resize, upscale: See `TorchvisionDecoder`.
+        size, channels, resize, upscale, bits: See `TorchvisionDecoder`.
 
     Raises:
         DataError: The decoder is unavailable. The message says why.
     """
     choice, missing = loading.decoder, dali.why_no_dali()
-    if channels != 3:
+    if unable := "colour images only" if channels != 3 else "8 bits only" if bits != 8 else None:
         if choice in ("dali", "dali-gpu"):
-            raise DataError(f"--decoder {choice} decodes colour images only; use --decoder torchvision")
+            raise DataError(f"--decoder {choice} decodes {unable}; use --decoder torchvision")
         if choice == "auto":
-            loading.say("decoder: torchvision, because DALI decodes colour images only")
-        return TorchvisionDecoder(size, channels, resize, upscale=upscale, tally=loading.tally)
+            loading.say(f"decoder: torchvision, because DALI decodes {unable}")
+        return TorchvisionDecoder(size, channels, resize, upscale=upscale, bits=bits, tally=loading.tally)
     if choice in ("dali", "dali-gpu") and missing:
         raise DataError(f"--decoder {choice} is unavailable: {missing}; use --decoder torchvision")
     if choice == "dali-gpu" and loading.device.type != "cuda":

@@ -13,6 +13,7 @@ from fastle.folders import Split
 from fastle.options import pair_text
 
 from . import celeba, cifar10, folder, shapes
+from .bits import unit
 from .cache import CacheKey, open_cached
 from .check import find_faults
 from .dali import DaliDecoder
@@ -37,7 +38,7 @@ IN_MEMORY = ("shapes", "cifar10")
 
 
 def open_images(config: DataConfig, split: Split, loading: Loading | None = None) -> Images:
-    """Opens the images of a split, uint8 (C, H, W) each, of the configuration's size.
+    """Opens the images of a split, (C, H, W) each, of the configuration's size.
 
     Args:
         config: The dataset, where it lies, and the size of its images.
@@ -52,7 +53,7 @@ def open_images(config: DataConfig, split: Split, loading: Loading | None = None
     loading = loading or Loading(cache="host" if config.dataset in IN_MEMORY else "none")
     images, faults, _ = _open(config, split, loading, _decoder(config, loading))
     _report_faults({split: faults}, config, loading)
-    _say_remarks(loading)
+    _say_remarks(config, loading)
     return _not_empty(images, split)
 
 
@@ -71,7 +72,7 @@ def open_training(config: DataConfig, loading: Loading) -> tuple[Images, Images,
     uncached = replace(loading, cache="host" if config.dataset in IN_MEMORY else "none")
     valid, valid_faults, _ = _open(config, "valid", uncached, decoder)
     _report_faults({"train": faults, "valid": valid_faults}, config, loading)
-    _say_remarks(loading)
+    _say_remarks(config, loading)
     if isinstance(files, ShardFiles):
         identity = replace(files.identity(), count=len(train))
     else:
@@ -111,13 +112,13 @@ def _open_encoded(config: DataConfig, files: EncodedImages, loading: Loading, na
     images, faults = _checked(files, config, loading)
     # whoever uses a model has no flag for them
     _report_faults({name: faults}, config, loading, MEND)
-    _say_remarks(loading)
+    _say_remarks(config, loading)
     _not_empty(images, name)
     return images
 
 
 def decode_files(config: DataConfig, paths: Sequence[Path]) -> Tensor:
-    """Decodes image files to uint8 (B, C, H, W), resized and cropped as the images of the dataset are.
+    """Decodes image files to uint8 or in [0, 1], (B, C, H, W), resized and cropped as the images of the dataset are.
 
     Raises:
         DataError: A file cannot be used. The message names it.
@@ -125,8 +126,10 @@ def decode_files(config: DataConfig, paths: Sequence[Path]) -> Tensor:
     if folders := [path for path in paths if path.is_dir()]:
         raise DataError(f"{folders[0]} is a folder: give image files, such as {folders[0]}/*.jpg")
     # for a few files, DALI would take longer to start
-    decoder = TorchvisionDecoder(config.size, config.channels, _resizes(config), upscale=config.upscale)
-    return decoder([DiskFile(str(path)) for path in paths])
+    decoder = TorchvisionDecoder(
+        config.size, config.channels, _resizes(config), upscale=config.upscale, bits=config.bits
+    )
+    return unit(decoder([DiskFile(str(path)) for path in paths]))
 
 
 def cache_key(config: DataConfig, split: Split, *, gpu: bool) -> CacheKey:
@@ -138,6 +141,7 @@ def cache_key(config: DataConfig, split: Split, *, gpu: bool) -> CacheKey:
         channels=config.channels,
         resize=_resizes(config),
         upscale=config.upscale,
+        bits=config.bits,
         pixels="gpu" if gpu else "cpu",
     )
 
@@ -198,7 +202,9 @@ def _checked(images: EncodedImages, config: DataConfig, loading: Loading) -> tup
     resize, upscale = _resizes(config), config.upscale
     find = partial(find_faults, images.files, images.decoder, loading, size=config.size, resize=resize, upscale=upscale)
     if isinstance(images.files, ShardFiles):
-        faults = known_faults(images.files, f"{config.channels} {config.size} {resize} {upscale}", find)
+        # without the bits, the record stays that of before
+        rules = f"{config.channels} {config.size} {resize} {upscale}" + (f" {config.bits}" if config.bits != 8 else "")
+        faults = known_faults(images.files, rules, find)
     else:
         faults = find()
     return (images.without(faults) if faults else images), list(faults.values())
@@ -230,8 +236,8 @@ def _report_faults(
     loading.say(f"skipped {len(faults)} images that cannot be used ({counts}):{listed}{rest}")
 
 
-def _say_remarks(loading: Loading) -> None:
-    for remark in loading.tally.remarks():
+def _say_remarks(config: DataConfig, loading: Loading) -> None:
+    for remark in loading.tally.remarks(config.bits):
         loading.say(remark)
 
 
@@ -253,7 +259,12 @@ def _decoder(config: DataConfig, loading: Loading) -> Decoder | None:
 
 def _file_decoder(config: DataConfig, loading: Loading) -> Decoder:
     return make_decoder(
-        loading, size=config.size, channels=config.channels, resize=_resizes(config), upscale=config.upscale
+        loading,
+        size=config.size,
+        channels=config.channels,
+        resize=_resizes(config),
+        upscale=config.upscale,
+        bits=config.bits,
     )
 
 

@@ -10,10 +10,11 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .orientation import TAG, UPRIGHT, on_its_side
@@ -47,6 +48,15 @@ DAMAGED = (
 DEEP = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
+class Found(NamedTuple):
+    """What the header of an image says: its upright size, in pixels, and as of `Header`, how deep it is."""
+
+    width: int
+    height: int
+    deep: bool
+    reduced: bool
+
+
 class Refused(ValueError):
     """An image that cannot be used although it may be in order. The message is the fault alone."""
 
@@ -55,8 +65,8 @@ class NotInstalled(Refused):
     """A format needs a package that is not installed. The message ends with the command that helps."""
 
 
-def read_size(data: bytes, kind: str) -> tuple[int, int, bool]:
-    """Width and height of an upright image, in pixels, and whether its grey has more than 8 bits.
+def read_size(data: bytes, kind: str) -> Found:
+    """Size and depth of an image.
 
     Args:
         data: An encoded image, whole.
@@ -72,11 +82,13 @@ def read_size(data: bytes, kind: str) -> tuple[int, int, bool]:
         # Pillow gives the upright size of a TIFF, and libheif that of a HEIC
         if kind == "AVIF" and on_its_side(image.getexif().get(TAG, UPRIGHT)):
             width, height = height, width
-        return width, height, image.mode in DEEP
+        whole = image.mode in DEEP
+        reduced = not whole and _is_deep(image, data, kind)
+        return Found(width, height, deep=whole or reduced, reduced=reduced)
 
 
 def decode(data: bytes, kind: str, channels: int) -> Tensor:
-    """Decodes an image to uint8 (channels, H, W), upright. Of grey samples with more bits, it keeps the upper 8.
+    """Decodes an image to (channels, H, W), upright: to uint16 if it is grey of more than 8 bits, else to uint8.
 
     Args:
         data, kind: See `read_size`.
@@ -89,7 +101,10 @@ def decode(data: bytes, kind: str, channels: int) -> Tensor:
 
     with _opened(data, kind) as image:
         upright = ImageOps.exif_transpose(image)
-        pixels = (_upper_bits(upright, getattr(image, "tag_v2", {})) if image.mode in DEEP else upright).convert("RGB")
+        if image.mode in DEEP:
+            grey = _sixteen(upright, getattr(image, "tag_v2", {}))
+            return torch.from_numpy(grey[:, :, None].repeat(channels, 2)).permute(2, 0, 1)
+        pixels = upright.convert("RGB")
         if channels == 1:
             pixels = pixels.convert("L")
         return torch.from_numpy(np.array(pixels)).view(pixels.height, pixels.width, channels).permute(2, 0, 1)
@@ -134,11 +149,24 @@ def _check_kind(image: Image.Image) -> None:
         raise Refused("has samples of 32 bits, or with a sign: save it with 8 or 16 bits")
 
 
-def _upper_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
-    """The upper 8 bits of grey samples."""
-    from PIL import Image
+def _is_deep(image: Image.Image, data: bytes, kind: str) -> bool:
+    """Whether a file has more than 8 bits, although Pillow gives 8."""
+    if kind == "TIFF":
+        return max(getattr(image, "tag_v2", {}).get(BITS, (1,))) > 8
+    if kind == "AVIF":
+        # of the third byte in this box, a bit says that there are 10 or 12
+        box = data.find(b"av1C")
+        return box >= 0 and any(byte & 0x40 for byte in data[box + 6 : box + 7])
+    return int(image.info.get("bit_depth", 8)) > 8
 
+
+def _sixteen(image: Image.Image, tags: Mapping[int, Any]) -> NDArray[np.uint16]:
+    """Grey samples of 9 to 16 bits, (H, W), of which 65535 is white."""
     (bits,) = tags.get(BITS, (16,))
-    grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+    # native bytes, of which torch knows no others
+    grey = np.asarray(image).astype(np.uint16)
+    if bits < 16:
+        # the upper bits once more below the lower ones: the largest value becomes 65535, and the upper 8 bits stay
+        grey = grey << (16 - bits) | grey >> (2 * bits - 16)
     # Pillow inverts an image whose 0 is white only if it has 8 bits
-    return Image.fromarray(255 - grey if tags.get(PHOTOMETRIC) == 0 else grey)
+    return np.uint16(65535) - grey if tags.get(PHOTOMETRIC) == 0 else grey

@@ -1,4 +1,4 @@
-"""The classes of images in shards: the folder of a member in a tar or a zip, the column "label" of a parquet file."""
+"""The classes of images in shards: labels of WebDataset or folders in a tar or a zip, a column of a parquet file."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ from fastle.errors import DataError
 
 from .parquet import read_labels
 from .shard_index import common_folder, shard_prefixes, split_of
+from .shard_members import key_of, member_classes
 from .shards import SPLIT_CODES, ShardIndex
 
+NO_TAG = "no .cls beside it names its class, as for others: add it, or leave the image out"
+NO_FOLDER = (
+    "neither a .cls beside it nor a folder tells its class from that of others: add it, or pack a folder for each class"
+)
 SPLITS = {SPLIT_CODES[name]: name for name in ("train", "test")}
 
 
 def shard_classes(index: ShardIndex, root: Path) -> tuple[dict[str, dict[str, list[int]]], Callable[[int], str]]:
     """The images of shards by split and class.
 
-    Of a tar or a zip, the first folder of a member is its class, as if the shards were unpacked: below the folders that
-    all members lie in, and below train/ and test/, if members lie in both. If they do not, the shards may name these
+    Where a tar or a zip holds entries KEY.cls, as WebDataset has them, these are the classes of the images KEY.jpg.
+    Otherwise the first folder of a member is its class, as if the shards were unpacked: below the folders that all
+    members lie in, and below train/ and test/, if members lie in both. If they do not, the shards may name these
     splits. Images of other splits are left out.
 
     Args:
@@ -46,16 +52,20 @@ def shard_classes(index: ShardIndex, root: Path) -> tuple[dict[str, dict[str, li
     by_shard = [(split_of(f"{prefixes[shard]}image")[0], path) for path, shard in zip(paths, shards, strict=True)]
     named = (places for places in (by_member, by_shard) if SPLITS.keys() <= {code for code, _ in places})
     places, splits = next(((places, SPLITS) for places in named), ([(0, path) for path in paths], {0: "all"}))
+    tags = {i: member_classes(path) for i, path in enumerate(index.shards) if i not in labels}
+    tagged = any(tags.values())
     found: dict[str, dict[str, list[int]]] = {split: {} for split in splits.values()}
     for row, (code, path) in enumerate(places):
-        of_row = labels.get(shards[row])
-        name = path.partition("/")[0] if of_row is None else next(of_row)
+        shard = shards[row]
+        if shard in labels:
+            name = next(labels[shard])
+        elif tagged:
+            name = tags[shard].get(key_of(members[row]), "")
+        else:
+            name = path.partition("/")[0] if "/" in path else ""
         if code not in splits:
             continue
-        if of_row is None and "/" not in path:
-            raise DataError(
-                f"{index.name(row)}: no folder tells its class from that of others: pack a folder for each class, or "
-                "unpack the images into such folders"
-            )
+        if not name:
+            raise DataError(f"{index.name(row)}: {NO_TAG if tagged else NO_FOLDER}")
         found[splits[code]].setdefault(name, []).append(row)
     return found, paths.__getitem__

@@ -16,16 +16,14 @@ import hashlib
 import json
 import os
 import re
-import tarfile
 import tempfile
-import zipfile
 import zlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -34,14 +32,14 @@ from numpy.typing import NDArray
 from fastle.checkpoint import write_atomic
 from fastle.errors import DataError, FastleError
 from fastle.files import one_line, open_regular, read_header, read_json, read_tensor
-from fastle.folders import EXTENSIONS, KINDS, UNSUPPORTED
+from fastle.folders import KINDS
 
 from .cache import VERSION as CACHE_VERSION
 from .cache import cache_folder, locked, why_read_only
-from .header import download_fault
 from .loading import Loading
 from .parquet import image_column, open_parquet
-from .shards import DEFLATED, ROW_BITS, SPLIT_CODES, STORED, ShardFiles, ShardIndex
+from .shard_members import shard_members
+from .shards import SPLIT_CODES, ShardFiles, ShardIndex
 
 VERSION = "1"
 HEADER = 4096  # bytes, padded, because the header is written after the names that follow it
@@ -52,8 +50,6 @@ SPLIT_NAMES = re.compile(r"(train|valid|validation|val|test)(?:[-_.]\d.*)?")
 NO_SPLIT = 255
 SHARE = 20  # one image in so many is held out, as of a folder
 LONGEST = 2**31 - 1
-# of compressed files that are called .tar
-MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 # of this process, so that splits share them
 _open_indexes: WeakValueDictionary[tuple[str, str], ShardIndex] = WeakValueDictionary()
@@ -322,79 +318,3 @@ def make_splits(codes: NDArray[np.uint8], places: NDArray[np.uint64], root: str)
     for part, code in enumerate(parts):
         split[rest[least[part * share : (part + 1) * share]]] = code
     return split
-
-
-def shard_members(path: str) -> tuple[list[tuple[str, int, int]], int]:
-    """(name, start, size) of each image of a shard, sorted by name, and the number of its other files."""
-    try:
-        if path.lower().endswith(".parquet"):
-            return _rows(path), 0
-        read = _zipped if path.lower().endswith(".zip") else _tarred
-        members = list(read(path))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {one_line(error)}") from None
-    images = sorted(member for member in members if _is_image(member[0]))
-    return images, len(members) - len(images)
-
-
-def _is_image(name: str) -> bool:
-    hidden = any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
-    return not hidden and name.lower().endswith(EXTENSIONS + UNSUPPORTED)
-
-
-def _tarred(path: str) -> Iterator[tuple[str, int, int]]:
-    with open_regular(path) as file:
-        head = file.read(512)
-        kind = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)
-        if kind is not None:
-            raise DataError(
-                f"{path} is compressed as a whole by {kind}, so that no image can be read without all before it: "
-                "unpack it to a .tar"
-            )
-        last = "its beginning"
-        try:
-            with tarfile.open(path, "r:") as tar:
-                while (member := tar.next()) is not None:
-                    # it would keep an object for each; its types do not show where
-                    cast(Any, tar).members.clear()
-                    last = member.name
-                    if member.issparse():
-                        raise DataError(f"{path}, {last} is stored sparse: pack it again without --sparse")
-                    if member.isreg():
-                        yield member.name, member.offset_data, member.size
-                offset = tar.offset
-        except (tarfile.TarError, EOFError, ValueError) as error:
-            fault = download_fault(head) or f"is damaged behind {last} ({one_line(error)})"
-            raise DataError(f"{path} {fault}: copy it again") from None
-        # to the library, whatever is no header is the end
-        file.seek(offset)
-        if file.read(512) != bytes(512):
-            raise DataError(f"{path} is damaged or cut short behind {last}: copy it again")
-
-
-def _zipped(path: str) -> Iterator[tuple[str, int, int]]:
-    try:
-        with zipfile.ZipFile(path) as zipped:
-            for member in zipped.infolist():
-                if member.is_dir():
-                    continue
-                if _is_image(member.filename) and (
-                    member.flag_bits & 1 or member.compress_type not in (STORED, DEFLATED)
-                ):
-                    how = "encrypted" if member.flag_bits & 1 else "compressed otherwise than by deflate"
-                    raise DataError(f"{path}, {member.filename} is {how}: pack it again, with zip -0")
-                yield member.filename, member.header_offset, member.compress_size
-    except (zipfile.BadZipFile, ValueError) as error:
-        with open_regular(path) as file:
-            fault = download_fault(file.read(256))
-        raise DataError(f"{path} {fault or f'is damaged or no zip ({one_line(error)})'}: copy it again") from None
-
-
-def _rows(path: str) -> list[tuple[str, int, int]]:
-    with open_parquet(path) as parquet:
-        counts = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
-    return [
-        (f"row group {group}, row {row}", group << ROW_BITS | row, 0)
-        for group, count in enumerate(counts)
-        for row in range(count)
-    ]

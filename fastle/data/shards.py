@@ -79,9 +79,7 @@ class ShardIndex:
         try:
             if path.lower().endswith(".parquet"):
                 return read_row(path, self.columns[self.shard[row]], start >> ROW_BITS, start & (1 << ROW_BITS) - 1)
-            if path.lower().endswith(".zip"):
-                return _read_zipped(_open(path), start, size)
-            return bytes(read_at(_open(path), start, size))
+            return read_member(path, start, size)
         except (ValueError, zlib.error) as error:
             raise OSError(errno.EIO, f"{one_line(error)}, copy the shard again") from None
 
@@ -155,6 +153,17 @@ class ShardFile:
 
     def stamp(self) -> str:
         return f"{self.index.size[self.row]} {self.index.fingerprint}"
+
+
+def read_member(path: str, start: int, size: int) -> bytes:
+    """A member of a tar or a zip, whose places are those of `ShardIndex`.
+
+    Raises:
+        OSError, ValueError, zlib.error: It is not there or damaged.
+    """
+    if path.lower().endswith(".zip"):
+        return _read_zipped(_open(path), start, size)
+    return bytes(read_at(_open(path), start, size))
 
 
 # a reader keeps a file alive that others have pushed out

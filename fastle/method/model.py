@@ -81,8 +81,8 @@ class Encoder(nn.Module):
         uses the running ones.
 
         Args:
-            images: (B, C, H, W) of the configuration's size, uint8 or floats in [0, 1]. With a spatial latent any H and
-                W will do that are divisible by 8, since every layer is a convolution.
+            images: (B, C, H, W) of the configuration's size, uint8, uint16 or floats in [0, 1]. With a spatial latent
+                any H and W will do that are divisible by 8, since every layer is a convolution.
 
         Returns:
             (B, latent), or (B, c, H/8, W/8) for a spatial latent, in the dtype of the weights.
@@ -339,5 +339,8 @@ def _flat(latent: Tensor) -> Tensor:
 
 
 def unit_range(images: Tensor) -> Tensor:
-    """Scales uint8 images to fp32 in [0, 1]; returns floating images as they are."""
+    """Scales uint8 and uint16 images to fp32 in [0, 1]; returns floating images as they are."""
+    if images.dtype == torch.uint16:
+        # by a number, CUDA would not divide but multiply by its reciprocal, which rounds otherwise than a CPU
+        return images.float() / torch.full((), 65535.0, device=images.device)
     return images.float() / 255 if images.dtype == torch.uint8 else images

@@ -2,7 +2,7 @@
 
 A saved model is a folder of three files. model.safetensors holds the state dict, its parameters in fp32 or bf16.
 config.json says "format": "fastle model", and "model" holds the fields of `ModelConfig`; "hole_ratio" is there if the
-model was trained with holes. README.md is the model's card.
+model was trained with holes, and "bits" if with images of 16. README.md is the model's card.
 """
 
 from __future__ import annotations
@@ -151,6 +151,18 @@ def hole_ratio_of(path: Path) -> float | None:
     return ratio
 
 
+def bits_of(folder: Path) -> int:
+    """The bits of an image's values that were kept in the training of a saved model.
+
+    Raises:
+        CheckpointError: The configuration cannot be read.
+    """
+    bits: int = _saved_values(folder).get("bits", 8)
+    if bits not in (8, 16):
+        raise CheckpointError(f"{folder / CONFIG} cannot be used (bits is {shown(bits)}): {WAY_OUT}")
+    return bits
+
+
 def shipped_models() -> list[str]:
     """The names of the models that ship with fastle."""
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
@@ -166,9 +178,9 @@ def is_saved_model(folder: Path) -> bool:
 
 
 def save_pretrained(
-    model: Autoencoder, folder: Path, *, bf16: bool, card: str | None, hole_ratio: float | None = None
+    model: Autoencoder, folder: Path, *, bf16: bool, card: str | None, hole_ratio: float | None = None, bits: int = 8
 ) -> None:
-    """See `Autoencoder.save_pretrained`; also the share of the input that a hole covered in training."""
+    """See `Autoencoder.save_pretrained`; also the hole's share of the input in training, and its images' bits."""
     _check_can_be_shared(model)
     check_folder(folder)
     # an average of the weights has no gradients, and is a model all the same
@@ -182,6 +194,8 @@ def save_pretrained(
     config: dict[str, Any] = {"format": MODEL_FORMAT, "model": model.config.to_dict()}
     if hole_ratio is not None:
         config["hole_ratio"] = hole_ratio
+    if bits != 8:
+        config["bits"] = bits
     text = plain_card(model.config, folder.resolve().name, bf16=bf16) if card is None else card
     # the configuration last: without it the folder is no model
     for name, content in (

@@ -126,7 +126,7 @@ class Trainer:
         """Takes one step, without waiting for the device.
 
         Args:
-            images: The batch of this rank, uint8 (B, C, H, W), on the device.
+            images: The batch of this rank, (B, C, H, W), uint8 or in [0, 1], on the device.
 
         Raises:
             CannotCompile: torch.compile failed; possible in the first step of the compiled and captured modes.

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -165,3 +166,38 @@ def test_grey_images_are_trained_on_measured_and_shown(command: Command, tmp_pat
     picture = tmp_path / "picture.png"
     fastle.commands.main.main(["reconstruct", str(run), str(deep), "-o", str(picture), "--device", "cpu"])
     assert Image.open(picture).width > 96
+
+
+def test_images_of_16_bits_are_trained_on_and_used(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # all of them are black in 8 bits
+    for split in ("train", "valid", "test"):
+        (tmp_path / "deep" / split).mkdir(parents=True)
+        for seed in range(8):
+            values = np.asarray(pictures.picture(seed, 30, 30)).astype(np.uint16)
+            (tmp_path / "deep" / split / f"{seed}.png").write_bytes(pictures.png(values, colour=2))
+    deep, whole, killed = (tmp_path / name for name in ("deep", "whole", "killed"))
+    run = ("folder", "--data", deep, "--steps", "4", "--bits", "16")
+    status, out, _ = command(*run, "--run", whole, "--cache", "none")
+    assert status == 0 and "of 16 images with more than 8 bits, all bits are kept" in out
+    kill_after(2, monkeypatch)
+    with pytest.raises(Killed):
+        command(*run, "--run", killed, "--cache", "disk")
+    status, _, err = command("folder", "--data", deep, "--steps", "4", "--run", killed)
+    assert status == 1 and "data.bits 16 → 8" in err
+    assert command(*run, "--run", killed, "--cache", "host")[0] == 0
+    assert_same_weights(whole, killed)
+
+    # whoever uses the model sees the images as it did
+    main = fastle.commands.main.main
+    main(["card", str(whole), "-o", str(tmp_path / "card")])
+    latents = []
+    for model in ("whole", "killed", "card"):
+        main(["encode", model, str(deep / "test"), "-o", f"{model}.npy", "--device", "cpu"])
+        latents.append(np.load(f"{model}.npy"))
+    assert np.array_equal(latents[0], latents[1]) and np.allclose(latents[0], latents[2])
+    assert np.ptp(latents[0], axis=0).max() > 1e-4
+    main(["eval", "whole", "--device", "cpu"])
+    main(["reconstruct", "card", str(deep / "test" / "0.png"), "-o", "picture.png", "--device", "cpu"])
+    main(["check", "killed"])

@@ -209,5 +209,5 @@ def test_it_is_said_once_how_many_images_pillow_decodes(cache: str, decoder: str
     assert (len(train), len(valid)) == (6, 4)
     assert [message for message in messages if "Pillow" in message or "8 bits" in message] == [
         "decoder: Pillow for 2 TIFF, 1 WebP, which DALI and torchvision cannot decode; it is slower",
-        "decoder: of 1 images with more than 8 bits, the upper 8 are kept",
+        "decoder: of 1 images with more than 8 bits, the upper 8 are kept; a run with --bits 16 keeps all",
     ]

@@ -18,6 +18,7 @@ from tests.data.test_shards import write_folder, write_tar, write_zip
 
 pytestmark = pytest.mark.usefixtures("cache_home")
 Files = dict[str, bytes]
+FOUR: Files = {f"{number}.png": b"" for number in range(1, 5)}
 
 
 def contents(*splits: str) -> Files:
@@ -67,6 +68,29 @@ def test_packed_classes_are_those_of_the_folder(
     assert_same(labelled(pack(tmp_path / "packed", files)), folder)
 
 
+@pytest.mark.parametrize(("pack", "ending"), [(write_tar, "tar"), (write_zip, "zip")], ids=["tar", "zip"])
+def test_the_classes_of_webdataset(pack: Callable[[Path, Files], Path], ending: str, tmp_path: Path) -> None:
+    """As in a folder for each class; keys and names say nothing of it, and other fields are passed over."""
+    files = contents("train/", "test/")
+    folder = labelled(write_folder(tmp_path / "folder", files))
+    for split in ("train", "test"):
+        # in two shards each, whose keys are the same
+        for part, wanted in enumerate(("cat", "dog")):
+            shard: Files = {}
+            for name, data in files.items():
+                _, kind, base = name.split("/") if name.startswith(split) else ("", "", "")
+                if kind == wanted:
+                    key = base.removesuffix(".png")
+                    shard |= {f"{key}.rgb.png": data, f"{key}.cls": f"{kind}\n".encode(), f"{key}.json": b"{}"}
+            pack(tmp_path / "packed" / f"{split}-{part:06}.{ending}", shard)
+    assert_same(labelled(tmp_path / "packed"), folder)
+    whole = {f"set/{n % 2}-{n:03}.{end}": data for n in range(20) for end, data in (
+        ("png", encoded(picture(n, 16, 16), "PNG")), ("cls", str(n % 2 * 10).encode())
+    )}  # fmt: skip
+    names, (_, train), (_, test) = labelled(pack(tmp_path / f"whole.{ending}", whole))
+    assert names == ["0", "10"] and train.bincount().tolist() == [8, 8] and test.bincount().tolist() == [2, 2]
+
+
 def write_rows(path: Path, column: str, labels: list[Any], names: list[str] | None = None) -> Path:
     pa = pytest.importorskip("pyarrow")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +118,19 @@ def test_labelled_rows_of_parquet_files(tmp_path: Path) -> None:
     [
         (
             lambda root: write_tar(root / "a.tar", {"1.png": b"", "2.png": b"", "3.png": b""}),
-            r"a\.tar, 1\.png: no folder tells its class",
+            r"a\.tar, 1\.png: neither a \.cls beside it nor a folder tells its class",
+        ),
+        (
+            lambda root: write_tar(root / "a.tar", FOUR | {"1.cls": b"4", "3.cls": b"4"}),
+            r"a\.tar, 2\.png: no \.cls beside it names its class",
+        ),
+        (
+            lambda root: write_zip(root / "a.zip", FOUR | {"1.cls": b""}),
+            r"a\.zip, 1\.cls names no class: it must hold a number or a name",
+        ),
+        (
+            lambda root: write_tar(root / "a.tar", FOUR | {"1.cls": b"4" * 201}),
+            r"a\.tar, 1\.cls names no class",
         ),
         (
             lambda root: write_rows(root / "a.parquet", "kind", [0, 1] * 2),
@@ -103,7 +139,7 @@ def test_labelled_rows_of_parquet_files(tmp_path: Path) -> None:
         (lambda root: write_rows(root / "a.parquet", "label", [0, 1, -1, 0], ["x", "y"]), "row 2 has no class"),
         (lambda root: write_zip(root / "a.zip", {f"a/{i}/1.png": b"" for i in "xyz"}), "x holds one image, too few"),
     ],
-    ids=["no folder", "no column", "no class", "one image"],
+    ids=["no folder", "no tag", "empty tag", "long tag", "no column", "no class", "one image"],
 )
 def test_what_has_no_classes_is_one_error(pack: Callable[[Path], Path], fault: str, tmp_path: Path) -> None:
     root = pack(tmp_path)

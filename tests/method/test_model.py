@@ -199,8 +199,9 @@ def test_uint8_images() -> None:
     config = tiny()
     model = settled(config, torch.float32).eval()
     raw = torch.arange(2 * 3 * 16 * 16).remainder(256).to(torch.uint8).view(2, 3, 16, 16)
+    deep = (raw.int() * 257).to(torch.uint16)
     for call in (model.encode, lambda x: model.encoder.features([x])[0][-1], model):
-        assert torch.equal(call(raw), call(raw.float() / 255))
+        assert torch.equal(call(raw), call(raw.float() / 255)) and torch.equal(call(raw), call(deep))
 
 
 # the exact savings
