@@ -36,7 +36,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # the slow folders first, so that no process is left alone with them at the end
-    items.sort(key=lambda item: item.path.parent.name not in ("training", "bench", "scripts", "profiling", "ptx"))
+    slow = ("training", "bench", "scripts", "profiling", "ptx", "web")
+    items.sort(key=lambda item: item.path.parent.name not in slow)
 
 
 @pytest.fixture(autouse=True)
