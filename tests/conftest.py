@@ -1,5 +1,6 @@
 """What holds for every test and for the processes that tests start."""
 
+import gc
 import os
 import signal
 import sys
@@ -36,7 +37,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # the slow folders first, so that no process is left alone with them at the end
-    items.sort(key=lambda item: item.path.parent.name not in ("training", "bench", "scripts", "profiling", "ptx"))
+    slow = ("training", "bench", "scripts", "profiling", "ptx", "web")
+    items.sort(key=lambda item: item.path.parent.name not in slow)
+
+
+def pytest_collection_finish() -> None:
+    # every trainer collects garbage before it looks how much memory is free. it need not search what is imported by
+    # now, which takes longer than most tests train
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

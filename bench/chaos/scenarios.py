@@ -28,6 +28,8 @@ import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401
 import numpy as np
 import torch
+import torch._dynamo
+import torchvision.transforms.v2.functional  # noqa: F401
 from PIL import Image
 from torch import Tensor
 

@@ -24,6 +24,9 @@ from fastle.config import DataConfig
 from fastle.data import Loading, open_images
 from fastle.data.dali import why_no_dali
 
+# whoever decodes imports it, which takes longer than its decoding
+import torchvision.transforms.v2.functional
+
 why_no_dali()
 root, work = sys.argv[1:3]
 config = DataConfig(dataset="folder", root=root, size=16, channels=3)
