@@ -12,17 +12,14 @@ millions, on the GPU that stands for the architecture: each loop's instructions 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import os
 import re
-import struct
 import subprocess
 import sys
 import tempfile
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -213,49 +210,20 @@ def compiled(kernel: Any, constants: dict[str, Any], options: dict[str, Any], ta
     return triton.compile(source, target=target, options=options)
 
 
-# the address of an instruction, and its text
-Instructions = list[tuple[int, str]]
-
-
-def machine_code(cubin: bytes) -> bytes:
-    """The kernel's instructions: what the section .text.NAME of this ELF file holds."""
-    (table,) = struct.unpack_from("<Q", cubin, 0x28)
-    size, count, names = struct.unpack_from("<3H", cubin, 0x3A)
-    sections = [struct.unpack_from("<2I4Q", cubin, table + size * i) for i in range(count)]
-    strings = sections[names][4]
-    (code,) = [
-        cubin[start : start + length]
-        for name, _, _, _, start, length in sections
-        if cubin.startswith(b".text.", strings + name)
-    ]
-    return code
-
-
-def disassembled(kernels: list[Any]) -> list[Instructions]:
-    """The instructions of each compiled kernel, all of one architecture."""
-    codes = [machine_code(kernel["cubin"]) for kernel in kernels]
-    target = re.search(r"\.target sm_(\w+)", kernels[0]["ptx"])
-    assert target is not None
-    with tempfile.NamedTemporaryFile(suffix=".bin") as file:
-        # one call for all, since the disassembler takes 0.4 s to start
-        file.write(b"".join(codes))
-        file.flush()
-        command = [str(TOOLS / "nvdisasm"), "--binary", f"SM{target[1]}", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    whole = [(int(address, 16), line) for address, line in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;/]+);", text)]
-    starts = list(itertools.accumulate(map(len, codes), initial=0))
-    return [[(at, line) for at, line in whole if start <= at < end] for start, end in itertools.pairwise(starts)]
-
-
-def nvidia_resources(cubin: bytes, instructions: Instructions, rounds: list[float] | None = None) -> dict[str, Any]:
+def nvidia_resources(cubin: bytes, rounds: list[float] | None = None) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(TOOLS / "cuobjdump"), "-res-usage", file.name]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        usage, code = (
+            subprocess.run([TOOLS / "cuobjdump", flag, file.name], capture_output=True, text=True, check=True).stdout
+            for flag in ("-res-usage", "-sass")
+        )
     match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     assert match is not None, usage
     registers, stack, shared, local = map(int, match.groups())
+    instructions = [
+        (int(address, 16), text) for address, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+([^;/]+);", code)
+    ]
     full_names = [re.sub(r"^@!?U?P\w+\s+", "", text).split()[0] for _, text in instructions]
     names = [name.split(".")[0] for name in full_names]
     times = executions(instructions, rounds or [])
@@ -274,7 +242,7 @@ def nvidia_resources(cubin: bytes, instructions: Instructions, rounds: list[floa
     }
 
 
-def loops(instructions: Instructions) -> list[tuple[int, int]]:
+def loops(instructions: list[tuple[int, str]]) -> list[tuple[int, int]]:
     """The addresses of the first and last instruction of each loop: the target of a backward branch, and the branch."""
     found = []
     for address, text in instructions:
@@ -284,14 +252,14 @@ def loops(instructions: Instructions) -> list[tuple[int, int]]:
     return found
 
 
-def innermost_loop(instructions: Instructions) -> int:
+def innermost_loop(instructions: list[tuple[int, str]]) -> int:
     """Instructions in the longest loop that has no other in it."""
     found = loops(instructions)
     innermost = [loop for loop in found if not any(loop[0] <= a and b <= loop[1] for a, b in found if (a, b) != loop)]
     return max((sum(start <= at <= end for at, _ in instructions) for start, end in innermost), default=0)
 
 
-def executions(instructions: Instructions, rounds: list[float]) -> list[float]:
+def executions(instructions: list[tuple[int, str]], rounds: list[float]) -> list[float]:
     """How often a warp executes each instruction; `rounds` are those of its loops, from the outermost, else 1."""
     found = loops(instructions)
     depths = [sum(start <= at <= end for start, end in found) for at, _ in instructions]
@@ -317,41 +285,22 @@ def amd_resources(assembly: str) -> dict[str, int]:
     }
 
 
-@dataclass
-class Part:
-    """Kernels that belong together.
-
-    Attributes:
-        labels: what the rows of all of them have.
-        rounds: see `sigreg_rounds`.
-    """
-
-    labels: dict[str, Any]
-    kernels: Kernels
-    rounds: dict[str, tuple[int, list[float]]] = field(default_factory=dict)
-
-
-def measure(parts: list[Part], architecture: str) -> list[dict[str, Any]]:
-    codes = [
-        compiled(kernel, constants, options, TARGETS[architecture]).asm
-        for part in parts
-        for kernel, constants, options in part.kernels.values()
-    ]
-    listings = iter(disassembled(codes) if "cubin" in codes[0] else codes)
+def measure(
+    kernels: Kernels, labels: dict[str, Any], architecture: str, rounds: dict[str, tuple[int, list[float]]]
+) -> list[dict[str, Any]]:
     rows = []
-    everything = ((part, name, *kernel[1:]) for part in parts for name, kernel in part.kernels.items())
-    for (part, name, constants, options), code, listing in zip(everything, codes, listings, strict=True):
-        warps, loop_rounds = part.rounds.get(name, (0, []))
-        nvidia = "cubin" in code
-        usage = nvidia_resources(code["cubin"], listing, loop_rounds) if nvidia else amd_resources(code["amdgcn"])
-        row: dict[str, Any] = part.labels | {"architecture": architecture, "kernel": name} | usage
+    for name, (kernel, constants, options) in kernels.items():
+        code = compiled(kernel, constants, options, TARGETS[architecture]).asm
+        warps, loop_rounds = rounds.get(name, (0, []))
+        usage = nvidia_resources(code["cubin"], loop_rounds) if "cubin" in code else amd_resources(code["amdgcn"])
+        row: dict[str, Any] = labels | {"architecture": architecture, "kernel": name} | usage
         by_a_warp = row.pop("executed_by_a_warp", 0)
         if warps and by_a_warp:
             row["executed"] = round(warps * by_a_warp)
         if "LIVE" in constants and "BN" in constants and "loop_instructions" in usage:
             angles = constants["BN"] * constants["BM"] / (32 * options["num_warps"])
             row["loop_per_angle"] = usage["loop_instructions"] / angles
-            row["loop_per_angle_and_knot"] = row["loop_per_angle"] / (part.labels["knots"] - 1)
+            row["loop_per_angle_and_knot"] = row["loop_per_angle"] / (labels["knots"] - 1)
         rows.append(row)
     return rows
 
@@ -371,19 +320,18 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     for architecture in options.architectures:
-        parts = []
         if "sigreg" in options.operators:
             for knots in options.knots:
                 kernels = sigreg_kernels(knots, launch_of(architecture))
                 rounds = sigreg_rounds(options.shape, architecture, knots)
-                parts.append(Part({"operator": "sigreg", "knots": knots}, kernels, rounds))
+                rows += measure(kernels, {"operator": "sigreg", "knots": knots}, architecture, rounds)
         if "views" in options.operators:
-            parts += [Part({"operator": "views"}, view_kernels(inner)) for inner in (1, 3)]
+            for inner in (1, 3):
+                rows += measure(view_kernels(inner), {"operator": "views"}, architecture, {})
         if "products" in options.operators and launch_of(architecture).tensor_cores:
-            parts.append(Part({"operator": "products"}, product_kernels()))
+            rows += measure(product_kernels(), {"operator": "products"}, architecture, {})
         if "halving_conv" in options.operators:
-            parts.append(Part({"operator": "halving_conv"}, convolution_kernels()))
-        rows += measure(parts, architecture)
+            rows += measure(convolution_kernels(), {"operator": "halving_conv"}, architecture, {})
     print(f"{'K':>4} target   {'kernel':54} registers spills  stack   code   loop a knot executed")
     for row in rows:
         print(
