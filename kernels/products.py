@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,19 +38,21 @@ def exact_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def exact_product(a: Tensor, b: Tensor, impl: str) -> Tensor:
-    """a @ b, (N, K) and (K, M), without TF32. Where torch traces, an operator keeps that for the graph.
+def exact_product(a: Tensor, b: Tensor, impl: Literal["triton", "torch"]) -> Tensor:
+    """a @ b, (N, K) and (K, M), without TF32. Where torch traces, an operator keeps TF32 out of the graph.
 
     Args:
-        impl: with "triton", fp32 products are computed on tensor cores, in parts, where that is faster.
+        impl: with "triton", large fp32 products are computed on tensor cores, in parts, where that is faster.
     """
-    if impl != "triton" and fp32_products() in (None, "highest"):
+    parts = impl == "triton" and products_triton.is_faster(a, b)
+    if not parts and fp32_products() in (None, "highest"):
         return a @ b
-    return (_operator if traced(a, b) else _product)(a, b, impl)
+    # neither the kernels nor the setting would be part of what a second derivative differentiates: the operator raises
+    return (_operator if traced(a, b) or torch.is_grad_enabled() else _product)(a, b, parts)
 
 
-def _product(a: Tensor, b: Tensor, impl: str) -> Tensor:
-    if impl == "triton" and products_triton.is_faster(a, b):
+def _product(a: Tensor, b: Tensor, parts: bool) -> Tensor:
+    if parts:
         product: Tensor = products_triton.product(a, b)
         return product
     with exact_products():
@@ -62,5 +64,5 @@ _operator = torch.library.custom_op("fastle::fp32_product", _product, mutates_ar
 
 
 @_operator.register_fake
-def _(a: Tensor, b: Tensor, impl: str) -> Tensor:
+def _(a: Tensor, b: Tensor, parts: bool) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[1])

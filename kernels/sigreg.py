@@ -185,11 +185,12 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grid, (batch, samples, _) = Knots(t_max, knots), z.shape
     # autocast would compute the product in bf16, which users report to give NaN and spikes
-    with torch.autocast(z.device.type, enabled=False), exact_products():
+    with torch.autocast(z.device.type, enabled=False):
         if impl == "triton":
-            p = exact_product(z.reshape(batch * samples, -1), slices, impl)
+            p = exact_product(z.reshape(batch * samples, -1), slices, "triton")
             statistics, deviations = sigreg_triton.statistics(p, weights, samples, grid)
             return statistics, deviations, p, p.new_empty(0)
+    with torch.autocast(z.device.type, enabled=False), exact_products():
         dtype = sigreg_torch.compute_dtype(z, slices)
         deviations, sine, cosine = sigreg_torch.forward(z.to(dtype), slices.to(dtype), weights, grid)
         count = samples if weights is None else weights.sum(-1)

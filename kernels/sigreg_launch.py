@@ -14,17 +14,18 @@ import triton
 
 from .sigreg_knots import Knots
 
-# one thread for each slice of a tile: no sum is spread over threads, which would take shuffles and barriers
+# one thread for each slice of a tile: in the first stage no sum is spread over threads, which would take shuffles and
+# barriers
 BN, BM = 1, 128
 # a program that holds more sums than these spills registers
 MAX_SUMS = 48
 # rows between two times that their expectation is taken off the sums; a split has a multiple of them
 CHUNK = 32
-# with fewer rows to a split, what a program does once, and its partial sums, take longer than its rows; an H100 is
-# faster with the smaller number where programs have no sums, or where there are too few of them
+# a program needs this many rows to pay for its start and its partial sums; the gradient, which has no sums, needs
+# fewer, and so do the sums where programs would be too few for the GPU (measured on an H100)
 MIN_ROWS, FEWEST_ROWS = 64, 32
-# loads of partial sums that a thread of the second stage has in flight for each function
-MAX_AT_ONCE = 4
+# loads of partial sums that a thread of the second stage has in flight; with more, it spills registers
+MAX_LOADS = 72
 # with more splits than these, threads share them
 SHARED_SPLITS = 8
 
@@ -34,7 +35,7 @@ class Launch:
     """How the kernels are launched on GPUs of one generation; chosen by counts (docs/sigreg.md) where not measured."""
 
     warps: int
-    # threads of a warp, and slices of the second stage's programs, which are one warp each
+    # threads of a warp, and slices of the second stage's programs, which are one warp each where splits are few
     threads: int
     # with this many on each multiprocessor, a split of the samples would only cost another launch
     programs: int
@@ -79,11 +80,12 @@ def least_rows(samples: int, programs: int, multiprocessors: int) -> int:
     return MIN_ROWS if splits == 1 or programs * splits >= 2 * multiprocessors else FEWEST_ROWS
 
 
-def finish_constants(splits: int, launch: Launch) -> dict[str, int]:
+def finish_constants(splits: int, launch: Launch, knots: Knots) -> dict[str, int]:
     """The second stage's tile of BS splits and BM slices, its warps, and how many tiles a program loads at once."""
     if splits > SHARED_SPLITS:
         return {"BS": 16, "BM": 16, "AT_ONCE": 1, "num_warps": launch.warps}
-    return {"BS": 1, "BM": launch.threads, "AT_ONCE": min(MAX_AT_ONCE, triton.next_power_of_2(splits)), "num_warps": 1}
+    most = 4 if MAX_LOADS >= 4 * (4 * knots.reach + 2) else 2
+    return {"BS": 1, "BM": launch.threads, "AT_ONCE": min(most, triton.next_power_of_2(splits)), "num_warps": 1}
 
 
 @functools.cache

@@ -228,6 +228,8 @@ def _finish_kernel(
     inverse = _inverse_count(counts_ptr, batch, samples, WEIGHTED)
     total = tl.zeros([BM], tl.float32)
     deviations_ptr += batch * 2 * LIVE * M
+    within = tl.arange(0, BS)
+    places = (within * FUNCTIONS).to(tl.int64)[:, None] * M + m[None, :]
     for block in tl.static_range(FUNCTIONS // SUMS):
         tiles = ()
         for _i in tl.static_range(SUMS):
@@ -237,10 +239,10 @@ def _finish_kernel(
             for i in tl.static_range(SUMS):
                 part = tl.zeros([BS, BM], tl.float32)
                 for tile in tl.static_range(AT_ONCE):
-                    s = first + tile * BS + tl.arange(0, BS)
+                    s = first + tile * BS
                     offset = ((batch * splits + s) * FUNCTIONS + block * SUMS + i) * M
-                    mask = (s < splits)[:, None] & (m < M)[None, :]
-                    part += tl.load(partial_ptr + offset[:, None] + m[None, :], mask=mask, other=0.0)  # [BS, BM]
+                    mask = (s + within < splits)[:, None] & (m < M)[None, :]
+                    part += tl.load(partial_ptr + offset + places, mask=mask, other=0.0)  # [BS, BM]
                 added = added + (tiles[i] + part,)
             tiles = added
         sums = ()
@@ -379,7 +381,7 @@ def statistics(p: Tensor, weights: Tensor | None, samples: int, knots: Knots) ->
                 **constants, **options, WHOLE=whole, CHUNK=CHUNK, num_warps=launch.warps,
             )  # fmt: skip
         if not whole:
-            constants = finish_constants(splits, launch)
+            constants = finish_constants(splits, launch, knots)
             _finish_kernel[(triton.cdiv(slices, constants["BM"]) * batch,)](
                 **tensors, **sizes, **knot_constants(knots), **options, **constants
             )

@@ -94,7 +94,7 @@ def sigreg_kernels(knots: int, launch: sigreg_launch.Launch) -> Kernels:
                 kernels[name] = sigreg_triton._gradient_kernel, constants | shared | {"STATISTIC": statistic}, warps
         finish = sigreg_launch.knot_constants(grid) | shared | {"FUNCTIONS": grid.basis_size}
         for splits in (sigreg_launch.SHARED_SPLITS, sigreg_launch.SHARED_SPLITS + 1):
-            tile = sigreg_launch.finish_constants(splits, launch)
+            tile = sigreg_launch.finish_constants(splits, launch, grid)
             options = warps | {"num_warps": tile.pop("num_warps")}
             kernels[finish_name(splits) + suffix] = sigreg_triton._finish_kernel, finish | tile, options
     return kernels
@@ -119,7 +119,8 @@ def product_kernels() -> Kernels:
 def sigreg_rounds(shape: tuple[int, int, int], architecture: str, knots: int) -> dict[str, tuple[int, list[float]]]:
     """For a forward and a backward pass: kernel → (warps of all programs, rounds of its loops from the outermost)."""
     batch, samples, slices = shape
-    launch, groups = launch_of(architecture), sigreg_launch.group_constants(Knots(3.0, knots))
+    grid, launch = Knots(3.0, knots), launch_of(architecture)
+    groups = sigreg_launch.group_constants(grid)
     wanted = launch.programs * GPUS[architecture][1]
     tiles = batch * math.ceil(slices / sigreg_launch.BM)
     least = sigreg_launch.least_rows(samples, tiles * len(groups), GPUS[architecture][1])
@@ -134,7 +135,7 @@ def sigreg_rounds(shape: tuple[int, int, int], architecture: str, knots: int) ->
         rounds[f"sums{group}{whole}"] = tiles * splits * launch.warps, [chunks / splits, samples / chunks]
         rounds[f"gradient{group}"] = tiles * gradient_splits * launch.warps, [samples / gradient_splits]
     if splits > 1 or len(groups) > 1:
-        tile = sigreg_launch.finish_constants(splits, launch)
+        tile = sigreg_launch.finish_constants(splits, launch, grid)
         warps = batch * math.ceil(slices / tile["BM"]) * tile["num_warps"]
         rounds[finish_name(splits)] = warps, [math.ceil(splits / (tile["AT_ONCE"] * tile["BS"]))]
     return rounds

@@ -326,5 +326,5 @@ class PlainStep:
             self.optimizer.step()
             self.objective.refresh_judge()
         self.done += 1
-        # the next step's graph writes where this one's loss is
+        # a CUDA graph's next step overwrites this loss
         return loss.detach().clone()

@@ -14,6 +14,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="triton has no wheels for this machine")
 
 from fastle.kernels import products_triton, sigreg_launch
+from fastle.kernels.products import exact_product
 from fastle.kernels.sigreg import sigreg
 from tests.ptx.launches import executed
 
@@ -31,16 +32,19 @@ def factors(n: int, k: int, m: int, transposed: bool) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("n", "k", "m", "transposed"),
+    ("n", "k", "m", "transposed", "rows"),
     [
-        pytest.param(70, 100, 80, False, id="ragged"),
-        pytest.param(64, 64, 128, True, id="transposed"),
-        # two steps of rows, columns and terms; nothing is a multiple of 8
-        pytest.param(131, 37, 67, True, id="odd-transposed"),
-        pytest.param(1, 1, 1, False, id="one"),
+        pytest.param(70, 100, 80, False, 64, id="ragged"),
+        pytest.param(128, 64, 128, True, 128, id="transposed-large-tile"),
+        # several tiles of rows and columns, and steps of terms; nothing is a multiple of 8
+        pytest.param(131, 37, 67, True, 64, id="odd-transposed"),
+        pytest.param(1, 1, 1, False, 64, id="one"),
     ],
 )
-def test_a_product_is_as_exact_as_in_fp32(n: int, k: int, m: int, transposed: bool) -> None:
+def test_a_product_is_as_exact_as_in_fp32(
+    n: int, k: int, m: int, transposed: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products_triton, "ROWS", (rows, rows))
     a, b = factors(n, k, m, transposed)
     with contextlib.nullcontext() if DEVICE == "cuda" else executed(80):
         found = products_triton.product(a, b)
@@ -66,6 +70,14 @@ def test_sigreg_with_its_products_on_tensor_cores(monkeypatch: pytest.MonkeyPatc
     assert launched is None or launched.count("_product_kernel") == 3
     for found, exact in zip(*results, strict=True):
         assert float((found.double() - exact).norm() / exact.norm()) <= 1e-6
+
+
+def test_a_second_derivative_through_the_tensor_cores_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products_triton, "is_faster", lambda *_: True)
+    monkeypatch.setattr(products_triton, "product", torch.matmul)
+    a, b = (factor.requires_grad_() for factor in factors(5, 3, 4, False))
+    with pytest.raises(RuntimeError, match="autograd"):
+        torch.autograd.grad(exact_product(a, b, "triton").sum(), a)
 
 
 def test_only_products_that_fill_the_gpu_take_the_tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,11 +56,14 @@ def test_tests_that_fill_the_gpu_take_one_launch_forward(kernels: dict[str, Reco
     assert arguments["splits"] == 1 and arguments["WHOLE"]
 
 
-def test_a_single_test_is_split(kernels: dict[str, Recorded]) -> None:
+@pytest.mark.parametrize(("multiprocessors", "splits"), [(128, 32), (132, 64)])
+def test_a_single_test_is_split_until_each_multiprocessor_has_two_programs(
+    multiprocessors: int, splits: int, kernels: dict[str, Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sigreg_triton, "launch_on", lambda _: (sigreg_launch.HOPPER, multiprocessors))
     launch(1, 2048, 1024)
     ((grid, arguments),) = kernels["_sums_kernel"].launches
-    # the GPU that the interpreter stands for has 128 multiprocessors, so two programs for each
-    assert grid == (256,) and arguments["splits"] == 32 and len(kernels["_finish_kernel"].launches) == 1
+    assert grid == (8 * splits,) and arguments["splits"] == splits and len(kernels["_finish_kernel"].launches) == 1
 
 
 def test_a_thread_has_a_slice() -> None:

@@ -268,7 +268,10 @@ def _store(ctas: _Ctas, instruction: Instruction, executing: Array) -> None:
 
 
 def _copy(ctas: _Ctas, instruction: Instruction, executing: Array) -> None:
-    """A copy to shared memory that has arrived when a thread has waited for its group, and not before."""
+    """A copy to shared memory that has arrived when a thread has waited for its group, and not before.
+
+    A warp that still reads what the copy will overwrite is not found: the store counts when it is waited for.
+    """
     if instruction.modifiers == ("async", "commit_group"):
         ctas.copies.append([])
     elif instruction.modifiers == ("async", "wait_group"):
