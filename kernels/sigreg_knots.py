@@ -24,6 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .impl import constant
+
 # with a larger reach, the harmonics of one angle would fill the registers of a GPU thread
 MAX_REACH = 6
 
@@ -62,7 +64,7 @@ class Knots:
     def step(self, dtype: torch.dtype) -> float:
         """Δ rounded to `dtype`. Angles and φ must use the same bits of it: an error from a difference grows with √N."""
         step = self.t_max / self.live
-        return step if dtype == torch.float64 else struct.unpack("f", struct.pack("f", step))[0]
+        return step if dtype == torch.float64 else _in_fp32(step)
 
     def points(self, dtype: torch.dtype, like: Tensor) -> Tensor:
         """t_1..t_{K−1} for samples of `dtype`: (K − 1,), in the dtype and on the device of `like`."""
@@ -88,6 +90,14 @@ class Knots:
     def expected(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The expectation of the basis over standard normal samples of `dtype`: (basis_size,), in `sum_dtype`."""
         return _placed(_expected, (self.live, self.step(dtype)), sum_dtype(device), device)
+
+
+# Dynamo of torch 2.4 cannot look into struct
+@constant
+def _in_fp32(number: float) -> float:
+    rounded: float
+    (rounded,) = struct.unpack("f", struct.pack("f", number))
+    return rounded
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
