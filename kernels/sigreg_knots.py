@@ -17,14 +17,11 @@ from __future__ import annotations
 
 import functools
 import math
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from .impl import constant
 
 # with a larger reach, the harmonics of one angle would fill the registers of a GPU thread
 MAX_REACH = 6
@@ -92,12 +89,10 @@ class Knots:
         return _placed(_expected, (self.live, self.step(dtype)), sum_dtype(device), device)
 
 
-# Dynamo of torch 2.4 cannot look into struct
-@constant
 def _in_fp32(number: float) -> float:
-    rounded: float
-    (rounded,) = struct.unpack("f", struct.pack("f", number))
-    return rounded
+    """The nearest number of 24 bits. Not by `struct`, which Dynamo of torch 2.4 to 2.6 does not know."""
+    exponent = math.frexp(number)[1]
+    return math.ldexp(round(math.ldexp(number, 24 - exponent)), exponent - 24)
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
