@@ -17,17 +17,20 @@ if not (ROOT / "fastle" / "kernels").is_dir():
 # triton and DALI publish wheels for these machines alone; elsewhere the torch paths do the work. torch for CUDA brings
 # triton itself; the commands want it on a CPU too, where torch's wheels have none
 LINUX = 'sys_platform == "linux" and (platform_machine == "x86_64" or platform_machine == "aarch64")'
+# 2.4 is the first with custom_op: scripts/oldest_torch.sh tests the base there. the extras that compute start at 2.11
+BASE_TORCH, TORCH = "torch>=2.4", "torch>=2.11"
 PARQUET = ["pyarrow"]
 HEIC = ["pillow-heif"]
 # InceptionV3 as FID has it
-PERCEPTUAL = ["torch-fidelity"]
+PERCEPTUAL = [TORCH, "torch-fidelity"]
 # the first release whose HTTP library is httpx
 HUB = ["huggingface_hub>=1.0"]
-EXPORT = ["onnx", "onnxruntime", "onnxscript"]
+EXPORT = [TORCH, "onnx", "onnxruntime", "onnxscript"]
 COMPLETION = ["shtab"]
 LOGGERS = {name: [name] for name in ("tensorboard", "trackio", "wandb")}
 # what training needs with any build of torch: the one for ROCm has a triton of its own, which upstream's would replace
 TRAIN_NO_CUDA = [
+    TORCH,
     "torchvision>=0.26",
     "filelock",
     "matplotlib",
@@ -37,7 +40,7 @@ TRAIN_NO_CUDA = [
     "torchmetrics",
 ]
 TRAIN = [*TRAIN_NO_CUDA, f"triton>=3.6; {LINUX}", f"nvidia-dali-cuda130>=2.4; {LINUX}"]
-DEMO = ["pillow", "rich", "starlette", "uvicorn"]
+DEMO = [TORCH, "pillow", "rich", "starlette", "uvicorn"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings[python]>=1"]
 DEV = [
     *TRAIN,
@@ -79,7 +82,7 @@ setup(
         "fastle.kernels": ["*.cpp"],
         "fastle.web": ["base.css", "brush/*", "report/*"],
     },
-    install_requires=["torch>=2.11", "numpy", "safetensors"],
+    install_requires=[BASE_TORCH, "numpy", "safetensors"],
     extras_require={
         "train": TRAIN,
         "train-no-cuda": TRAIN_NO_CUDA,

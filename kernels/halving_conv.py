@@ -76,11 +76,20 @@ def _to_weight(to_y: Tensor, to_means: Tensor, blocks: Tensor, weight: Tensor) -
     return gradient
 
 
-# Inductor spreads rows to aligned addresses, which the kernels take; without the tag it would copy them back
-_TAGS = (torch.Tag.needs_fixed_stride_order,)
-_operator = torch.library.custom_op("fastle::halving_conv", _forward, mutates_args=(), tags=_TAGS)
-_images_operator = torch.library.custom_op("fastle::halving_conv_to_images", _to_images, mutates_args=(), tags=_TAGS)
-_weight_operator = torch.library.custom_op("fastle::halving_conv_to_weight", _to_weight, mutates_args=(), tags=_TAGS)
+# Inductor spreads rows to aligned addresses, which the kernels take; without the tag it would copy them back. before
+# torch 2.8 every operator has the tag, and none can be given
+_TAGS: dict[str, Any] = {"tags": (torch.Tag.needs_fixed_stride_order,)} if torch.__version__ >= "2.8" else {}
+_operator = torch.library.custom_op(
+    "fastle::halving_conv", _forward, mutates_args=(), **_TAGS,
+    schema="(Tensor blocks, Tensor weight) -> (Tensor, Tensor)",
+)  # fmt: skip
+_images_operator, _weight_operator = (
+    torch.library.custom_op(
+        f"fastle::halving_conv_to_{what}", gradient, mutates_args=(), **_TAGS,
+        schema="(Tensor to_y, Tensor to_means, Tensor blocks, Tensor weight) -> Tensor",
+    )
+    for what, gradient in (("images", _to_images), ("weight", _to_weight))
+)  # fmt: skip
 
 
 @_operator.register_fake

@@ -60,7 +60,9 @@ def _product(a: Tensor, b: Tensor, parts: bool) -> Tensor:
 
 
 # torch caches compiled graphs by the names of their operators, so an operator with another signature needs another name
-_operator = torch.library.custom_op("fastle::fp32_product", _product, mutates_args=())
+_operator = torch.library.custom_op(
+    "fastle::fp32_product", _product, mutates_args=(), schema="(Tensor a, Tensor b, str impl) -> Tensor"
+)
 
 
 @_operator.register_fake

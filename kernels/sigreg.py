@@ -33,6 +33,7 @@ if HAS_TRITON:
     from . import sigreg_triton
 
 Impl = Literal["auto", "triton", "torch", "reference"]
+IMPLS = get_args(Impl)
 
 
 def sigreg(
@@ -133,8 +134,8 @@ def check_options(*, knots: int, t_max: float, impl: str) -> None:
         ValueError: `impl` is unknown, or knots or t_max is out of range.
     """
     Knots(t_max, knots)
-    if impl not in get_args(Impl):
-        raise ValueError(f"SIGReg: impl must be one of {', '.join(get_args(Impl))}, not {impl!r}")
+    if impl not in IMPLS:
+        raise ValueError(f"SIGReg: impl must be one of {', '.join(IMPLS)}, not {impl!r}")
 
 
 def _prepare(
@@ -177,7 +178,8 @@ def _prepare(
 
 # registration. the operator returns statistics (B, M) and deviations (B, 2, K − 1, M), both differentiable, and the
 # tensors that the backward pass needs: P in Triton, sin Δ·P and cos Δ·P in torch.
-# torch caches compiled graphs by the names of their operators, so an operator with another signature needs another name
+# torch 2.4 infers no schema from annotations that are not evaluated. torch caches compiled graphs by the names of their
+# operators, so an operator with another signature needs another name
 
 
 def _forward(
@@ -197,7 +199,13 @@ def _forward(
         return statistic(deviations, count, t_max=t_max, knots=knots).to(z.dtype), deviations, sine, cosine
 
 
-_forward_op = torch.library.custom_op("fastle::sigreg_forward", _forward, mutates_args=())
+_forward_op = torch.library.custom_op(
+    "fastle::sigreg_forward",
+    _forward,
+    mutates_args=(),
+    schema="(Tensor z, Tensor slices, Tensor? weights, float t_max, SymInt knots, str impl)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
 
 
 @_forward_op.register_fake
@@ -246,7 +254,13 @@ def _projection_gradient(
         return sigreg_torch.projection_gradient(kept, kept_cosine, weights, gradient, samples, grid)
 
 
-_backward_op = torch.library.custom_op("fastle::sigreg_backward", _projection_gradient, mutates_args=())
+_backward_op = torch.library.custom_op(
+    "fastle::sigreg_backward",
+    _projection_gradient,
+    mutates_args=(),
+    schema="(Tensor? to_statistics, Tensor? to_deviations, Tensor deviations, Tensor kept, Tensor kept_cosine,"
+    " Tensor? weights, SymInt samples, float t_max, SymInt knots, str impl) -> Tensor",
+)
 
 
 @_backward_op.register_fake

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 import math
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -62,7 +61,7 @@ class Knots:
     def step(self, dtype: torch.dtype) -> float:
         """Δ rounded to `dtype`. Angles and φ must use the same bits of it: an error from a difference grows with √N."""
         step = self.t_max / self.live
-        return step if dtype == torch.float64 else struct.unpack("f", struct.pack("f", step))[0]
+        return step if dtype == torch.float64 else _in_fp32(step)
 
     def points(self, dtype: torch.dtype, like: Tensor) -> Tensor:
         """t_1..t_{K−1} for samples of `dtype`: (K − 1,), in the dtype and on the device of `like`."""
@@ -88,6 +87,12 @@ class Knots:
     def expected(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The expectation of the basis over standard normal samples of `dtype`: (basis_size,), in `sum_dtype`."""
         return _placed(_expected, (self.live, self.step(dtype)), sum_dtype(device), device)
+
+
+def _in_fp32(number: float) -> float:
+    """The nearest number of 24 bits. Not by `struct`, which Dynamo of torch 2.4 to 2.6 does not know."""
+    exponent = math.frexp(number)[1]
+    return math.ldexp(round(math.ldexp(number, 24 - exponent)), exponent - 24)
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:

@@ -214,12 +214,14 @@ def test_the_base_loads_models_and_names_the_extra_of_the_rest(tmp_path: Path) -
 def test_every_package_has_its_extra(installed: Path) -> None:
     requires = importlib.metadata.Distribution.at(next(installed.glob("*.dist-info"))).requires or []
     base = [requirement for requirement in requires if "extra ==" not in requirement]
-    assert sorted(base) == ["numpy", "safetensors", "torch>=2.11"]
+    assert sorted(base) == ["numpy", "safetensors", "torch>=2.4"]
     train, no_cuda = (
         {r.partition(";")[0].strip() for r in requires if f'extra == "{extra}"' in r}
         for extra in ("train", "train-no-cuda")
     )
     assert no_cuda < train and {name.split(">")[0] for name in train - no_cuda} == {"triton", "nvidia-dali-cuda130"}
+    for extra in ("train", "train-no-cuda", "demo", "export", "perceptual"):
+        assert any(r.startswith("torch>=2.11;") and f'extra == "{extra}"' in r for r in requires), extra
     for package, extra in EXTRAS.items():
         name = {"PIL": "pillow", "torch_fidelity": "torch-fidelity"}.get(package, package)
         assert any(r.startswith(name) and f'extra == "{extra}"' in r for r in requires), package

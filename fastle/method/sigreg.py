@@ -219,7 +219,12 @@ def _next_slices(state: Tensor, dim: int, num_slices: int, device: torch.device)
 
 
 # torch.compile can call it, where it could not make a generator
-_next_slices_op = torch.library.custom_op("fastle::next_slices", _next_slices, mutates_args={"state"})
+_next_slices_op = torch.library.custom_op(
+    "fastle::next_slices",
+    _next_slices,
+    mutates_args={"state"},
+    schema="(Tensor(a!) state, SymInt dim, SymInt num_slices, Device device) -> Tensor",
+)
 
 
 @_next_slices_op.register_fake

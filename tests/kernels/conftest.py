@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from dataclasses import replace
 
 import pytest
 
+from fastle.kernels.impl import HAS_TRITON, MISSING_TRITON
 from tests.kernels.sigreg_cases import INTERPRETED
 
-if INTERPRETED and importlib.util.find_spec("triton") is not None:
+if INTERPRETED and HAS_TRITON:
     from triton.runtime.interpreter import interpreter_builder
 
     # every sum and product of integers would be done again in 64 bits, for half of the time. one that overflows is
@@ -22,10 +22,11 @@ if INTERPRETED and importlib.util.find_spec("triton") is not None:
 def larger_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes a tenth of a second for a tile of any size: larger and fewer tiles, but more than one."""
     parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if parameters.get("impl") == "triton" and MISSING_TRITON:
+        pytest.skip(MISSING_TRITON)
     # one or two samples are one tile in any case, and padding them would cost precision
     if INTERPRETED and parameters.get("impl") == "triton":
-        kernels = pytest.importorskip("fastle.kernels.sigreg_triton")
-        launch = importlib.import_module("fastle.kernels.sigreg_launch")
+        kernels, launch = (importlib.import_module(f"fastle.kernels.sigreg_{name}") for name in ("triton", "launch"))
         if parameters.get("n", 65) > 2:
             monkeypatch.setattr(launch, "BN", 64)
             for module in (kernels, launch):

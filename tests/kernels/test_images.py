@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from fastle.kernels import impl as implementations
 from fastle.kernels.crop_resize import crop_resize
 from fastle.kernels.mask_fill import mask_fill
 from fastle.kernels.random_mask import mask_channels, mask_patches
 from tests.kernels import views
 from tests.kernels.image_operators import BOX, OPERATORS, SIZE, ImageOperator, every_operator, some_seeds
-from tests.kernels.views import BAD_IMAGES, DEVICE, LAYOUTS, every_impl, laid_out, made, needs_gpu, value_and_gradients
+from tests.kernels.views import (
+    BAD_IMAGES,
+    DEVICE,
+    LAYOUTS,
+    every_impl,
+    laid_out,
+    made,
+    needs_gpu,
+    needs_triton,
+    value_and_gradients,
+)
 
 # dtypes, layouts and sequences
 
@@ -183,13 +195,15 @@ def test_unknown_or_impossible_implementations_are_errors(operator: ImageOperato
             operator.bound(2, impl="triton")(given)
 
 
-@pytest.mark.parametrize("missing", ["interpreter", "triton"])
+@pytest.mark.parametrize("missing", [pytest.param("interpreter", marks=needs_triton), "triton", "newer"])
 def test_missing_triton_is_explained(missing: str) -> None:
     # all operators in one process, whose start takes seconds. Triton decides at its import whether it interprets
     script = """if True:
-        import sys, torch
+        import sys, torch, types
         if sys.argv[1] == "triton":
             sys.modules["triton"] = None
+        if sys.argv[1] == "newer":
+            sys.modules["triton"] = types.SimpleNamespace(__version__="3.4.0")
         from fastle.kernels.crop_resize import crop_resize
         from fastle.kernels.mask_fill import mask_fill
         from fastle.kernels.random_mask import mask_channels
@@ -212,7 +226,20 @@ def test_missing_triton_is_explained(missing: str) -> None:
     assert len(lines) == 4
     for line in lines:
         assert 'impl="triton" cannot run here: ' in line
-        assert ("TRITON_INTERPRET" if missing == "interpreter" else "install") in line
+        assert {"interpreter": "TRITON_INTERPRET", "triton": "install", "newer": "need Triton 3.5"}[missing] in line
+
+
+def test_a_gpu_without_kernels_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(implementations, "MISSING_TRITON", "the kernels need another Triton")
+
+    def where(x: Tensor) -> Tensor:
+        return x + 1 if implementations.choose("some_operator", "auto", torch.device("cuda"), None) == "torch" else x
+
+    with pytest.warns(UserWarning, match="some_operator runs in torch on this GPU, .*: the kernels need"):
+        assert torch.compile(where, fullgraph=True, backend="eager")(torch.zeros(())) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert where(torch.zeros(())) == 1
 
 
 # what torch requires

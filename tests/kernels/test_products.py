@@ -11,7 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("triton", reason="triton has no wheels for this machine")
+from fastle.kernels.impl import MISSING_TRITON
+
+if MISSING_TRITON:
+    pytest.skip(MISSING_TRITON, allow_module_level=True)
 
 from fastle.kernels import products_triton, sigreg_launch
 from fastle.kernels.products import exact_product

@@ -9,8 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from fastle.kernels import halving_conv_triton
-from fastle.kernels.halving_conv import halving_conv
+from fastle.kernels.halving_conv import halving_conv, halving_conv_triton
 from tests.kernels.test_halving_conv import made, oracle, with_gradients
 from tests.ptx.launches import executed, marks
 

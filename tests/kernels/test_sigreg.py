@@ -31,6 +31,7 @@ from tests.kernels.sigreg_cases import (
     some_weights,
     unit_columns,
 )
+from tests.kernels.views import needs_triton
 
 pytestmark = marks
 
@@ -87,6 +88,7 @@ def test_fp64_equals_the_formula(n: int, d: int, m: int, impl: Any) -> None:
             check(evaluate(z, slices, weights=weights, impl=impl, **options), exact, f"K={knots} t_max={t_max}")
 
 
+@needs_triton
 @pytest.mark.skipif(not INTERPRETED, reason="on a GPU all tests have its tiles")
 def test_tiles_of_a_gpu() -> None:
     # flatter tiles mean more terms in each sum, and more rounding. With D = 1 slices do not average it out

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="triton has no wheels for this machine")
+from fastle.kernels.impl import MISSING_TRITON
+
+if MISSING_TRITON:
+    pytest.skip(MISSING_TRITON, allow_module_level=True)
 
 from fastle.kernels import sigreg_launch, sigreg_triton
 from fastle.kernels.sigreg_knots import Knots

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from torch import Generator, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from fastle.kernels.impl import HAS_TRITON, MISSING_TRITON
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # the largest error of a value of images in [0, 1], and of a gradient relative to its largest entry, in fp64; fp32 has
 # limits below. half precision may also round the result once
@@ -26,7 +27,7 @@ if DEVICE.type == "cuda":
     # only a compiled kernel depends on alignment
     LAYOUTS += ["unaligned", "unaligned-channels-last"]
 
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason=str(MISSING_TRITON))
 every_impl = pytest.mark.parametrize("impl", ["torch", pytest.param("triton", marks=needs_triton)])
 
 

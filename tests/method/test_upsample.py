@@ -148,6 +148,7 @@ def test_compiles_whole() -> None:
 
     torch.compiler.reset()
     compiled = torch.compile(conv, fullgraph=True, dynamic=False, backend="aot_eager")
-    torch.testing.assert_close(
-        value_and_gradients(compiled, x, weight, bias), value_and_gradients(conv, x, weight, bias)
-    )
+    got, wanted = (value_and_gradients(form, x, weight, bias) for form in (compiled, conv))
+    # a graph adds the bias to the rounded result of the convolution, which some libraries round only then
+    torch.testing.assert_close(got.pop("value"), wanted.pop("value"), rtol=0.016, atol=0.01)
+    torch.testing.assert_close(got, wanted)

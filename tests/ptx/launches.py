@@ -36,7 +36,7 @@ from tests.ptx.parser import Kernel, parse
 ROOT = Path(__file__).resolve().parents[2]
 
 marks = [
-    pytest.mark.skipif(not impl.HAS_TRITON, reason="triton has no wheels for this machine"),
+    pytest.mark.skipif(not impl.HAS_TRITON, reason=str(impl.MISSING_TRITON)),
     pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU that is here"),
 ]
 # Ampere and Hopper, for which every kernel is compiled, and an older and a newer GPU

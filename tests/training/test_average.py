@@ -1,8 +1,10 @@
-"""Averages of the weights: their profile over the run, and what they follow."""
+"""Averages of the weights: their profile over the run, what they follow, and where they are saved."""
 
 from __future__ import annotations
 
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,10 @@ import torch
 from fastle.method.model import Autoencoder
 from fastle.presets import make_config
 from fastle.training.average import WeightAverage, power
+from fastle.training.run import RunDirectory
+from fastle.training.trainer import Trainer
+from tests.method.test_pretrained import equal, refusal
+from tests.training.runs import CPU, config
 
 STEPS = 4000
 
@@ -46,3 +52,24 @@ def test_first_step_and_buffers() -> None:
         assert torch.equal(value, model.state_dict()[name]), name
     assert not any(parameter.requires_grad for parameter in average.model.parameters())
     assert average.name == "ema-100"
+
+
+def test_a_checkpoint_of_a_run_and_its_averages(tmp_path: Path) -> None:
+    trainer = Trainer(config(averages=(0.05,)), CPU)
+    run = RunDirectory(tmp_path / "run")
+    run.open(trainer.config)
+    run.begin(trainer)
+    for step in (1, 2):
+        trainer(torch.randint(256, (4, 1, 16, 16), dtype=torch.uint8))
+        trainer.done = step
+        run.save(trainer)
+        if step == 1:
+            first = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    older, newest = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert torch.equal(Autoencoder.from_pretrained(older).encoder.stem.weight, first["encoder.stem.weight"])
+    assert equal(Autoencoder.from_pretrained(newest), Autoencoder.from_pretrained(tmp_path / "run"))
+    average = Autoencoder.from_pretrained(newest, weights="ema-050")
+    assert equal(average, trainer.averages[0].model) and not equal(average, trainer.model)
+    # by itself a checkpoint knows what it is of
+    assert equal(Autoencoder.from_pretrained(shutil.copy(newest, tmp_path)), trainer.model)
+    assert "holds no ema-100" in refusal(newest, weights="ema-100")
