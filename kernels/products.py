@@ -61,7 +61,7 @@ def _product(a: Tensor, b: Tensor, parts: bool) -> Tensor:
 
 # torch caches compiled graphs by the names of their operators, so an operator with another signature needs another name
 _operator = torch.library.custom_op(
-    "fastle::fp32_product", _product, mutates_args=(), schema="(Tensor a, Tensor b, str impl) -> Tensor"
+    "fastle::fp32_product", _product, mutates_args=(), schema="(Tensor a, Tensor b, bool parts) -> Tensor"
 )
 
 
