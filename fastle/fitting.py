@@ -169,7 +169,7 @@ def fit(
 
 
 def evaluate(
-    model: Autoencoder, data: Any, *, hole_ratio: float | None = None, perceptual: bool = False, bits: int = 8
+    model: Autoencoder, data: Any, *, hole_ratio: float | None = None, perceptual: bool = False, bits: int | None = None
 ) -> dict[str, dict[str, float]]:
     """Measures a model's reconstructions of images that it was not trained on, as `fastle eval` does.
 
@@ -181,7 +181,7 @@ def evaluate(
         data: A folder of images, or images as `fit` takes them.
         hole_ratio: The hole's share of the input, for the figures of the masked setting; None for none.
         perceptual: Whether LPIPS and FID are measured too. It needs the extra "perceptual".
-        bits: Of each value that are kept, 8 or 16, as in the training.
+        bits: Of each value that are kept, 8 or 16; by default as many as in the model's training.
 
     Returns:
         The figures under "clean" and, with a hole, "masked"; see `fastle.training.evaluate.evaluate`.
@@ -191,6 +191,7 @@ def evaluate(
     """
     size, channels = model.config.size, model.config.channels
     device = next(model.parameters()).device
+    bits = model.bits if bits is None else bits
     if isinstance(data, (str, Path)):
         config = DataConfig(dataset="folder", size=size, channels=channels, bits=bits)
         console = Console(stderr=True, force_terminal=False)

@@ -137,6 +137,11 @@ def test_floats_are_not_rounded_where_16_bits_are_asked_for() -> None:
         fastle.evaluate(result.model, images, bits=bits) for images, bits in ((dark, 16), (dark, 8), (0 * dark, 8))
     ]
     assert figures[0] != figures[1] == figures[2]
+    # a model knows its bits, also where it was saved
+    result.model.save_pretrained("saved")
+    names = (Path("floats"), max(Path("floats/checkpoints").glob("*.safetensors")), Path("saved"))
+    for model in (result.model, *map(fastle.Autoencoder.from_pretrained, names)):
+        assert fastle.evaluate(model, dark) == fastle.evaluate(model, dark, bits=16) != fastle.evaluate(model, 0 * dark)
 
 
 class OneReader(Pairs):

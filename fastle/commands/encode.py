@@ -57,10 +57,10 @@ def _encode(name: str, path: Path, output: Path, device: torch.device, weights: 
 
 def _open(config: DataConfig, path: Path, device: torch.device, console: Console) -> tuple[Images, list[str]]:
     """The images of a file, a folder or shards, and their names: below the folder, or with their shards."""
-    shards = find_shards(path)
+    shards, loading = find_shards(path), make_loading("auto", "none", device, console)
     if not path.is_dir() and not shards:
-        return ArrayImages(decode_files(config, [path])), [path.name]
-    images = open_tree(config, path, make_loading("auto", "none", device, console))
+        return ArrayImages(decode_files(config, [path], loading)), [path.name]
+    images = open_tree(config, path, loading)
     if shards:
         return images, [file.name for file in images.files]
     return images, [Path(file.name).relative_to(path).as_posix() for file in images.files]

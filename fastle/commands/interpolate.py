@@ -12,6 +12,7 @@ from fastle.data import decode_files
 from fastle.machine import pick_device
 from fastle.method.model import unit_range
 from fastle.options import Option
+from fastle.training.loop import make_loading
 from fastle.training.report import save_grid
 
 from .models import load_model
@@ -41,7 +42,8 @@ def _interpolate(
     console: Console,
 ) -> None:
     loaded = load_model(name, device, weights)
-    images = unit_range(decode_files(loaded.data, ends).to(device))
+    batch = decode_files(loaded.data, ends, make_loading("auto", "none", device, console))
+    images = unit_range(batch.to(device))
     share = torch.linspace(0, 1, steps, device=device)
     z = _between(loaded.model.encode(images), share)
     save_grid(output, [("latents", loaded.model.decode(z)), ("pixels", _between(images, share))])

@@ -9,7 +9,7 @@ import torch
 
 from fastle.config import DataConfig, RunConfig
 from fastle.method.model import Autoencoder
-from fastle.method.pretrained import bits_of, config_of, find_model
+from fastle.method.pretrained import config_of, find_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,5 +45,5 @@ def load_model(name: str, device: torch.device, weights: str | None = None) -> L
     model = Autoencoder.from_pretrained(path, device, weights=weights or "model")
     if config is not None:
         return Loaded(model, path, config, config.data)
-    data = DataConfig(dataset="folder", size=model.config.size, channels=model.config.channels, bits=bits_of(path))
+    data = DataConfig(dataset="folder", size=model.config.size, channels=model.config.channels, bits=model.bits)
     return Loaded(model, path, None, data)

@@ -11,6 +11,7 @@ from rich.console import Console
 from fastle.data import decode_files
 from fastle.machine import pick_device
 from fastle.training.evaluate import reconstruction_rows
+from fastle.training.loop import make_loading
 from fastle.training.report import save_grid
 
 from .models import load_model
@@ -31,6 +32,6 @@ def _reconstruct(
     check_output(output, (".png",), images)
     loaded = load_model(name, device, weights)
     hole_ratio = None if loaded.config is None else loaded.config.objective.hole_ratio
-    batch = decode_files(loaded.data, images).to(device)
+    batch = decode_files(loaded.data, images, make_loading("auto", "none", device, console)).to(device)
     save_grid(output, reconstruction_rows(loaded.model, batch, hole_ratio))
     console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)

@@ -60,7 +60,7 @@ class DataConfig(Checked):
     size: int | tuple[int, int] = image_size()
     channels: int = option("1 reads a folder's images as grey, 3 as colour", choices=(1, 3), group="data")
     bits: int = option(
-        "bits kept of each value of a folder's images; 16 doubles the cache, and torchvision decodes",
+        "bits kept of each value of a folder's images; 16 doubles the cache and rules out DALI",
         initial=8,
         choices=(8, 16),
         group="data",

@@ -24,8 +24,7 @@ def check_depth(header: Header, bits: int) -> None:
     if bits == 16 and header.reduced:
         what = {"TIFF": "a colour TIFF", "AVIF": "an AVIF"}.get(header.kind, f"a {header.kind}")
         raise ValueError(
-            f"is {what} with more than 8 bits, of which Pillow keeps the upper 8: save it as a PNG of 16 bits; a run "
-            "with --bits 8 takes the upper 8"
+            f"is {what} with more than 8 bits, of which Pillow keeps the upper 8: save it as a PNG of 16 bits"
         )
 
 

@@ -96,14 +96,15 @@ class Tally:
 
     def __init__(self) -> None:
         self._by_pillow: dict[str, str] = {}
-        self._deep: set[str] = set()
+        # and whether 16 bits of it cannot be kept
+        self._deep: dict[str, bool] = {}
 
     def add(self, name: str, header: Header) -> None:
         """Counts a file, if there is something to be said of it."""
         if header.by_pillow:
             self._by_pillow[name] = header.kind
         if header.deep:
-            self._deep.add(name)
+            self._deep[name] = header.reduced
 
     def remarks(self, bits: int) -> list[str]:
         """What is to be said of the files so far, a line each. `bits` are kept, 8 or 16."""
@@ -112,11 +113,22 @@ class Tally:
             kinds = Counter(self._by_pillow.values()).most_common()
             listed = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
             lines.append(f"decoder: Pillow for {listed}, which DALI and torchvision cannot decode; it is slower")
-        if self._deep:
-            kept = "all bits" if bits == 16 else "the upper 8"
-            hint = "" if bits == 16 else "; a run with --bits 16 keeps all"
-            lines.append(f"decoder: of {len(self._deep):,} images with more than 8 bits, {kept} are kept{hint}")
-        return lines
+        return [*lines, *self.remarks_on_depth(bits)]
+
+    def remarks_on_depth(self, bits: int) -> list[str]:
+        """Those of `remarks` on images of more than 8 bits."""
+        if not self._deep:
+            return []
+        remark = f"decoder: of {len(self._deep):,} images with more than 8 bits, "
+        if bits == 16:
+            return [f"{remark}all bits are kept"]
+        remark += "the upper 8 are kept; a run with --bits 16 "
+        reduced = sum(self._deep.values())
+        if not reduced:
+            return [f"{remark}keeps all"]
+        whole = len(self._deep) - reduced
+        remark += f"keeps all of {whole:,} and " if whole else ""
+        return [f"{remark}refuses {reduced:,}: save these as PNG of 16 bits"]
 
 
 class TorchvisionDecoder:

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastle.config import DataConfig, Size, sides_of
 from fastle.errors import DataError
 
+from . import pillow
 from .bits import unit
 from .decode import resize_and_crop, too_small
 from .identity import Identity
@@ -61,15 +62,17 @@ class GivenImages:
         elif isinstance(item, (tuple, list)) and item:
             item = item[0]
         if hasattr(item, "convert") and hasattr(item, "mode"):
-            if item.mode.startswith("I;16"):
-                # native bytes, of which torch knows no others
-                return torch.from_numpy(np.array(item).astype(np.uint16))
+            if item.mode in pillow.DEEP:
+                return torch.from_numpy(pillow.sixteen(item, getattr(item, "tag_v2", {})))
             if item.mode[0] in "IF":
                 raise DataError(f"image {position} is a PIL image of mode {item.mode}: give a tensor in [0, 1]")
             pixels = np.array(item.convert("L" if self._channels == 1 else "RGB"))
             return torch.from_numpy(pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
-        if isinstance(item, (Tensor, np.ndarray)):
-            return torch.as_tensor(item)
+        if isinstance(item, np.ndarray):
+            # torch knows no bytes in another order than the machine's
+            return torch.as_tensor(item.astype(item.dtype.newbyteorder("="), copy=False))
+        if isinstance(item, Tensor):
+            return item
         raise DataError(f"image {position} is a {type(item).__name__}: give tensors, arrays or PIL images")
 
     def _fit(self, image: Tensor, position: int) -> Tensor:

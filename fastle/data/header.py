@@ -61,7 +61,7 @@ class Header:
             their pixels, and count as upright where that part is missing. Images that Pillow decodes it turns as well.
         by_pillow: Whether Pillow decodes it, because torchvision cannot.
         deep: Whether its samples have more than 8 bits.
-        reduced: Whether it is deep, and its decoder gives the upper 8 bits in any case.
+        reduced: Whether it is deep, and its decoder gives only the upper 8 bits.
     """
 
     kind: Kind

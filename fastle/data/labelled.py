@@ -86,7 +86,7 @@ def _in_folders(root: Path) -> tuple[Files, Files]:
 
 def _in_shards(root: Path, shards: Sequence[Path], loading: Loading) -> tuple[Files, Files]:
     index = open_shards(root, shards, loading)
-    found, path_of = shard_classes(index, root)
+    found, path_of = shard_classes(index, root, loading)
 
     def files(split: dict[str, list[int]]) -> Files:
         images = sorted((row, name) for name, rows in split.items() for row in rows)

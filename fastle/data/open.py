@@ -117,19 +117,29 @@ def _open_encoded(config: DataConfig, files: EncodedImages, loading: Loading, na
     return images
 
 
-def decode_files(config: DataConfig, paths: Sequence[Path]) -> Tensor:
+def decode_files(config: DataConfig, paths: Sequence[Path], loading: Loading | None = None) -> Tensor:
     """Decodes image files to uint8 or in [0, 1], (B, C, H, W), resized and cropped as the images of the dataset are.
+
+    Args:
+        config: See `open_images`.
+        paths: The files.
+        loading: Says of how many images bits are dropped.
 
     Raises:
         DataError: A file cannot be used. The message names it.
     """
     if folders := [path for path in paths if path.is_dir()]:
         raise DataError(f"{folders[0]} is a folder: give image files, such as {folders[0]}/*.jpg")
+    loading = loading or Loading()
     # for a few files, DALI would take longer to start
     decoder = TorchvisionDecoder(
-        config.size, config.channels, _resizes(config), upscale=config.upscale, bits=config.bits
+        config.size, config.channels, _resizes(config), upscale=config.upscale, bits=config.bits, tally=loading.tally
     )
-    return unit(decoder([DiskFile(str(path)) for path in paths]))
+    images = unit(decoder([DiskFile(str(path)) for path in paths]))
+    # that Pillow is slower does not matter to a few
+    for remark in loading.tally.remarks_on_depth(config.bits):
+        loading.say(remark)
+    return images
 
 
 def cache_key(config: DataConfig, split: Split, *, gpu: bool) -> CacheKey:

@@ -49,7 +49,7 @@ DEEP = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
 class Found(NamedTuple):
-    """What the header of an image says: its upright size, in pixels, and as of `Header`, how deep it is."""
+    """The upright size in pixels, and `deep` and `reduced` as in `Header`."""
 
     width: int
     height: int
@@ -102,7 +102,7 @@ def decode(data: bytes, kind: str, channels: int) -> Tensor:
     with _opened(data, kind) as image:
         upright = ImageOps.exif_transpose(image)
         if image.mode in DEEP:
-            grey = _sixteen(upright, getattr(image, "tag_v2", {}))
+            grey = sixteen(upright, getattr(image, "tag_v2", {}))
             return torch.from_numpy(grey[:, :, None].repeat(channels, 2)).permute(2, 0, 1)
         pixels = upright.convert("RGB")
         if channels == 1:
@@ -160,8 +160,13 @@ def _is_deep(image: Image.Image, data: bytes, kind: str) -> bool:
     return int(image.info.get("bit_depth", 8)) > 8
 
 
-def _sixteen(image: Image.Image, tags: Mapping[int, Any]) -> NDArray[np.uint16]:
-    """Grey samples of 9 to 16 bits, (H, W), of which 65535 is white."""
+def sixteen(image: Image.Image, tags: Mapping[int, Any]) -> NDArray[np.uint16]:
+    """Grey samples of 9 to 16 bits, (H, W), of which 65535 is white.
+
+    Args:
+        image: Of a mode in `DEEP`.
+        tags: Of the TIFF that it comes from; empty for others.
+    """
     (bits,) = tags.get(BITS, (16,))
     # native bytes, of which torch knows no others
     grey = np.asarray(image).astype(np.uint16)

@@ -7,19 +7,22 @@ from pathlib import Path
 
 from fastle.errors import DataError
 
+from .loading import Loading
 from .parquet import read_labels
 from .shard_index import common_folder, shard_prefixes, split_of
 from .shard_members import key_of, member_classes
 from .shards import SPLIT_CODES, ShardIndex
 
-NO_TAG = "no .cls beside it names its class, as for others: add it, or leave the image out"
+NO_TAG = "no .cls beside it names its class, and because of {} its folder does not: give every image a .cls, or none"
 NO_FOLDER = (
     "neither a .cls beside it nor a folder tells its class from that of others: add it, or pack a folder for each class"
 )
 SPLITS = {SPLIT_CODES[name]: name for name in ("train", "test")}
 
 
-def shard_classes(index: ShardIndex, root: Path) -> tuple[dict[str, dict[str, list[int]]], Callable[[int], str]]:
+def shard_classes(
+    index: ShardIndex, root: Path, loading: Loading
+) -> tuple[dict[str, dict[str, list[int]]], Callable[[int], str]]:
     """The images of shards by split and class.
 
     Where a tar or a zip holds entries KEY.cls, as WebDataset has them, these are the classes of the images KEY.jpg.
@@ -30,6 +33,7 @@ def shard_classes(index: ShardIndex, root: Path) -> tuple[dict[str, dict[str, li
     Args:
         index: Of the shards.
         root: What the user gave, see `open_shards`.
+        loading: Shows the progress.
 
     Returns:
         Rows of the index by class, of "train" and "test", or of "all" if nothing names these splits; and the function
@@ -52,8 +56,9 @@ def shard_classes(index: ShardIndex, root: Path) -> tuple[dict[str, dict[str, li
     by_shard = [(split_of(f"{prefixes[shard]}image")[0], path) for path, shard in zip(paths, shards, strict=True)]
     named = (places for places in (by_member, by_shard) if SPLITS.keys() <= {code for code, _ in places})
     places, splits = next(((places, SPLITS) for places in named), ([(0, path) for path in paths], {0: "all"}))
-    tags = {i: member_classes(path) for i, path in enumerate(index.shards) if i not in labels}
-    tagged = any(tags.values())
+    untold = [i for i in range(len(index.shards)) if i not in labels]
+    tags = {i: member_classes(index.shards[i]) for i in loading.track(untold, "looking for .cls", len(untold))}
+    tagged = next((f"{index.shards[i]}, {key}.cls" for i, keys in tags.items() for key in keys), "")
     found: dict[str, dict[str, list[int]]] = {split: {} for split in splits.values()}
     for row, (code, path) in enumerate(places):
         shard = shards[row]
@@ -66,6 +71,6 @@ def shard_classes(index: ShardIndex, root: Path) -> tuple[dict[str, dict[str, li
         if code not in splits:
             continue
         if not name:
-            raise DataError(f"{index.name(row)}: {NO_TAG if tagged else NO_FOLDER}")
+            raise DataError(f"{index.name(row)}: {NO_TAG.format(tagged) if tagged else NO_FOLDER}")
         found[splits[code]].setdefault(name, []).append(row)
     return found, paths.__getitem__

@@ -227,6 +227,9 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """An `Encoder` and a `Decoder` that share one configuration.
 
+    Attributes:
+        bits: of the values of the images in its training, 8 or 16.
+
     Raises:
         ConfigError: the configuration is that of an encoder and a decoder of the caller's own.
 
@@ -235,6 +238,8 @@ class Autoencoder(nn.Module):
         >>> z = model.encode(images)  # (B, C, H, W), uint8 or in [0, 1]
         >>> reconstructions = model.decode(z)  # in [0, 1]
     """
+
+    bits: int = 8
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

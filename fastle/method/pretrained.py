@@ -82,7 +82,7 @@ def of_run(
     _check_networks(run, config.model, networks)
     check = partial(check_model, config, weights=weights, networks=networks)
     checkpoint, remark = newest_good_checkpoint(run, check, (weights,))
-    return _made(config.model, checkpoint.section(weights), device, networks), checkpoint, remark
+    return _made(config.model, checkpoint.section(weights), device, networks, bits=config.data.bits), checkpoint, remark
 
 
 def check_model(
@@ -151,18 +151,6 @@ def hole_ratio_of(path: Path) -> float | None:
     return ratio
 
 
-def bits_of(folder: Path) -> int:
-    """The bits of an image's values that were kept in the training of a saved model.
-
-    Raises:
-        CheckpointError: The configuration cannot be read.
-    """
-    bits: int = _saved_values(folder).get("bits", 8)
-    if bits not in (8, 16):
-        raise CheckpointError(f"{folder / CONFIG} cannot be used (bits is {shown(bits)}): {WAY_OUT}")
-    return bits
-
-
 def shipped_models() -> list[str]:
     """The names of the models that ship with fastle."""
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
@@ -178,9 +166,9 @@ def is_saved_model(folder: Path) -> bool:
 
 
 def save_pretrained(
-    model: Autoencoder, folder: Path, *, bf16: bool, card: str | None, hole_ratio: float | None = None, bits: int = 8
+    model: Autoencoder, folder: Path, *, bf16: bool, card: str | None, hole_ratio: float | None = None
 ) -> None:
-    """See `Autoencoder.save_pretrained`; also the hole's share of the input in training, and its images' bits."""
+    """See `Autoencoder.save_pretrained`; also the hole's share of the input in training."""
     _check_can_be_shared(model)
     check_folder(folder)
     # an average of the weights has no gradients, and is a model all the same
@@ -194,8 +182,8 @@ def save_pretrained(
     config: dict[str, Any] = {"format": MODEL_FORMAT, "model": model.config.to_dict()}
     if hole_ratio is not None:
         config["hole_ratio"] = hole_ratio
-    if bits != 8:
-        config["bits"] = bits
+    if model.bits != 8:
+        config["bits"] = model.bits
     text = plain_card(model.config, folder.resolve().name, bf16=bf16) if card is None else card
     # the configuration last: without it the folder is no model
     for name, content in (
@@ -275,7 +263,7 @@ def _of_checkpoint(path: Path, device: str | torch.device, weights: str, network
     config = _config_of_checkpoint(checkpoint)
     _check_networks(path, config.model, networks)
     check_model(config, checkpoint, weights=weights, networks=networks)
-    return _made(config.model, checkpoint.section(weights), device, networks)
+    return _made(config.model, checkpoint.section(weights), device, networks, bits=config.data.bits)
 
 
 def _check_name(checkpoint: Path) -> None:
@@ -303,8 +291,12 @@ def _saved_values(folder: Path) -> dict[str, Any]:
 
 
 def _of_folder(folder: Path, device: str | torch.device) -> Autoencoder:
+    values = _saved_values(folder)
+    bits = values.get("bits", 8)
+    if bits not in (8, 16):
+        raise CheckpointError(f"{folder / CONFIG} cannot be used (bits is {shown(bits)}): {WAY_OUT}")
     try:
-        config = from_fields(ModelConfig, _saved_values(folder)["model"])
+        config = from_fields(ModelConfig, values["model"])
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG} cannot be used ({one_line(error)}): {WAY_OUT}") from None
     path = folder / WEIGHTS
@@ -312,7 +304,7 @@ def _of_folder(folder: Path, device: str | torch.device) -> Autoencoder:
         tensors = _read_weights(path, _state_of(config))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be used ({one_line(error)}): {WAY_OUT}") from None
-    return _made(config, tensors, device)
+    return _made(config, tensors, device, bits=bits)
 
 
 def _read_weights(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -335,9 +327,15 @@ def _read_weights(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _made(
-    config: ModelConfig, tensors: dict[str, Tensor], device: str | torch.device, networks: Networks | None = None
+    config: ModelConfig,
+    tensors: dict[str, Tensor],
+    device: str | torch.device,
+    networks: Networks | None = None,
+    *,
+    bits: int,
 ) -> Autoencoder:
     model = Autoencoder(config) if networks is None else OwnAutoencoder(*networks, config)
+    model.bits = bits
     model.load_state_dict(tensors)
     return model.to(device).eval()
 

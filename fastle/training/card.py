@@ -70,7 +70,7 @@ def save_run(
             ("Licence", _licence(license_name)),
         )
     )
-    save_pretrained(model, folder, bf16=bf16, card=text, hole_ratio=config.objective.hole_ratio, bits=config.data.bits)
+    save_pretrained(model, folder, bf16=bf16, card=text, hole_ratio=config.objective.hole_ratio)
     return remarks
 
 

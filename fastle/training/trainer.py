@@ -102,6 +102,7 @@ class Trainer:
                 "slower than fp32; use --precision fp32"
             )
         self.model = _initial_model(config, device) if own.model is None else own.model
+        self.model.bits = config.data.bits
         if own.model is not None and world_size > 1:
             # whatever the caller's processes have drawn; DDP does it too, but after judge and averages are copied
             for tensor in (*self.model.parameters(), *self.model.buffers()):

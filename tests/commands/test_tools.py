@@ -51,6 +51,22 @@ def test_a_checkpoint_and_a_saved_model_have_the_figures_of_their_run(command: C
     assert status == 1 and "saved is not a run, and only a run knows its test split" in err and err.count("\n") == 1
 
 
+def test_bits_that_are_dropped_are_said_once(command: Command, tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    for name in ("a.tif", "b.tif"):
+        Image.fromarray(np.full((20, 20), 40_000, np.uint16)).save(tmp_path / name)
+    for arguments, count in (
+        (("reconstruct", "model", "a.tif", "b.tif", "-o", "picture.png"), 2),
+        (("interpolate", "model", "a.tif", "b.tif", "-o", "way.png"), 2),
+        (("encode", "model", "a.tif", "-o", "z.npy"), 1),
+    ):
+        status, out, err = command(*arguments, "--device", "cpu")
+        remark = (
+            f"decoder: of {count} images with more than 8 bits, the upper 8 are kept; a run with --bits 16 keeps all"
+        )
+        assert (status, err) == (0, "") and [line for line in out.splitlines() if "decoder" in line] == [remark]
+
+
 def test_probes_are_those_of_scikit_learn() -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
     neighbors = pytest.importorskip("sklearn.neighbors")

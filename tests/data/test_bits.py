@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from pathlib import Path
 
@@ -110,11 +111,16 @@ def test_grey_files_become_colour_and_colour_grey_with_all_their_bits() -> None:
         assert torch.equal(unit(colour), EXPECTED[:1].expand(3, -1, -1))
 
 
-def test_twelve_bits_fill_sixteen() -> None:
-    values = np.arange(4096, dtype=np.uint32).reshape(64, 64)
+def twelve_bits(values: NDArray[np.uint32]) -> bytes:
+    """A grey TIFF of 12 bits, of 64x64 pixels."""
     pairs = values.reshape(-1, 2)
     packed = (pairs[:, 0] << 12 | pairs[:, 1]).astype(">u4").view(np.uint8).reshape(-1, 4)[:, 1:].tobytes()
-    file = Memory("", tiff(packed, 64, 64, bits=12, samples=1))
+    return tiff(packed, 64, 64, bits=12, samples=1)
+
+
+def test_twelve_bits_fill_sixteen() -> None:
+    values = np.arange(4096, dtype=np.uint32).reshape(64, 64)
+    file = Memory("", twelve_bits(values))
     (deep,) = TorchvisionDecoder(64, 1, resize=False, bits=16)([file])
     assert np.abs(deep[0].numpy() - values * (65535 / 4095)).max() < 1 and deep.numpy().max() == 65535
     (plain,) = TorchvisionDecoder(64, 1, resize=False)([file])
@@ -181,7 +187,7 @@ def test_what_pillow_reduces_to_8_bits_is_refused(cache: str, tmp_path: Path) ->
     fault = "with more than 8 bits, of which Pillow keeps the upper 8: save it as a PNG of 16 bits"
     with pytest.raises(BadFiles) as error:
         open_training(config(root, 3, 32), loading("torchvision", cache))
-    assert f"{root}/train/a.tif is a colour TIFF {fault}; a run with --bits 8 takes the upper 8\n" in str(error.value)
+    assert f"{root}/train/a.tif is a colour TIFF {fault}\n" in str(error.value)
     assert f"{root}/valid/b.avif is an AVIF {fault}" in str(error.value) and len(error.value.faults) == 4
     images, _, _ = open_training(config(root, 3, 32, bad_images="skip"), loading("torchvision", cache))
     assert len(images) == 1
@@ -189,7 +195,10 @@ def test_what_pillow_reduces_to_8_bits_is_refused(cache: str, tmp_path: Path) ->
     messages: list[str] = []
     (root / "train" / "b.avif").unlink()
     open_images(config(root, 3, 32, bits=8), "train", loading("torchvision", cache, messages))
-    assert any("of 2 images with more than 8 bits, the upper 8 are kept" in message for message in messages)
+    remark = (
+        "decoder: of 2 images with more than 8 bits, the upper 8 are kept; a run with --bits 16 keeps all of 1 and "
+    )
+    assert f"{remark}refuses 1: save these as PNG of 16 bits" in messages
 
 
 def test_dali_decodes_no_16_bits(tmp_path: Path) -> None:
@@ -226,6 +235,7 @@ def test_images_given_in_python_keep_their_bits() -> None:
         (EXPECTED.double() * 0.3, EXPECTED.double().mul(0.3).float()),
         (torch.from_numpy(RAMP).permute(2, 0, 1), EXPECTED),
         (GREY, EXPECTED[:1].expand(3, -1, -1)),
+        (GREY.astype(">u2"), EXPECTED[:1].expand(3, -1, -1)),
         (Image.fromarray(GREY), EXPECTED[:1].expand(3, -1, -1)),
         (big_endian(GREY), EXPECTED[:1].expand(3, -1, -1)),
         (torch.from_numpy((RAMP >> 8).astype(np.uint8)).permute(2, 0, 1), torch.floor(EXPECTED * 65535 / 256) / 255),
@@ -234,6 +244,12 @@ def test_images_given_in_python_keep_their_bits() -> None:
         assert torch.equal(image, expected)
     (small,) = GivenImages([EXPECTED], np.arange(1), size=24, channels=1, bits=16).batch([0])
     assert small.dtype == torch.float32 and small.shape == (1, 24, 24) and 0 <= small.min() <= small.max() <= 1
+    # Pillow's images of files are read as the files are
+    twelve = twelve_bits(np.arange(4096, dtype=np.uint32).reshape(64, 64))
+    for data, side in ((DEEP_GREY["white-is-zero.tif"], SIDE), (twelve, 64)):
+        (given,) = GivenImages([Image.open(io.BytesIO(data))], np.arange(1), size=side, channels=1, bits=16).batch([0])
+        (of_file,) = TorchvisionDecoder(side, 1, resize=False, bits=16)([Memory("", data)])
+        assert torch.equal(given, unit(of_file))
     for deep in (torch.from_numpy(GREY), Image.fromarray(GREY)):
         with pytest.raises(DataError, match="image 0 has values of 16 bits: give bits=16, or uint8"):
             GivenImages([deep], np.arange(1), size=SIDE, channels=3).batch([0])

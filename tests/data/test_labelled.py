@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,23 @@ def test_the_classes_of_webdataset(pack: Callable[[Path, Files], Path], ending: 
     assert names == ["0", "10"] and train.bincount().tolist() == [8, 8] and test.bincount().tolist() == [2, 2]
 
 
+def test_reading_the_classes_is_shown_at_every_start(tmp_path: Path) -> None:
+    files = contents("")
+    for name in ("a", "b"):
+        write_tar(tmp_path / "packed" / f"{name}.tar", files)
+    for index_is_built in (True, False):
+        shown: dict[str, list[Any]] = {}
+
+        def track(items: Iterable[Any], description: str, total: int, shown: dict[str, list[Any]] = shown) -> list[Any]:
+            shown[description] = list(items)
+            assert len(shown[description]) == total
+            return shown[description]
+
+        root = tmp_path / "packed"
+        open_labelled(config(root), root, replace(loading("torchvision", "none"), track=track))
+        assert shown["looking for .cls"] == [0, 1] and ("indexing the shards" in shown) == index_is_built
+
+
 def write_rows(path: Path, column: str, labels: list[Any], names: list[str] | None = None) -> Path:
     pa = pytest.importorskip("pyarrow")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,6 +143,10 @@ def test_labelled_rows_of_parquet_files(tmp_path: Path) -> None:
             r"a\.tar, 2\.png: no \.cls beside it names its class",
         ),
         (
+            lambda root: write_tar(root / "a.tar", contents("") | {"cat/03.cls": b"4"}),
+            r"a\.tar, cat/00\.png: no \.cls beside it .* because of .*/a\.tar, cat/03\.cls its folder does not",
+        ),
+        (
             lambda root: write_zip(root / "a.zip", FOUR | {"1.cls": b""}),
             r"a\.zip, 1\.cls names no class: it must hold a number or a name",
         ),
@@ -139,7 +161,7 @@ def test_labelled_rows_of_parquet_files(tmp_path: Path) -> None:
         (lambda root: write_rows(root / "a.parquet", "label", [0, 1, -1, 0], ["x", "y"]), "row 2 has no class"),
         (lambda root: write_zip(root / "a.zip", {f"a/{i}/1.png": b"" for i in "xyz"}), "x holds one image, too few"),
     ],
-    ids=["no folder", "no tag", "empty tag", "long tag", "no column", "no class", "one image"],
+    ids=["no folder", "no tag", "one tag", "empty tag", "long tag", "no column", "no class", "one image"],
 )
 def test_what_has_no_classes_is_one_error(pack: Callable[[Path], Path], fault: str, tmp_path: Path) -> None:
     root = pack(tmp_path)

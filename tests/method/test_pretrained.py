@@ -171,6 +171,9 @@ def changed_config(**values: Any) -> Callable[[Path], None]:
         (changed_config(latent=2**31), "holds no"),
         (changed_config(size=17), "divisible by 8"),
         (changed_config(depth=3), "unknown field depth"),
+        (lambda folder: (folder / "config.json").write_text(
+            (folder / "config.json").read_text().replace('"model": {', '"bits": 12, "model": {')
+        ), "bits is 12"),
         (lambda folder: (folder / "model.safetensors").unlink(), "No such file"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"cut off"), "truncated"),
         (lambda folder: (folder / "config.json").write_text('{"format": "fastle model"}'), "lacks model"),
