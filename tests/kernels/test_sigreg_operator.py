@@ -105,6 +105,12 @@ def test_opcheck(n: int, weighted: bool, impl: Any) -> None:
     torch.library.opcheck(torch.ops.fastle.sigreg_backward.default, (*upstream, weights, n, 3.0, 5, impl))
 
 
+@pytest.mark.parametrize(("t_max", "knots"), [(3.0, 18), (0.7, 11), (1e-9, 4), (5.0, 41)])
+def test_the_step_of_fp32_is_a_number_of_fp32(t_max: float, knots: int) -> None:
+    # else angles, which the kernels round, would not be those of φ
+    assert Knots(t_max, knots).step(torch.float32) == float(torch.tensor(t_max / (knots - 1), dtype=torch.float32))
+
+
 def test_tables_are_copied_to_a_device_once() -> None:
     knots, like = Knots(3.0, 17), torch.zeros(1, dtype=torch.float32)
     assert knots.table(like) is knots.table(like)
