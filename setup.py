@@ -54,6 +54,8 @@ DEV = [
     *LOGGERS["tensorboard"],
     "build",
     "hypothesis",
+    # of the examples
+    "lightning",
     "mypy",
     "playwright",
     "pytest>=8",
@@ -62,6 +64,8 @@ DEV = [
     "ruff>=0.17,<0.18",
     # the probes of scripts/reproduce.py
     "scikit-learn",
+    # of the examples
+    "timm",
 ]
 
 setup(

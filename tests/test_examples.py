@@ -12,12 +12,13 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
+import fastle
 import fastle.training.loop
 from examples import frozen_judge, own_dataset, own_model, own_transformation, sigreg_in_lejepa
 from fastle.training.run import RunDirectory
 
 TOY: dict[str, Any] = {"steps": 1, "batch_size": 4, "slices": 8, "device": "cpu"}
-SMALL = {"hidden": 8, "map_channels": 8}
+SMALL: dict[str, Any] = {"hidden": 8, "map_channels": 8}
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +49,14 @@ def test_own_transformation(tmp_path: Path) -> None:
 def test_frozen_judge(tmp_path: Path) -> None:
     net = ResNet(BasicBlock, [1, 1, 1, 1], norm_layer=partial(nn.GroupNorm, 8))
     assert frozen_judge.main(net, tmp_path, **TOY, **SMALL).metrics[-1]["agreement"] > 0
+
+
+def test_a_network_of_timm_judges_as_it_is(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    # a ConvNeXt of 0.3 million parameters; the weights are random
+    net = timm.create_model("test_convnext", features_only=True, in_chans=1)
+    result = fastle.fit("shapes", judge=fastle.frozen(net), run=tmp_path, **TOY, **SMALL)
+    assert result.metrics[-1]["agreement"] > 0
 
 
 def test_sigreg_in_lejepa() -> None:
