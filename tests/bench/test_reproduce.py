@@ -16,6 +16,7 @@ from bench.reproduce import measure, rows
 from bench.reproduce.report import markdown
 from bench.reproduce.rows import ROWS, SCALES, ScaleName, make_plan, pick_rows, same_settings
 from fastle.config import ConfigError, IdentityConfig, RunConfig
+from fastle.presets import make_config
 from fastle.training.loop import NonFiniteLoss, train
 from scripts import reproduce
 
@@ -72,6 +73,13 @@ def test_committed_tables_are_what_the_script_writes(name: str, scale: ScaleName
         kept = report["rows"][row.name]["settings"]
         plan = make_plan(row, scale, data=None, images=kept["images"], seeds=len(kept["seeds"]))
         assert same_settings(plan.settings(), kept), row.name
+
+
+@pytest.mark.parametrize(("name", "masked"), [("tuned", False), ("masked-tuned", True)])
+def test_the_tuned_rows_are_what_the_recipe_trains(name: str, masked: bool) -> None:
+    (row,) = (row for row in ROWS if row.name == name)
+    plan = make_plan(row, "falling", data=Path("photographs"), images=IMAGES)
+    assert plan.config.objective == make_config("folder", data=Path("photographs"), size=32, masked=masked).objective
 
 
 def test_settings_do_not_depend_on_where_the_images_are_but_on_all_else() -> None:
