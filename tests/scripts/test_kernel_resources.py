@@ -55,8 +55,9 @@ def test_sigreg_leaves_fp64_and_barriers_alone(rows: list[dict[str, Any]]) -> No
 
 
 def test_what_sigreg_executes(rows: list[dict[str, Any]]) -> None:
-    # 57.6 million for 256 tests of 128 samples and 256 slices, of which 50 are for the angles; it was 207
-    assert 50e6 < sum(row.get("executed", 0) for row in rows) < 60e6
+    # 58.8 million for 256 tests of 128 samples and 256 slices (60.2 by Triton 3.6), of which 50 are for the angles; it
+    # was 207
+    assert 50e6 < sum(row.get("executed", 0) for row in rows) < 62e6
 
 
 def test_nothing_is_added_atomically(rows: list[dict[str, Any]]) -> None:
