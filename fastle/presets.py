@@ -233,6 +233,7 @@ def _defaults(preset: Preset, given: Mapping[str, Any], *, masked: bool, transfo
         "latent": latent,
         "hole_ratio": HOLE_RATIO if masked else None,
         "judge_statistics": preset.post_pooled_statistics if pooled and transform == "crop-resize" else "own",
+        "branch_statistics": "joint" if masked and not post else "own",
         "crop_ratio": preset.post_crop_ratio if post else preset.crop_ratio,
         "sigreg_weight": SIGREG_WEIGHT if post or pooled else preset.sigreg_weight,
         "lr": rates[pooled],
@@ -250,7 +251,7 @@ def _check_effects(
     if dataset != "folder":
         lacking["channels"] = f"with {dataset}, whose images have {PRESETS[dataset].channels}; it is for `folder`"
     if not masked:
-        lacking["hole_ratio"] = "without --masked"
+        lacking |= dict.fromkeys(("hole_ratio", "branch_statistics"), "without --masked")
     if schedule != "trapezoid":
         lacking["decay"] = f"with --schedule {schedule}"
     if transform is None:

@@ -71,6 +71,7 @@ def test_tuned_recipe_compares_more_and_lets_the_rate_fall() -> None:
         assert (objective.judge_statistics, objective.judge_depth) == ("target", "features")
         assert isinstance(objective.transform, CropResizeConfig) and objective.transform.full_view
         assert config.train.schedule == "trapezoid" and config.model == post.model
+        assert (objective.branch_statistics, post.objective.branch_statistics) == ("joint" if masked else "own", "own")
         assert post.objective.judge_depth == "code" and post.train.schedule == "constant"
     # flags win over a recipe
     config = make_config("cifar10", full_view=False, judge_depth="all", schedule="constant", warmup=0)
@@ -195,6 +196,7 @@ def test_small_folders_take_the_cifar_model() -> None:
             "--judge-statistics has no effect with --objective pixel",
         ),
         ({"judge_statistics": "running"}, "--judge-statistics must be one of own, target, not running"),
+        ({"branch_statistics": "joint"}, "--branch-statistics has no effect without --masked"),
         ({"objective": "pixel", "transform": "noise"}, "--transform has no effect with --objective pixel"),
         ({"objective": "pixel", "sigreg_weight": 1.0}, "--sigreg-weight has no effect with --objective pixel"),
         ({"sigreg_weight": -1.0}, "--sigreg-weight must be at least 0, not -1.0"),

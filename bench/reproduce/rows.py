@@ -90,6 +90,7 @@ TUNED: dict[str, Any] = TARGET | {
     "judge_depth": "features", "full_view": True, "crop_ratio": 0.6, "sigreg_weight": 0.003,
 }  # fmt: skip
 TUNED_POOLED: dict[str, Any] = TARGET | {"judge_depth": "features", "full_view": True, "crop_ratio": 0.6}
+JOINT: dict[str, Any] = TUNED_POOLED | {"branch_statistics": "joint"}
 
 
 def _photographs(name: str, about: str, **options: Any) -> Row:

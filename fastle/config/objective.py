@@ -16,6 +16,7 @@ ObjectiveName = Literal["self-teaching", "pixel"]
 JudgeName = Literal["step-frozen", "live", "ema"]
 JudgeStatistics = Literal["own", "target"]
 JudgeDepth = Literal["code", "features", "all"]
+BranchStatistics = Literal["own", "joint"]
 
 HOLE_RATIO = 0.35
 SIGREG_WEIGHT = 0.03
@@ -38,6 +39,8 @@ class ObjectiveConfig(Checked):
         judge_statistics: the batch whose mean and variance normalise J(T x̂): its own, or that of J(T x).
         judge_depth: what the judge compares: the code, the down blocks' outputs too, or the stem's as well.
         transform: what the judge is shown; None for the baseline.
+        branch_statistics: the codes whose mean and variance normalise the latents of a branch in the masked setting: its
+            own, or those of both branches together.
         sigreg_weight: λ, at least 0.
         slices: M, at least 1.
     """
@@ -69,6 +72,12 @@ class ObjectiveConfig(Checked):
         group="objective",
         default="the recipe's",
     )
+    branch_statistics: BranchStatistics = option(
+        "the codes whose mean and variance normalise a branch's latents, with --masked: its own, or both branches'",
+        initial="own",
+        group="objective",
+        default="the recipe's",
+    )
     sigreg_weight: float = option(
         "weight λ of SIGReg",
         initial=SIGREG_WEIGHT,
@@ -96,6 +105,8 @@ class ObjectiveConfig(Checked):
                 if getattr(self, field.name) != field.default:
                     flag = options_of(ObjectiveConfig)[field.name].flag
                     raise ConfigError(f"{flag} has no effect with --objective pixel")
+        if self.branch_statistics == "joint" and not self.masked:
+            raise ConfigError("--branch-statistics has no effect without --masked")
 
     @property
     def masked(self) -> bool:

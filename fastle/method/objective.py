@@ -201,7 +201,7 @@ class SelfTeaching(nn.Module):
         encoder = self.model.encoder
         with phase("encode"):
             encoded, encoded_masked = encoder.features((x, y), self._encoder_depth)
-            z_clean, z_masked = encoder.latent(encoded[-1]), encoder.latent(encoded_masked[-1])
+            z_clean, z_masked = self._latents(encoded[-1], encoded_masked[-1])
         with phase("decode"):
             xhat_clean, xhat_masked = self.model.decoder(torch.cat((z_clean, z_masked))).chunk(2)
         with phase("views"):
@@ -225,6 +225,12 @@ class SelfTeaching(nn.Module):
             sigreg=regularizer,
             latent=z_clean.detach(),
         )
+
+    def _latents(self, *codes: Tensor) -> Sequence[Tensor]:
+        """The latents of both branches, which BatchNorm normalises by each branch's own statistics or by their joint."""
+        if self.config.branch_statistics == "own":
+            return [self.model.encoder.latent(code) for code in codes]
+        return self.model.encoder.latent(torch.cat(codes)).chunk(len(codes))
 
     def _judged(
         self, targets: Sequence[Tensor], views: Sequence[Tensor], x: Tensor, encoded: Features

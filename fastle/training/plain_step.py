@@ -138,20 +138,21 @@ class PlainObjective(nn.Module):
             cropped = self._compare(crop(x, boxes, box), crop(xhat, boxes, box))
             return (cropped + self._compare(x, xhat)) / 2 if self.full_view else cropped
 
-        with phase("encode"):
-            z = encoder(x)
-        with phase("decode"):
-            xhat = decoder(z)
-        clean = agreement(xhat)
-        if draws.hole is None:
-            return clean + config.sigreg_weight * self._sigreg(z, draws)
-        assert config.hole_ratio is not None
+        if draws.hole is None or config.hole_ratio is None:
+            with phase("encode"):
+                z = encoder(x)
+            with phase("decode"):
+                xhat = decoder(z)
+            return agreement(xhat) + config.sigreg_weight * self._sigreg(z, draws)
         y = cut(x, draws.hole, box_size(round(math.sqrt(config.hole_ratio) * min(x.shape[2:])), x.shape))
         with phase("encode"):
-            z_masked = encoder(y)
+            if config.branch_statistics == "joint":
+                z, z_masked = encoder(torch.cat((x, y))).chunk(2)
+            else:
+                z, z_masked = encoder(x), encoder(y)
         with phase("decode"):
-            xhat_masked = decoder(z_masked)
-        masked = agreement(xhat_masked)
+            xhat, xhat_masked = decoder(z), decoder(z_masked)
+        clean, masked = agreement(xhat), agreement(xhat_masked)
         with phase("judge"):
             consistency = F.mse_loss(self.judge(xhat), self.judge(xhat_masked))
         regularizer = (self._sigreg(z, draws) + self._sigreg(z_masked, draws)) / 2

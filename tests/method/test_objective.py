@@ -90,6 +90,7 @@ def other_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
     yield from crop_rows()
     yield from target_rows()
     yield from depth_rows()
+    yield from joint_rows()
 
 
 def crop_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
@@ -118,6 +119,16 @@ def depth_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
             config = teaching(judge, "crop-resize", hole, CropResizeConfig(0.45, full_view=full_view))
             name = f"{'masked-' if hole else ''}{judge}-{depth}-{statistics}{'-full-view' if full_view else ''}"
             yield name, dataclasses.replace(config, judge_depth=depth, judge_statistics=statistics)
+
+
+def joint_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
+    """Both branches' latents normalised together: the code alone, and several stages."""
+    for judge, several in itertools.product(get_args(JudgeName), (False, True)):
+        config = teaching(judge, "crop-resize", 0.35, CropResizeConfig(0.45, full_view=several))
+        config = dataclasses.replace(config, branch_statistics="joint")
+        if several:
+            config = dataclasses.replace(config, judge_depth="features", judge_statistics="target")
+        yield f"masked-{judge}-{config.judge_depth}-joint-branches", config
 
 
 def parametrise() -> list[object]:
@@ -232,7 +243,8 @@ def test_two_steps_equal_the_oracle(config: ObjectiveConfig, case: Case) -> None
             state[name] = (state[name].detach() - LR * gradient).requires_grad_()
         ema = oracle.update_ema(ema, state)
 
-    assert int(state["encoder.norm.num_batches_tracked"]) == (4 if config.masked and config.name != "pixel" else 2)
+    separate = config.masked and config.name != "pixel" and config.branch_statistics == "own"
+    assert int(state["encoder.norm.num_batches_tracked"]) == (4 if separate else 2)
     if config.judge == "ema":
         judge = {f"encoder.{name}": p.detach() for name, p in judge_of(objective).named_parameters()}
         assert_same(judge, ema, rel=1e-12)

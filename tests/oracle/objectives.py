@@ -89,16 +89,19 @@ def objective(
     def combined(mean: Tensor, full: Tensor | None) -> Tensor:
         return mean if full is None else (mean + full) / 2
 
-    z_clean = encode(state, x)
-    xhat_clean = reconstruct(z_clean)
     if y is None:
+        z_clean = encode(state, x)
+        xhat_clean = reconstruct(z_clean)
         mean, full = agreement(xhat_clean)
         regularizer = sigreg(z_clean, slices)
         terms = {"agreement": mean, "sigreg": regularizer} | ({} if full is None else {"full_view": full})
         return Step(combined(mean, full) + config.sigreg_weight * regularizer, terms, z_clean)
 
-    z_masked = encode(state, y)
-    xhat_masked = reconstruct(z_masked)
+    if config.branch_statistics == "joint":
+        z_clean, z_masked = encode(state, torch.cat((x, y))).chunk(2)
+    else:
+        z_clean, z_masked = encode(state, x), encode(state, y)
+    xhat_clean, xhat_masked = reconstruct(z_clean), reconstruct(z_masked)
     consistency = mse(judge(weights, xhat_clean), judge(weights, xhat_masked))
     clean, masked = combined(*agreement(xhat_clean)), combined(*agreement(xhat_masked))
     regularizer = (sigreg(z_clean, slices) + sigreg(z_masked, slices)) / 2
