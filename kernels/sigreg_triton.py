@@ -23,7 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .sigreg_basis_triton import basis_factors, rotate
-from .sigreg_knots import Knots, basis_mean, phi
+from .sigreg_deviations_triton import finish_kernel, inverse_count, phi, place, store_deviations
+from .sigreg_knots import Knots, basis_mean
 from .sigreg_launch import (
     BM,
     CHUNK,
@@ -37,7 +38,6 @@ from .sigreg_launch import (
     split_rows,
 )
 
-_phi = triton.constexpr_function(phi)
 _mean = triton.constexpr_function(basis_mean)
 
 
@@ -46,15 +46,6 @@ def _high(number):
     """The 24 leading bits of a number, which fp32 holds."""
     shifted = number * (2**29 + 1)
     return shifted - (shifted - number)
-
-
-@triton.jit
-def _place(M, splits, BM: tl.constexpr):
-    """The program's slices [BM], its split, and its test."""
-    tiles = tl.cdiv(M, BM)
-    program = tl.program_id(0)
-    m = (program % tiles) * BM + tl.arange(0, BM)
-    return m, (program // tiles) % splits, (program // tiles // splits).to(tl.int64)
 
 
 @triton.jit
@@ -94,52 +85,6 @@ def _less_expected(
     return rest
 
 
-@triton.jit
-def _store_knot(
-    cosine, sine, deviations_ptr, m, inverse, M, k: tl.constexpr, LIVE: tl.constexpr, STEP: tl.constexpr
-):  # fmt: skip
-    """Stores the deviations D at a knot; returns its part of the statistic, w_k (Dc² + Ds²) / N."""
-    weight: tl.constexpr = (1 if k == LIVE else 2) * STEP * _phi(k, STEP)
-    if k <= LIVE:
-        tl.store(deviations_ptr + (k - 1) * M + m, cosine, mask=m < M)
-        tl.store(deviations_ptr + (LIVE + k - 1) * M + m, sine, mask=m < M)
-        # divided first: the square of a deviation may exceed fp32 where the statistic does not
-        part = weight * (cosine * inverse * cosine + sine * inverse * sine)
-    else:
-        part = tl.zeros_like(cosine)
-    return part
-
-
-@triton.jit
-def _store_deviations(
-    sums, deviations_ptr, m, inverse, M, LIVE: tl.constexpr, block: tl.constexpr, REACH: tl.constexpr,
-    STEP: tl.constexpr,
-):  # fmt: skip
-    """Stores the deviations at one block's knots, from its sums [BM]; returns their part of the statistic."""
-    q: tl.constexpr = (2 * block + 1) * REACH
-    total = _store_knot(sums[0], sums[1], deviations_ptr, m, inverse, M, q, LIVE, STEP)
-    for j in tl.static_range(1, REACH + 1):
-        cosine = sums[4 * j - 2] - sums[4 * j - 1]
-        sine = sums[4 * j] + sums[4 * j + 1]
-        total += _store_knot(cosine, sine, deviations_ptr, m, inverse, M, q + j, LIVE, STEP)
-        # the lowest knot of a block is the highest of the block before it
-        if j < REACH:
-            cosine = sums[4 * j - 2] + sums[4 * j - 1]
-            sine = sums[4 * j] - sums[4 * j + 1]
-            total += _store_knot(cosine, sine, deviations_ptr, m, inverse, M, q - j, LIVE, STEP)
-    return total
-
-
-@triton.jit
-def _inverse_count(counts_ptr, batch, samples, WEIGHTED: tl.constexpr):
-    """1 / N, or 1 / Σω of the test."""
-    if WEIGHTED:
-        count = tl.load(counts_ptr + batch)
-    else:
-        count = samples.to(tl.float32)
-    return 1 / tl.maximum(count, 1e-30)
-
-
 # "do_not_specialize": Triton would compile a kernel anew for a size of 1
 @triton.jit(do_not_specialize=["samples", "rows", "splits"])
 def _sums_kernel(
@@ -155,7 +100,7 @@ def _sums_kernel(
     BM: tl.constexpr,
 ):  # fmt: skip
     SUMS: tl.constexpr = 4 * REACH + 2
-    m, split, batch = _place(M, splits, BM)
+    m, split, batch = place(M, splits, BM)
     end = tl.minimum((split + 1) * rows, samples)
     p_ptr += batch * samples * M
     weights_ptr += batch * samples
@@ -198,58 +143,19 @@ def _sums_kernel(
     sums = _less_expected(sums, count, True, FIRST, GROUP, REACH, STEP)
 
     if WHOLE:
-        inverse = _inverse_count(counts_ptr, batch, samples, WEIGHTED)
+        inverse = inverse_count(counts_ptr, batch, samples, WEIGHTED)
         total = tl.zeros([BM], tl.float32)
         deviations_ptr += batch * 2 * LIVE * M
         for block in tl.static_range(GROUP):
             block_sums = ()
             for i in tl.static_range(SUMS):
                 block_sums = block_sums + (tl.sum(sums[block * SUMS + i], axis=0),)
-            total += _store_deviations(block_sums, deviations_ptr, m, inverse, M, LIVE, block, REACH, STEP)
+            total += store_deviations(block_sums, deviations_ptr, m, inverse, M, LIVE, block, REACH, STEP)
         tl.store(statistics_ptr + batch * M + m, total, mask=m < M)
     else:
         partial_ptr += ((batch * splits + split) * FUNCTIONS + FIRST * SUMS) * M
         for i in tl.static_range(GROUP * SUMS):
             tl.store(partial_ptr + i * M + m, tl.sum(sums[i], axis=0), mask=m < M)
-
-
-@triton.jit(do_not_specialize=["samples", "splits"])
-def _finish_kernel(
-    partial_ptr,  # [B, S, F, M]
-    counts_ptr,  # [B]
-    statistics_ptr,  # [B, M]
-    deviations_ptr,  # [B, 2, LIVE, M]
-    samples, M, splits,
-    STEP: tl.constexpr, LIVE: tl.constexpr, REACH: tl.constexpr, FUNCTIONS: tl.constexpr, WEIGHTED: tl.constexpr,
-    AT_ONCE: tl.constexpr, BS: tl.constexpr, BM: tl.constexpr,
-):  # fmt: skip
-    SUMS: tl.constexpr = 4 * REACH + 2
-    m, _split, batch = _place(M, 1, BM)
-    inverse = _inverse_count(counts_ptr, batch, samples, WEIGHTED)
-    total = tl.zeros([BM], tl.float32)
-    deviations_ptr += batch * 2 * LIVE * M
-    within = tl.arange(0, BS)
-    places = (within * FUNCTIONS).to(tl.int64)[:, None] * M + m[None, :]
-    for block in tl.static_range(FUNCTIONS // SUMS):
-        tiles = ()
-        for _i in tl.static_range(SUMS):
-            tiles = tiles + (tl.zeros([BS, BM], tl.float32),)
-        for first in range(0, splits, AT_ONCE * BS):
-            added = ()
-            for i in tl.static_range(SUMS):
-                part = tl.zeros([BS, BM], tl.float32)
-                for tile in tl.static_range(AT_ONCE):
-                    s = first + tile * BS
-                    offset = ((batch * splits + s) * FUNCTIONS + block * SUMS + i) * M
-                    mask = (s + within < splits)[:, None] & (m < M)[None, :]
-                    part += tl.load(partial_ptr + offset + places, mask=mask, other=0.0)  # [BS, BM]
-                added = added + (tiles[i] + part,)
-            tiles = added
-        sums = ()
-        for i in tl.static_range(SUMS):
-            sums = sums + (tl.sum(tiles[i], axis=0),)
-        total += _store_deviations(sums, deviations_ptr, m, inverse, M, LIVE, block, REACH, STEP)
-    tl.store(statistics_ptr + batch * M + m, total, mask=m < M)
 
 
 @triton.jit
@@ -260,7 +166,7 @@ def _knot_gradient(
 
     If STATISTIC, `gradient_ptr` has the deviations themselves, from which that gradient follows.
     """
-    factor: tl.constexpr = k * STEP * ((2 if k == LIVE else 4) * STEP * _phi(k, STEP) if STATISTIC else 1)
+    factor: tl.constexpr = k * STEP * ((2 if k == LIVE else 4) * STEP * phi(k, STEP) if STATISTIC else 1)
     to_cosine = tl.zeros_like(scale)
     to_sine = tl.zeros_like(scale)
     if k <= LIVE:
@@ -310,7 +216,7 @@ def _gradient_kernel(
     WEIGHTED: tl.constexpr, STATISTIC: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     SUMS: tl.constexpr = 4 * REACH + 2
-    m, split, batch = _place(M, splits, BM)
+    m, split, batch = place(M, splits, BM)
     end = tl.minimum((split + 1) * rows, samples)
     p_ptr += batch * samples * M
     weights_ptr += batch * samples
@@ -318,7 +224,7 @@ def _gradient_kernel(
     grad_p_ptr += batch * samples * M
     scale = tl.zeros([BM], tl.float32)
     if STATISTIC:
-        inverse = _inverse_count(counts_ptr, batch, samples, WEIGHTED)
+        inverse = inverse_count(counts_ptr, batch, samples, WEIGHTED)
         scale += tl.load(upstream_ptr + batch * stride_b + m * stride_m, mask=m < M, other=0.0) * inverse  # [BM]
     coefficients = ()
     for block in tl.static_range(GROUP):
@@ -382,7 +288,7 @@ def statistics(p: Tensor, weights: Tensor | None, samples: int, knots: Knots) ->
             )  # fmt: skip
         if not whole:
             constants = finish_constants(splits, launch, knots)
-            _finish_kernel[(triton.cdiv(slices, constants["BM"]) * batch,)](
+            finish_kernel[(triton.cdiv(slices, constants["BM"]) * batch,)](
                 **tensors, **sizes, **knot_constants(knots), **options, **constants
             )
     return tensors["statistics_ptr"], tensors["deviations_ptr"]

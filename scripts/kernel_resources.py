@@ -41,6 +41,7 @@ from fastle.kernels import (  # noqa: E402
     products_triton,
     random_mask,
     random_mask_triton,
+    sigreg_deviations_triton,
     sigreg_launch,
     sigreg_triton,
 )
@@ -96,7 +97,7 @@ def sigreg_kernels(knots: int, launch: sigreg_launch.Launch) -> Kernels:
         for splits in (sigreg_launch.SHARED_SPLITS, sigreg_launch.SHARED_SPLITS + 1):
             tile = sigreg_launch.finish_constants(splits, launch, grid)
             options = warps | {"num_warps": tile.pop("num_warps")}
-            kernels[finish_name(splits) + suffix] = sigreg_triton._finish_kernel, finish | tile, options
+            kernels[finish_name(splits) + suffix] = sigreg_deviations_triton.finish_kernel, finish | tile, options
     return kernels
 
 

@@ -39,8 +39,8 @@ class ObjectiveConfig(Checked):
         judge_statistics: the batch whose mean and variance normalise J(T x̂): its own, or that of J(T x).
         judge_depth: what the judge compares: the code, the down blocks' outputs too, or the stem's as well.
         transform: what the judge is shown; None for the baseline.
-        branch_statistics: the codes whose mean and variance normalise the latents of a branch in the masked setting: its
-            own, or those of both branches together.
+        branch_statistics: the codes whose mean and variance normalise a branch's latents in the masked setting: its
+            own, or those of both branches.
         sigreg_weight: λ, at least 0.
         slices: M, at least 1.
     """

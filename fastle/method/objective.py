@@ -227,7 +227,7 @@ class SelfTeaching(nn.Module):
         )
 
     def _latents(self, *codes: Tensor) -> Sequence[Tensor]:
-        """The latents of both branches, which BatchNorm normalises by each branch's own statistics or by their joint."""
+        """The latents of both branches, which BatchNorm normalises one by one, or together."""
         if self.config.branch_statistics == "own":
             return [self.model.encoder.latent(code) for code in codes]
         return self.model.encoder.latent(torch.cat(codes)).chunk(len(codes))

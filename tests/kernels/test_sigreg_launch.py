@@ -30,7 +30,7 @@ class Recorded:
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorded]:
-    recorded = {name: Recorded() for name in ("_sums_kernel", "_finish_kernel", "_gradient_kernel")}
+    recorded = {name: Recorded() for name in ("_sums_kernel", "finish_kernel", "_gradient_kernel")}
     for name, kernel in recorded.items():
         monkeypatch.setattr(sigreg_triton, name, kernel)
     return recorded
@@ -54,7 +54,7 @@ def test_no_grid_is_too_large(batch: int, samples: int, kernels: dict[str, Recor
 
 def test_tests_that_fill_the_gpu_take_one_launch_forward(kernels: dict[str, Recorded]) -> None:
     launch(256, 128, 256)
-    assert not kernels["_finish_kernel"].launches
+    assert not kernels["finish_kernel"].launches
     ((_, arguments),) = kernels["_sums_kernel"].launches
     assert arguments["splits"] == 1 and arguments["WHOLE"]
 
@@ -66,7 +66,7 @@ def test_a_single_test_is_split_until_each_multiprocessor_has_two_programs(
     monkeypatch.setattr(sigreg_triton, "launch_on", lambda _: (sigreg_launch.HOPPER, multiprocessors))
     launch(1, 2048, 1024)
     ((grid, arguments),) = kernels["_sums_kernel"].launches
-    assert grid == (8 * splits,) and arguments["splits"] == splits and len(kernels["_finish_kernel"].launches) == 1
+    assert grid == (8 * splits,) and arguments["splits"] == splits and len(kernels["finish_kernel"].launches) == 1
 
 
 def test_a_thread_has_a_slice() -> None:
