@@ -1,4 +1,4 @@
-"""The documentation points at what is there: links, anchors and paths resolve, and README keeps to its size."""
+"""The documentation points at what is there: links, anchors, paths and the flags of scripts, and README is short."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ SPAN = re.compile(r"`([^`]+)`")
 OURS = re.compile(r"(?<![\w/.-])(?:bench|docs|examples|fastle|kernels|scripts|tests)/[\w./-]*")
 # a placeholder for any file of a kind
 PLACEHOLDER = re.compile(r"NAME|FILE")
+# a script with arguments; one without a folder is in bench, as the tables of README have them
+CALL = re.compile(r"(?<![\w/.-])(python )?((?:bench|examples|scripts)/)?(\w+\.py)((?: [^\s#;&|]+)+)")
+# where the flags that benchmarks and measurements share are declared
+SHARED = (ROOT / "bench/common/command.py", ROOT / "bench/common/figures.py")
+FLAG = re.compile(r"--[\w-]+")
+# the changelog tells of flags that were
+NOW = [page for page in PAGES if page.name != "CHANGELOG.md"]
 
 
 def prose(page: Path) -> str:
@@ -46,6 +53,45 @@ def missing_paths(page: Path) -> list[str]:
     blocks = re.findall(r"^```.*?^```$|^    [^\n]*$", text, flags=re.MULTILINE | re.DOTALL)
     paths = [path for code in (*SPAN.findall(prose(page)), *blocks) for path in OURS.findall(code)]
     return [path for path in paths if not PLACEHOLDER.search(path) and not (ROOT / path).exists()]
+
+
+def wrong_calls(page: Path) -> list[str]:
+    """The calls of scripts on a page that lack `python`, or that have a flag which the script does not know."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```.*?^```$|(?:^    [^\n]*\n)+", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [*SPAN.findall(prose(page)), *(line for code in blocks for line in code.replace("\\\n", " ").splitlines())]
+    wrong = []
+    for line in lines:
+        for python, folder, script, arguments in CALL.findall(" ".join(line.split())):
+            path = ROOT / (folder or "bench/") / script
+            declared = "".join(file.read_text(encoding="utf-8") for file in (path, *SHARED) if file.exists())
+            unknown = [flag for flag in FLAG.findall(arguments) if f'"{flag}"' not in declared]
+            if unknown or bool(python) != bool(folder) or not path.exists():
+                wrong.append(f"{python}{folder}{script}{arguments}")
+    return wrong
+
+
+@pytest.mark.parametrize("page", NOW, ids=[str(page.relative_to(ROOT)) for page in NOW])
+def test_scripts_are_called_as_they_run(page: Path) -> None:
+    assert wrong_calls(page) == []
+
+
+def test_wrong_calls_are_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "`scripts/reproduce.py` `scripts/reproduce.py --list` `python\nscripts/reproduce.py --lists`\n"
+        "`views_bench.py --quick` `no_bench.py --quick` `python views_bench.py --quick`\n"
+        "\n    python bench/step_bench.py --sides plain \\\n        --shape cifar10:4  # --no\n"
+        "\n```sh\npython examples/own_model.py\npython bench/no.py --quick\n```\n"
+    )
+    assert sorted(wrong_calls(page)) == [
+        "no_bench.py --quick",
+        "python bench/no.py --quick",
+        "python bench/step_bench.py --sides plain --shape cifar10:4",
+        "python scripts/reproduce.py --lists",
+        "python views_bench.py --quick",
+        "scripts/reproduce.py --list",
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
