@@ -137,7 +137,7 @@ def make_config(dataset: DatasetName, **overrides: Any) -> RunConfig:
     settings = {"dataset": dataset, "precision": "auto"} | defaults | RECIPES[recipe] | given
     objective = pick(ObjectiveConfig, settings) | {"transform": transform_config(transform, settings)}
     if pixel:
-        objective = {name: objective[name] for name in PIXEL_FIELDS}
+        objective = {name: value for name, value in objective.items() if name in PIXEL_FIELDS}
     return RunConfig(
         model=ModelConfig(channels=settings["channels"], **pick(ModelConfig, settings)),
         objective=ObjectiveConfig(**objective),
@@ -252,6 +252,8 @@ def _check_effects(
         lacking["channels"] = f"with {dataset}, whose images have {PRESETS[dataset].channels}; it is for `folder`"
     if not masked:
         lacking |= dict.fromkeys(("hole_ratio", "branch_statistics"), "without --masked")
+    if not masked or transform is not None:
+        lacking["clean_branch"] = "without --objective pixel --masked"
     if schedule != "trapezoid":
         lacking["decay"] = f"with --schedule {schedule}"
     if transform is None:

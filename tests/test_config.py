@@ -196,6 +196,11 @@ def test_small_folders_take_the_cifar_model() -> None:
             "--judge-statistics has no effect with --objective pixel",
         ),
         ({"judge_statistics": "running"}, "--judge-statistics must be one of own, target, not running"),
+        (
+            {"objective": "pixel", "clean_branch": True},
+            "--clean-branch has no effect without --objective pixel --masked",
+        ),
+        ({"masked": True, "clean_branch": True}, "--clean-branch has no effect without --objective pixel --masked"),
         ({"branch_statistics": "joint"}, "--branch-statistics has no effect without --masked"),
         ({"objective": "pixel", "transform": "noise"}, "--transform has no effect with --objective pixel"),
         ({"objective": "pixel", "sigreg_weight": 1.0}, "--sigreg-weight has no effect with --objective pixel"),

@@ -90,7 +90,7 @@ TUNED: dict[str, Any] = TARGET | {
     "judge_depth": "features", "full_view": True, "crop_ratio": 0.6, "sigreg_weight": 0.003,
 }  # fmt: skip
 TUNED_POOLED: dict[str, Any] = TARGET | {"judge_depth": "features", "full_view": True, "crop_ratio": 0.6}
-JOINT: dict[str, Any] = TUNED_POOLED | {"branch_statistics": "joint"}
+TUNED_MASKED: dict[str, Any] = TUNED_POOLED | {"branch_statistics": "joint"}
 
 
 def _photographs(name: str, about: str, **options: Any) -> Row:
@@ -125,6 +125,7 @@ ROWS: tuple[Row, ...] = (
     _photographs("detail", "detail stack and full view", transform="detail"),
     _photographs("crop-0.3-ema", "crop-resize 0.3, EMA judge", crop_ratio=0.3, judge="ema"),
     _hole("masked-pixel", "pixel baseline", objective="pixel"),
+    _hole("masked-pixel-both", "pixel baseline of both branches", objective="pixel", clean_branch=True),
     _hole("masked", "symmetric, crop-resize 0.3", crop_ratio=0.3),
     _shapes("shapes-pixel-mask", "pixel mask 0.7", transform="pixel-mask"),
     _shapes("shapes-pixel-mask-live", "pixel mask 0.7, live judge", transform="pixel-mask", judge="live"),
@@ -152,8 +153,9 @@ ROWS: tuple[Row, ...] = (
     _photographs("tuned", "recipe tuned: the blocks' features, crop-resize 0.6 and the whole image", **TUNED),
     _photographs("tuned-all", "the same, with the stem's features", **TUNED | {"judge_depth": "all"}),
     _hole("masked-target", "symmetric, crop-resize 0.3, target statistics", crop_ratio=0.3, **TARGET),
-    _hole("masked-tuned", "recipe tuned: the blocks' features, crop-resize 0.6 and the whole image", **TUNED_POOLED),
-    _hole("masked-tuned-0.3", "the same, crop-resize 0.3", **TUNED_POOLED | {"crop_ratio": 0.3}),
+    _hole("masked-tuned", "recipe tuned: the blocks' features, crop-resize 0.6 and the whole image", **TUNED_MASKED),
+    _hole("masked-tuned-own", "the same, each branch normalised by its own statistics", **TUNED_POOLED),
+    _hole("masked-tuned-0.3", "that, crop-resize 0.3", **TUNED_POOLED | {"crop_ratio": 0.3}),
     _hole(
         "masked-tuned-0.3-all",
         "that, with the stem's features",

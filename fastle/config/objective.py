@@ -21,7 +21,7 @@ BranchStatistics = Literal["own", "joint"]
 HOLE_RATIO = 0.35
 SIGREG_WEIGHT = 0.03
 # the fields that the pixel baseline has
-PIXEL_FIELDS = ("name", "hole_ratio")
+PIXEL_FIELDS = ("name", "hole_ratio", "clean_branch")
 # masked is no field of its own: an objective with a hole is masked
 MASKED = Option(
     name="masked", kind=bool, help="cut a hole into the input: the symmetric masked setting", group="objective"
@@ -35,6 +35,8 @@ class ObjectiveConfig(Checked):
     Attributes:
         name: "self-teaching", or "pixel" for the baseline.
         hole_ratio: share of the input that the hole covers in the masked setting, in (0, 1); None without a hole.
+        clean_branch: whether the pixel baseline reconstructs whole images beside those with a hole, as the masked
+            setting of the method always does.
         judge: the encoder that compares, or a network of the caller's own.
         judge_statistics: the batch whose mean and variance normalise J(T x̂): its own, or that of J(T x).
         judge_depth: what the judge compares: the code, the down blocks' outputs too, or the stem's as well.
@@ -56,6 +58,11 @@ class ObjectiveConfig(Checked):
         group="objective",
         metavar="R",
         default=str(HOLE_RATIO),
+    )
+    clean_branch: bool = option(
+        "reconstruct whole images beside those with a hole, as the method does, with --objective pixel --masked",
+        initial=False,
+        group="objective",
     )
     judge: JudgeName | OwnConfig = option(
         "the encoder that compares", initial="step-frozen", choices=get_args(JudgeName), group="objective"
@@ -105,6 +112,8 @@ class ObjectiveConfig(Checked):
                 if getattr(self, field.name) != field.default:
                     flag = options_of(ObjectiveConfig)[field.name].flag
                     raise ConfigError(f"{flag} has no effect with --objective pixel")
+        if self.clean_branch and not (self.masked and self.name == "pixel"):
+            raise ConfigError("--clean-branch has no effect without --objective pixel --masked")
         if self.branch_statistics == "joint" and not self.masked:
             raise ConfigError("--branch-statistics has no effect without --masked")
 
@@ -113,10 +122,15 @@ class ObjectiveConfig(Checked):
         """Whether the input has a hole."""
         return self.hole_ratio is not None
 
+    def used(self) -> list[str]:
+        """The fields that have an effect on the row."""
+        pixel = self.transform is None
+        effects = {"clean_branch": pixel and self.masked, "branch_statistics": self.masked}
+        return [name for name in (PIXEL_FIELDS if pixel else options_of(ObjectiveConfig)) if effects.get(name, True)]
+
     def to_dict(self) -> dict[str, Any]:
         """A plain dict of what the row uses, the transformation as a dict with its name."""
-        names = PIXEL_FIELDS if self.transform is None else tuple(options_of(ObjectiveConfig))
-        values = {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in self.used()}
         if isinstance(self.judge, OwnConfig):
             values["judge"] = {"own": self.judge.own}
         if isinstance(self.transform, OwnConfig):

@@ -13,7 +13,7 @@ from fastle.options import ConfigError, Option, check_names, from_fields, option
 
 from .data import DataConfig
 from .model import ModelConfig
-from .objective import MASKED, PIXEL_FIELDS, ObjectiveConfig
+from .objective import MASKED, ObjectiveConfig
 from .own import OwnConfig
 from .training import TrainConfig
 from .transform import TRANSFORM_OPTIONS, CropResizeConfig
@@ -90,7 +90,7 @@ class RunConfig:
         }  # fmt: skip
         shown: dict[str, dict[str, Any]] = {}
         for group, section in groups.items():
-            names = PIXEL_FIELDS if section is self.objective and transform is None else options_of(type(section))
+            names = self.objective.used() if section is self.objective else options_of(type(section))
             values = {options_of(type(section))[field].name: getattr(section, field) for field in names}
             shown[group] = {name: value for name, value in values.items() if value not in (None, ())}
         del shown["model"]["size"]

@@ -73,7 +73,7 @@ class Losses:
 
 
 class PixelBaseline(nn.Module):
-    """Rows 0 and 7: mse(D(E(x)), x), or mse(D(E(y)), x) with y the image with a hole.
+    """Rows 0 and 7: mse(D(E(x)), x), or mse(D(E(y)), x) with y the image with a hole; with both, the mean of the two.
 
     Args:
         model: the autoencoder to train.
@@ -90,17 +90,18 @@ class PixelBaseline(nn.Module):
 
     def forward(self, images: Tensor, draws: Draws) -> Losses:
         """The losses of a batch (B, C, H, W), uint8 or in [0, 1]."""
-        x = unit_range(images)
-        source = x
+        source = target = unit_range(images)
         if draws.hole is not None and self.config.hole_ratio is not None:
             with phase("views"):
-                source = cut_hole(x, draws.hole, self.config.hole_ratio)
+                source = cut_hole(target, draws.hole, self.config.hole_ratio)
+            if self.config.clean_branch:
+                source, target = torch.cat((target, source)), torch.cat((target, target))
         with phase("encode"):
             z = self.model.encoder(source)
         with phase("decode"):
             xhat = self.model.decoder(z)
-        loss = F.mse_loss(xhat, x)
-        return Losses(total=loss, pixel=loss, latent=z.detach())
+        loss = F.mse_loss(xhat, target)
+        return Losses(total=loss, pixel=loss, latent=z[: len(images)].detach())
 
     def update_judge(self) -> None:
         """Does nothing: the baseline has no judge."""

@@ -77,6 +77,7 @@ def rows() -> Iterator[tuple[str, ObjectiveConfig]]:
     yield "row5-frozen-detail", teaching("step-frozen", "detail")
     yield "row6-masked-frozen-crop-resize", teaching("step-frozen", "crop-resize", 0.35)
     yield "row7-masked-pixel", ObjectiveConfig(name="pixel", hole_ratio=0.35)
+    yield "row7-masked-pixel-clean-branch", ObjectiveConfig(name="pixel", hole_ratio=0.35, clean_branch=True)
 
 
 def other_rows() -> Iterator[tuple[str, ObjectiveConfig]]:

@@ -55,8 +55,12 @@ def objective(
     x = images
     y = cut_hole(x, draws.hole, config.hole_ratio) if draws.hole is not None and config.hole_ratio else None
     if config.name == "pixel":
-        z = encode(state, x if y is None else y)
-        loss = mse(decode(state, z), x)
+        if y is not None and config.clean_branch:
+            z, z_masked = encode(state, torch.cat((x, y))).chunk(2)
+            loss = (mse(decode(state, z), x) + mse(decode(state, z_masked), x)) / 2
+        else:
+            z = encode(state, x if y is None else y)
+            loss = mse(decode(state, z), x)
         return Step(loss, {"pixel": loss}, z)
 
     assert draws.slices is not None
