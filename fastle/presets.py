@@ -11,6 +11,7 @@ from typing import Any
 from .config import (
     DEFAULT_TRANSFORM,
     HOLE_RATIO,
+    MASKED_FIELDS,
     OPTIONS,
     PIXEL_FIELDS,
     POOLED_LATENT,
@@ -234,6 +235,7 @@ def _defaults(preset: Preset, given: Mapping[str, Any], *, masked: bool, transfo
         "hole_ratio": HOLE_RATIO if masked else None,
         "judge_statistics": preset.post_pooled_statistics if pooled and transform == "crop-resize" else "own",
         "branch_statistics": "joint" if masked and not post else "own",
+        "masked_weight": 3.0 if masked and not post else 1.0,
         "crop_ratio": preset.post_crop_ratio if post else preset.crop_ratio,
         "sigreg_weight": SIGREG_WEIGHT if post or pooled else preset.sigreg_weight,
         "lr": rates[pooled],
@@ -251,11 +253,11 @@ def _check_effects(
     if dataset != "folder":
         lacking["channels"] = f"with {dataset}, whose images have {PRESETS[dataset].channels}; it is for `folder`"
     if not masked:
-        lacking |= dict.fromkeys(("hole_ratio", "branch_statistics"), "without --masked")
-    if not masked or transform is not None:
-        lacking["clean_branch"] = "without --objective pixel --masked"
+        lacking |= dict.fromkeys(("hole_ratio", *MASKED_FIELDS), "without --masked")
     if schedule != "trapezoid":
         lacking["decay"] = f"with --schedule {schedule}"
+    if not masked or transform is not None:
+        lacking["clean_branch"] = "without --objective pixel --masked"
     if transform is None:
         used = {options_of(ObjectiveConfig)[field].name for field in PIXEL_FIELDS}
         rows = {option.name for option in options_of(ObjectiveConfig).values()} | TRANSFORM_OPTIONS.keys()

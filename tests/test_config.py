@@ -71,7 +71,8 @@ def test_tuned_recipe_compares_more_and_lets_the_rate_fall() -> None:
         assert (objective.judge_statistics, objective.judge_depth) == ("target", "features")
         assert isinstance(objective.transform, CropResizeConfig) and objective.transform.full_view
         assert config.train.schedule == "trapezoid" and config.model == post.model
-        assert (objective.branch_statistics, post.objective.branch_statistics) == ("joint" if masked else "own", "own")
+        assert (post.objective.branch_statistics, post.objective.masked_weight) == ("own", 1)
+        assert (objective.branch_statistics, objective.masked_weight) == (("joint", 3) if masked else ("own", 1))
         assert post.objective.judge_depth == "code" and post.train.schedule == "constant"
     # flags win over a recipe
     config = make_config("cifar10", full_view=False, judge_depth="all", schedule="constant", warmup=0)
@@ -201,6 +202,8 @@ def test_small_folders_take_the_cifar_model() -> None:
             "--clean-branch has no effect without --objective pixel --masked",
         ),
         ({"masked": True, "clean_branch": True}, "--clean-branch has no effect without --objective pixel --masked"),
+        ({"consistency_weight": 0.5}, "--consistency-weight has no effect without --masked"),
+        ({"masked": True, "masked_weight": 0.0}, "--masked-weight must be above 0, not 0.0"),
         ({"branch_statistics": "joint"}, "--branch-statistics has no effect without --masked"),
         ({"objective": "pixel", "transform": "noise"}, "--transform has no effect with --objective pixel"),
         ({"objective": "pixel", "sigreg_weight": 1.0}, "--sigreg-weight has no effect with --objective pixel"),

@@ -90,7 +90,7 @@ TUNED: dict[str, Any] = TARGET | {
     "judge_depth": "features", "full_view": True, "crop_ratio": 0.6, "sigreg_weight": 0.003,
 }  # fmt: skip
 TUNED_POOLED: dict[str, Any] = TARGET | {"judge_depth": "features", "full_view": True, "crop_ratio": 0.6}
-TUNED_MASKED: dict[str, Any] = TUNED_POOLED | {"branch_statistics": "joint"}
+TUNED_MASKED: dict[str, Any] = TUNED_POOLED | {"branch_statistics": "joint", "masked_weight": 3.0}
 
 
 def _photographs(name: str, about: str, **options: Any) -> Row:
@@ -154,7 +154,7 @@ ROWS: tuple[Row, ...] = (
     _photographs("tuned-all", "the same, with the stem's features", **TUNED | {"judge_depth": "all"}),
     _hole("masked-target", "symmetric, crop-resize 0.3, target statistics", crop_ratio=0.3, **TARGET),
     _hole("masked-tuned", "recipe tuned: the blocks' features, crop-resize 0.6 and the whole image", **TUNED_MASKED),
-    _hole("masked-tuned-own", "the same, each branch normalised by its own statistics", **TUNED_POOLED),
+    _hole("masked-tuned-post", "the same with the post's statistics and weights", **TUNED_POOLED),
     _hole("masked-tuned-0.3", "that, crop-resize 0.3", **TUNED_POOLED | {"crop_ratio": 0.3}),
     _hole(
         "masked-tuned-0.3-all",

@@ -10,6 +10,7 @@ from .data import DataConfig, DatasetName, Size, plain_size, sides_of
 from .model import POOLED_LATENT, ModelConfig
 from .objective import (
     HOLE_RATIO,
+    MASKED_FIELDS,
     PIXEL_FIELDS,
     SIGREG_WEIGHT,
     JudgeDepth,
@@ -37,6 +38,7 @@ from .transform import (
 __all__ = [
     "DEFAULT_TRANSFORM",
     "HOLE_RATIO",
+    "MASKED_FIELDS",
     "OPTIONS",
     "PIXEL_FIELDS",
     "POOLED_LATENT",

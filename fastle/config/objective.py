@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -22,6 +22,8 @@ HOLE_RATIO = 0.35
 SIGREG_WEIGHT = 0.03
 # the fields that the pixel baseline has
 PIXEL_FIELDS = ("name", "hole_ratio", "clean_branch")
+# those that have no effect without a hole
+MASKED_FIELDS = ("clean_branch", "branch_statistics", "consistency_weight", "masked_weight")
 # masked is no field of its own: an objective with a hole is masked
 MASKED = Option(
     name="masked", kind=bool, help="cut a hole into the input: the symmetric masked setting", group="objective"
@@ -43,6 +45,8 @@ class ObjectiveConfig(Checked):
         transform: what the judge is shown; None for the baseline.
         branch_statistics: the codes whose mean and variance normalise a branch's latents in the masked setting: its
             own, or those of both branches.
+        consistency_weight, masked_weight: weights of these two terms in the masked setting, where that of the clean
+            branch is 1; the first is at least 0, the second above 0.
         sigreg_weight: λ, at least 0.
         slices: M, at least 1.
     """
@@ -85,6 +89,22 @@ class ObjectiveConfig(Checked):
         group="objective",
         default="the recipe's",
     )
+    consistency_weight: float = option(
+        "weight of the consistency of both branches, with --masked; that of the clean branch's agreement is 1",
+        initial=1.0,
+        at_least=0,
+        group="objective",
+        metavar="W",
+        default="the recipe's",
+    )
+    masked_weight: float = option(
+        "weight of the masked branch's agreement, with --masked",
+        initial=1.0,
+        above=0,
+        group="objective",
+        metavar="W",
+        default="the recipe's",
+    )
     sigreg_weight: float = option(
         "weight λ of SIGReg",
         initial=SIGREG_WEIGHT,
@@ -107,15 +127,17 @@ class ObjectiveConfig(Checked):
         if self.name == "self-teaching" and self.transform is None:
             raise ConfigError("--objective self-teaching needs a transformation")
         if self.name == "pixel":
-            unused = [field for field in dataclasses.fields(self) if field.name not in PIXEL_FIELDS]
-            for field in unused:
-                if getattr(self, field.name) != field.default:
-                    flag = options_of(ObjectiveConfig)[field.name].flag
-                    raise ConfigError(f"{flag} has no effect with --objective pixel")
-        if self.clean_branch and not (self.masked and self.name == "pixel"):
-            raise ConfigError("--clean-branch has no effect without --objective pixel --masked")
-        if self.branch_statistics == "joint" and not self.masked:
-            raise ConfigError("--branch-statistics has no effect without --masked")
+            self._check_unused(options_of(ObjectiveConfig).keys() - PIXEL_FIELDS, "with --objective pixel")
+        else:
+            self._check_unused(["clean_branch"], "without --objective pixel --masked")
+        if not self.masked:
+            self._check_unused(MASKED_FIELDS, "without --masked")
+
+    def _check_unused(self, fields: Collection[str], why: str) -> None:
+        """Raises ConfigError for a field that has no effect and is not at its default."""
+        for field in dataclasses.fields(self):
+            if field.name in fields and getattr(self, field.name) != field.default:
+                raise ConfigError(f"{options_of(ObjectiveConfig)[field.name].flag} has no effect {why}")
 
     @property
     def masked(self) -> bool:
@@ -125,8 +147,8 @@ class ObjectiveConfig(Checked):
     def used(self) -> list[str]:
         """The fields that have an effect on the row."""
         pixel = self.transform is None
-        effects = {"clean_branch": pixel and self.masked, "branch_statistics": self.masked}
-        return [name for name in (PIXEL_FIELDS if pixel else options_of(ObjectiveConfig)) if effects.get(name, True)]
+        unused = {"clean_branch"} if self.masked and not pixel else set() if self.masked else {*MASKED_FIELDS}
+        return [name for name in (PIXEL_FIELDS if pixel else options_of(ObjectiveConfig)) if name not in unused]
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dict of what the row uses, the transformation as a dict with its name."""

@@ -198,7 +198,11 @@ class SelfTeaching(nn.Module):
         return Losses(total=total, agreement=agreement, full_view=full_view, sigreg=regularizer, latent=z.detach())
 
     def _masked(self, x: Tensor, y: Tensor, draws: Draws) -> Losses:
-        """(consistency + clean + masked) / 3 + λ/2 · (SIGReg(z_c) + SIGReg(z_m)), with y the images with their hole."""
+        """The weighted mean of consistency, clean and masked, and λ/2 · (SIGReg(z_c) + SIGReg(z_m)).
+
+        Args:
+            y: the images with their hole.
+        """
         encoder = self.model.encoder
         with phase("encode"):
             encoded, encoded_masked = encoder.features((x, y), self._encoder_depth)
@@ -217,7 +221,9 @@ class SelfTeaching(nn.Module):
             consistency = F.mse_loss(self.judge.normalize(clean_full[-1]), self.judge.normalize(masked_full[-1]))
         clean, masked = (_average(*terms) for terms in self._agreements(wanted, seen_clean, seen_masked))
         regularizer = self._sigreg(draws, z_clean, z_masked)
-        total = (consistency + clean + masked) / 3 + self.config.sigreg_weight * regularizer
+        weights = self.config.consistency_weight, self.config.masked_weight
+        agreement = (weights[0] * consistency + clean + weights[1] * masked) / (weights[0] + 1 + weights[1])
+        total = agreement + self.config.sigreg_weight * regularizer
         return Losses(
             total=total,
             consistency=consistency,

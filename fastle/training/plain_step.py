@@ -110,7 +110,7 @@ class PlainAutoencoder(nn.Module):
 
 
 class PlainObjective(nn.Module):
-    """agreement + λ·SIGReg(z), or (consistency + clean + masked) / 3 + λ/2 · (SIGReg(z_c) + SIGReg(z_m)).
+    """agreement + λ·SIGReg(z), or the weighted mean of consistency, clean and masked, and λ/2 · (SIGReg(z_c) + SIGReg(z_m)).
 
     Attributes:
         judge: a separate encoder, which receives the encoder's weights from `refresh_judge`.
@@ -156,7 +156,9 @@ class PlainObjective(nn.Module):
         with phase("judge"):
             consistency = F.mse_loss(self.judge(xhat), self.judge(xhat_masked))
         regularizer = (self._sigreg(z, draws) + self._sigreg(z_masked, draws)) / 2
-        return (consistency + clean + masked) / 3 + config.sigreg_weight * regularizer
+        total = config.consistency_weight * consistency + clean + config.masked_weight * masked
+        weights = config.consistency_weight + 1 + config.masked_weight
+        return total / weights + config.sigreg_weight * regularizer
 
     def _compare(self, target: Tensor, view: Tensor) -> Tensor:
         """The mean over the judge's stages of mse(J(target), J(view))."""

@@ -128,7 +128,9 @@ def joint_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
         config = teaching(judge, "crop-resize", 0.35, CropResizeConfig(0.45, full_view=several))
         config = dataclasses.replace(config, branch_statistics="joint")
         if several:
-            config = dataclasses.replace(config, judge_depth="features", judge_statistics="target")
+            config = dataclasses.replace(
+                config, judge_depth="features", judge_statistics="target", consistency_weight=0.5, masked_weight=3.0
+            )
         yield f"masked-{judge}-{config.judge_depth}-joint-branches", config
 
 

@@ -109,7 +109,8 @@ def objective(
     consistency = mse(judge(weights, xhat_clean), judge(weights, xhat_masked))
     clean, masked = combined(*agreement(xhat_clean)), combined(*agreement(xhat_masked))
     regularizer = (sigreg(z_clean, slices) + sigreg(z_masked, slices)) / 2
-    total = (consistency + clean + masked) / 3 + config.sigreg_weight * regularizer
+    weighted = config.consistency_weight * consistency + clean + config.masked_weight * masked
+    total = weighted / (config.consistency_weight + 1 + config.masked_weight) + config.sigreg_weight * regularizer
     terms = {"consistency": consistency, "clean": clean, "masked": masked, "sigreg": regularizer}
     return Step(total, terms, z_clean)
 
