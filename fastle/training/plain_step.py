@@ -110,7 +110,7 @@ class PlainAutoencoder(nn.Module):
 
 
 class PlainObjective(nn.Module):
-    """agreement + λ·SIGReg(z), or the weighted mean of consistency, clean and masked, and λ/2 · (SIGReg(z_c) + SIGReg(z_m)).
+    """agreement + λ·SIGReg(z), or the weighted mean of consistency, clean and masked + λ/2 · Σ SIGReg of both latents.
 
     Attributes:
         judge: a separate encoder, which receives the encoder's weights from `refresh_judge`.
