@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 from fastle.training.card import save_run
 
+from .cli import Output
 
-def run(flags: argparse.Namespace, console: Console) -> None:
+
+def run(flags: argparse.Namespace, console: Output) -> None:
     """Writes the folder that the flags ask for."""
     output = Path(flags.output)
     remarks = save_run(
@@ -22,4 +22,4 @@ def run(flags: argparse.Namespace, console: Console) -> None:
         license_name=flags.license,
     )
     for line in (*remarks, f"written to {output}: look at {output / 'README.md'} before you share it"):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.say(line)

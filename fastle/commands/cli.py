@@ -74,6 +74,10 @@ class Output(Console):
     closed; other commands end.
     """
 
+    def say(self, text: str) -> None:
+        """Prints a text as it is: nothing in it is taken for markup, highlighted or wrapped."""
+        self.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def on_broken_pipe(self) -> None:
         """Called by rich, once the output is closed."""
         self.quiet = True

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 
 from fastle.checkpoint import CheckpointError, checkpoints, read_run_config, write_atomic
@@ -17,6 +16,7 @@ from fastle.files import read_json
 from fastle.options import shown
 from fastle.training.report import grids, read_metrics
 
+from .cli import Output
 from .outputs import check_output
 
 # of the last row of metrics that has them
@@ -25,7 +25,7 @@ GAP = 8  # pixels between grids
 Column = dict[str, str]
 
 
-def run(flags: argparse.Namespace, console: Console) -> None:
+def run(flags: argparse.Namespace, console: Output) -> None:
     """Prints the comparison that the flags ask for, and writes the picture."""
     runs = [Path(name) for name in flags.runs]
     if len({path.resolve() for path in runs}) < len(runs):
@@ -45,10 +45,10 @@ def run(flags: argparse.Namespace, console: Console) -> None:
         console.print("all settings are the same")
     if len({config.data for config in configs}) > 1:
         text = "the runs have other images, so their figures are not of the same: `fastle eval RUN --data DIR` is"
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.say(text)
     if output is not None:
         _save_side_by_side(output, newest)
-        console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
+        console.say(f"written to {output}")
 
 
 def _figures(run: Path, config: RunConfig) -> Column:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import shtab
-from rich.console import Console
 
 import fastle
 
 from . import main, train
+from .cli import Output
 
 # what stands for a text that is no path; everything else that is text is one
 NO_PATHS = ("NAME", "TEXT")
@@ -33,7 +33,7 @@ MODELS = {
 KINDS: dict[Any, Any] = {"MODEL": MODELS, "RUN": shtab.DIRECTORY}  # others are any files
 
 
-def run(flags: argparse.Namespace, console: Console) -> None:
+def run(flags: argparse.Namespace, console: Output) -> None:
     """Prints the script for the shell that the flags name, which completes fastle and fastle-train."""
     for parser in (main.make_parser(), train.make_parser()):
         for action in _actions(parser):

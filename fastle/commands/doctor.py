@@ -10,11 +10,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from fastle.data.cache import cache_folder
 from fastle.data.dali import why_no_dali
@@ -27,7 +25,7 @@ from fastle.kernels.sigreg_knots import Knots
 from fastle.machine import environment, find_device, format_bytes, package_version, why_no_gpu, why_untested
 from fastle.training.precision import precision_on
 
-from .cli import wrapped
+from .cli import Output, wrapped
 
 PACKAGES = ("fastle", "torch", "triton", "torchvision", "nvidia-dali-cuda130", "numpy", "safetensors")
 LEAST_FREE = 10**9  # bytes of a disk
@@ -43,21 +41,20 @@ class Findings:
     broken: list[str] = field(default_factory=list)
 
 
-def run(flags: argparse.Namespace, console: Console) -> None:
+def run(flags: argparse.Namespace, console: Output) -> None:
     """Prints what was found. Raises FastleError, with a count, if something does not work."""
     found = Findings()
     device = find_device("auto")
     for look in (_versions, _device, _operators, _images, _steps, _disks, _extras):
         look(found, device)
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     for label, items in found.lines.items():
-        say(wrapped(label, items))
+        console.say(wrapped(label, items))
     for label, sentences in (("slow", found.slow), ("broken", found.broken)):
         for sentence in sentences:
-            say(wrapped(label, sentence.split(), gap=" "))
+            console.say(wrapped(label, sentence.split(), gap=" "))
     if found.broken:
         raise FastleError(f"{len(found.broken)} of what fastle needs does not work here: see the lines above")
-    console.print("fastle works here" + ("; what is slow is above" if found.slow else ""), highlight=False)
+    console.say("fastle works here" + ("; what is slow is above" if found.slow else ""))
 
 
 def _versions(found: Findings, device: torch.device) -> None:

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 
 from fastle.config import ConfigError, DataConfig
@@ -17,13 +16,14 @@ from fastle.folders import find_shards
 from fastle.machine import pick_device
 from fastle.training.loop import make_loading
 
+from .cli import Output
 from .models import load_model
 from .outputs import check_output
 
 BATCH = 250
 
 
-def run(flags: argparse.Namespace, console: Console) -> None:
+def run(flags: argparse.Namespace, console: Output) -> None:
     """Writes the latents that the flags ask for."""
     images, output = Path(flags.images), Path(flags.output)
     check_output(output, ENDINGS, [images])
@@ -32,7 +32,7 @@ def run(flags: argparse.Namespace, console: Console) -> None:
 
 
 @torch.no_grad()
-def _encode(name: str, path: Path, output: Path, device: torch.device, weights: str | None, console: Console) -> None:
+def _encode(name: str, path: Path, output: Path, device: torch.device, weights: str | None, console: Output) -> None:
     if not path.exists() and not find_shards(path):
         raise ConfigError(f"{path}: no such file or folder: give an image, or a folder of images")
     loaded = load_model(name, device, weights)
@@ -52,10 +52,10 @@ def _encode(name: str, path: Path, output: Path, device: torch.device, weights: 
         f"{len(images):,} latents of {shape}, sorted by the paths of their images, which are in {named}",
         f"written to {output}",
     ):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.say(line)
 
 
-def _open(config: DataConfig, path: Path, device: torch.device, console: Console) -> tuple[Images, list[str]]:
+def _open(config: DataConfig, path: Path, device: torch.device, console: Output) -> tuple[Images, list[str]]:
     """The images of a file, a folder or shards, and their names: below the folder, or with their shards."""
     shards, loading = find_shards(path), make_loading("auto", "none", device, console)
     if not path.is_dir() and not shards:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -24,6 +23,7 @@ from fastle.method.pretrained import hole_ratio_of, is_saved_model, of_run
 from fastle.training.evaluate import Metrics, evaluate
 from fastle.training.loop import make_loading
 
+from .cli import Output
 from .models import load_model
 
 
@@ -46,7 +46,7 @@ class _Measured:
     checkpoint: Checkpoint | None
 
 
-def run(flags: argparse.Namespace, console: Console) -> None:
+def run(flags: argparse.Namespace, console: Output) -> None:
     """Measures the model that the flags name; the figures of a run are written into it."""
     device = pick_device(flags.device or "auto", console)
     measured = _load(flags.model, flags.data is not None, flags.weights or "model", device, console)
@@ -65,13 +65,13 @@ def run(flags: argparse.Namespace, console: Console) -> None:
     _tell(measured, figures, len(images), flags.data, flags.weights or "model", console)
 
 
-def _load(name: str, with_data: bool, weights: str, device: torch.device, console: Console) -> _Measured:
+def _load(name: str, with_data: bool, weights: str, device: torch.device, console: Output) -> _Measured:
     path = Path(name).expanduser()
     if path.is_dir() and not is_saved_model(path):
         config = read_run_config(path)
         model, checkpoint, remark = _pretrained(path, device, weights)
         if remark:
-            console.print(remark, highlight=False, markup=False, soft_wrap=True)
+            console.say(remark)
         return _Measured(model, path, config.data, config.objective.hole_ratio, checkpoint)
     if not with_data:
         raise ConfigError(
@@ -81,7 +81,7 @@ def _load(name: str, with_data: bool, weights: str, device: torch.device, consol
     return _Measured(loaded.model, loaded.path, loaded.data, hole_ratio_of(loaded.path), None)
 
 
-def _open(config: DataConfig, data: str | None, device: torch.device, console: Console) -> Images:
+def _open(config: DataConfig, data: str | None, device: torch.device, console: Output) -> Images:
     if data is not None:
         return open_tree(config, Path(data), make_loading("auto", "none", device, console))
     if config.dataset in IN_MEMORY:
@@ -90,7 +90,7 @@ def _open(config: DataConfig, data: str | None, device: torch.device, console: C
 
 
 def _tell(
-    measured: _Measured, figures: dict[str, Metrics], count: int, data: str | None, weights: str, console: Console
+    measured: _Measured, figures: dict[str, Metrics], count: int, data: str | None, weights: str, console: Output
 ) -> None:
     """Prints the figures, and writes those of a run."""
     run, checkpoint = measured.path, measured.checkpoint
@@ -99,7 +99,7 @@ def _tell(
         of = run if checkpoint is None else checkpoint.path
         raise CheckpointError(f"{of}: its reconstructions are not finite, though its weights are")
     step = "" if checkpoint is None else f", step {checkpoint.step}"
-    console.print(f"{count:,} images of {source}{step}", highlight=False, markup=False, soft_wrap=True)
+    console.say(f"{count:,} images of {source}{step}")
     console.print(_figures_table(figures))
     if checkpoint is None:
         return
@@ -116,7 +116,7 @@ def _tell(
     output = run / f"eval-{label if weights == 'model' else f'{label}-{weights}'}.json"
     # the figures are on the screen before a full disk can lose them
     write_atomic(output, json.dumps(result, indent=2).encode() + b"\n")
-    console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
+    console.say(f"written to {output}")
 
 
 def _pretrained(run: Path, device: torch.device, weights: str) -> tuple[Autoencoder, Checkpoint, str | None]:

@@ -6,19 +6,19 @@ import argparse
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from fastle.config import ConfigError
 from fastle.method.export import Format, export_model
 from fastle.method.model import STRIDE
 
+from .cli import Output
 from .models import load_model
 from .outputs import check_output, check_output_folder
 
 ENDINGS: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
 
 
-def run(flags: argparse.Namespace, console: Console) -> None:
+def run(flags: argparse.Namespace, console: Output) -> None:
     """Writes the files that the flags ask for."""
     given = {"onnx": flags.onnx, "torch-export": flags.torch_export}
     outputs = {form: Path(given[form]) for form in ENDINGS if given[form] is not None}
@@ -36,31 +36,27 @@ def run(flags: argparse.Namespace, console: Console) -> None:
         _write_files(outputs, flags, console)
 
 
-def _write_files(outputs: dict[Format, Path], flags: argparse.Namespace, console: Console) -> None:
+def _write_files(outputs: dict[Format, Path], flags: argparse.Namespace, console: Output) -> None:
     model = load_model(flags.model, torch.device("cpu"), flags.weights).model
     free = f" of any size divisible by {STRIDE}" if model.config.latent is None else ""
     for form, output in outputs.items():
         difference = export_model(model, output, form=form, part=flags.part or "reconstruct")
-        console.print(
-            f"written to {output}: it takes any number of images{free}, and is within {difference:.1g} of the model",
-            highlight=False, markup=False, soft_wrap=True,
-        )  # fmt: skip
+        console.say(
+            f"written to {output}: it takes any number of images{free}, and is within {difference:.1g} of the model"
+        )
 
 
-def _write_page(flags: argparse.Namespace, console: Console) -> None:
+def _write_page(flags: argparse.Namespace, console: Output) -> None:
     from fastle.web.demo import open_demo
     from fastle.web.runtime import read_licenses, read_runtime
     from fastle.web.static_page import write_static_page
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     folder = Path(flags.web)
     check_output_folder(folder, flag="--web")
     demo, remark = open_demo(flags.model, torch.device("cpu"), flags.size, flags.weights or "model")
     if remark:
-        say(remark)
+        console.say(remark)
     licenses = read_licenses()
-    size = write_static_page(demo, folder, read_runtime(flags.runtime, say), licenses)
-    say(f"written to {folder} ({size / 1e6:.0f} MB): any web host serves it")
-    say(f"on this machine: python -m http.server --bind 127.0.0.1 --directory {folder}")
+    size = write_static_page(demo, folder, read_runtime(flags.runtime, console.say), licenses)
+    console.say(f"written to {folder} ({size / 1e6:.0f} MB): any web host serves it")
+    console.say(f"on this machine: python -m http.server --bind 127.0.0.1 --directory {folder}")

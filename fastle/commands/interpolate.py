@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from fastle.data import decode_files
 from fastle.machine import pick_device
@@ -15,13 +14,14 @@ from fastle.options import Option
 from fastle.training.loop import make_loading
 from fastle.training.report import save_grid
 
+from .cli import Output
 from .models import load_model
 from .outputs import check_output
 
 STEPS = 9
 
 
-def run(flags: argparse.Namespace, console: Console) -> None:
+def run(flags: argparse.Namespace, console: Output) -> None:
     """Writes the picture that the flags ask for."""
     ends, output = [Path(flags.first), Path(flags.second)], Path(flags.output)
     steps = STEPS if flags.steps is None else flags.steps
@@ -39,7 +39,7 @@ def _interpolate(
     steps: int,
     device: torch.device,
     weights: str | None,
-    console: Console,
+    console: Output,
 ) -> None:
     loaded = load_model(name, device, weights)
     batch = decode_files(loaded.data, ends, make_loading("auto", "none", device, console))
@@ -47,7 +47,7 @@ def _interpolate(
     share = torch.linspace(0, 1, steps, device=device)
     z = _between(loaded.model.encode(images), share)
     save_grid(output, [("latents", loaded.model.decode(z)), ("pixels", _between(images, share))])
-    console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
+    console.say(f"written to {output}")
 
 
 def _between(ends: torch.Tensor, share: torch.Tensor) -> torch.Tensor:

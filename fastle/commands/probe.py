@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -18,20 +17,18 @@ from fastle.machine import pick_device
 from fastle.training.loop import make_loading
 from fastle.training.probe import probe
 
+from .cli import Output
 from .eval import folder_label
 from .models import load_model
 
 
-def run(flags: argparse.Namespace, console: Console) -> None:
+def run(flags: argparse.Namespace, console: Output) -> None:
     """Measures the model that the flags name; the figures of a run are written into it."""
     device = pick_device(flags.device or "auto", console)
     _probe(flags.model, Path(flags.data), flags.weights or "model", device, console)
 
 
-def _probe(name: str, data: Path, weights: str, device: torch.device, console: Console) -> None:
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
+def _probe(name: str, data: Path, weights: str, device: torch.device, console: Output) -> None:
     loaded = load_model(name, device, weights)
     train, test, classes = open_labelled(loaded.data, data, make_loading("auto", "none", device, console))
     count = len(train.images) + len(test.images)
@@ -39,8 +36,8 @@ def _probe(name: str, data: Path, weights: str, device: torch.device, console: C
         task = progress.add_task("encoding", total=count)
         figures = probe(loaded.model, train, test, device=device, progress=lambda seen: progress.advance(task, seen))
     share = float(test.labels.bincount().max()) / len(test.images)
-    say(f"{len(classes)} classes, {len(train.images):,} images to train, {len(test.images):,} to test")
-    say(f"the largest class is {share:.1%} of those to test")
+    console.say(f"{len(classes)} classes, {len(train.images):,} images to train, {len(test.images):,} to test")
+    console.say(f"the largest class is {share:.1%} of those to test")
     table = Table("from", "numbers", "linear", "k-NN")
     for side, found in figures.items():
         table.add_row(side, f"{found.features:,}", f"{found.linear:.1%}", f"{found.knn:.1%}")
@@ -59,4 +56,4 @@ def _probe(name: str, data: Path, weights: str, device: torch.device, console: C
     }
     output = loaded.path / f"probe-{folder_label(data)}{'' if weights == 'model' else f'-{weights}'}.json"
     write_atomic(output, json.dumps(result, indent=2).encode() + b"\n")
-    say(f"written to {output}")
+    console.say(f"written to {output}")

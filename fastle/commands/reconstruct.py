@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from fastle.data import decode_files
 from fastle.machine import pick_device
@@ -14,11 +13,12 @@ from fastle.training.evaluate import reconstruction_rows
 from fastle.training.loop import make_loading
 from fastle.training.report import save_grid
 
+from .cli import Output
 from .models import load_model
 from .outputs import check_output
 
 
-def run(flags: argparse.Namespace, console: Console) -> None:
+def run(flags: argparse.Namespace, console: Output) -> None:
     """Writes the picture that the flags ask for."""
     device = pick_device(flags.device or "auto", console)
     _reconstruct(
@@ -27,11 +27,11 @@ def run(flags: argparse.Namespace, console: Console) -> None:
 
 
 def _reconstruct(
-    name: str, images: list[Path], output: Path, device: torch.device, weights: str | None, console: Console
+    name: str, images: list[Path], output: Path, device: torch.device, weights: str | None, console: Output
 ) -> None:
     check_output(output, (".png",), images)
     loaded = load_model(name, device, weights)
     hole_ratio = None if loaded.config is None else loaded.config.objective.hole_ratio
     batch = decode_files(loaded.data, images, make_loading("auto", "none", device, console)).to(device)
     save_grid(output, reconstruction_rows(loaded.model, batch, hole_ratio))
-    console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
+    console.say(f"written to {output}")

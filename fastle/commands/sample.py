@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from fastle.config import ConfigError
 from fastle.machine import pick_device
 from fastle.options import Option
 from fastle.training.report import save_grid
 
+from .cli import Output
 from .models import Loaded, load_model
 from .outputs import check_output
 
@@ -20,7 +20,7 @@ COUNT = 32
 IN_ROW = 8
 
 
-def run(flags: argparse.Namespace, console: Console) -> None:
+def run(flags: argparse.Namespace, console: Output) -> None:
     """Writes the picture that the flags ask for."""
     output = Path(flags.output)
     count = COUNT if flags.count is None else flags.count
@@ -31,9 +31,9 @@ def run(flags: argparse.Namespace, console: Console) -> None:
     device = pick_device(flags.device or "auto", console)
     loaded = load_model(flags.model, device, flags.weights)
     for line in _caveats(loaded):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.say(line)
     _sample(loaded, output, count, seed, device)
-    console.print(f"written to {output}", highlight=False, markup=False, soft_wrap=True)
+    console.say(f"written to {output}")
 
 
 def _caveats(loaded: Loaded) -> list[str]:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from fastle.config import RunConfig, written
 from fastle.folders import find_shards
 from fastle.lengths import steps_per_epoch, total_steps, train_size
 
-from .cli import wrapped
+from .cli import Output, wrapped
 
 
-def show_config(config: RunConfig, path: Path, console: Console) -> None:
+def show_config(config: RunConfig, path: Path, console: Output) -> None:
     """Prints the whole configuration, and what follows from it."""
 
     def show(label: str, *items: str) -> None:
-        console.print(wrapped(label, list(items)), highlight=False, markup=False, soft_wrap=True)
+        console.say(wrapped(label, list(items)))
 
     for group, values in config.settings().items():
         show(group, *(f"{name.replace('_', '-')} {written(name, value)}" for name, value in values.items()))

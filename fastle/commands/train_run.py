@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from rich.console import Console
 
 from fastle.config import ConfigError, RunConfig
 from fastle.data.celeba import download_celeba
@@ -72,7 +71,7 @@ def run(config: RunConfig, path: Path, flags: dict[str, Any]) -> None:
         _write_page(path, console)
 
 
-def _write_page(run: Path, console: Console) -> None:
+def _write_page(run: Path, console: Output) -> None:
     page = run / PAGE
     try:
         write_page([run], page)
@@ -80,10 +79,10 @@ def _write_page(run: Path, console: Console) -> None:
     # the training is done and saved: a page that can be made again is no reason to fail
     except (FastleError, OSError) as error:
         said = f"the run is complete without its {PAGE} ({error}): `fastle report {run} -o OUT.html` makes one"
-    console.print(said, highlight=False, markup=False, soft_wrap=True)
+    console.say(said)
 
 
-def _download(config: RunConfig, world_size: int, console: Console) -> None:
+def _download(config: RunConfig, world_size: int, console: Output) -> None:
     if config.data.root is None:
         raise ConfigError("--download needs --data, the folder to download into")
     root = Path(config.data.root)
@@ -91,6 +90,6 @@ def _download(config: RunConfig, world_size: int, console: Console) -> None:
     if from_torchrun("LOCAL_RANK", 0) == 0 and config.data.dataset == "cifar10":
         download_cifar10(root)
     elif from_torchrun("LOCAL_RANK", 0) == 0:
-        download_celeba(root, lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
+        download_celeba(root, console.say)
     if world_size > 1:
         dist.barrier()
