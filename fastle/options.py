@@ -77,7 +77,7 @@ class Option:
         if self.choices:
             return f"one of {', '.join(map(str, self.choices))}"
         bounds = {"above": self.above, "at least": self.at_least, "at most": self.at_most, "below": self.below}
-        return " and ".join(f"{word} {bound:.3g}" for word, bound in bounds.items() if abs(bound) < math.inf)
+        return " and ".join(f"{word} {bound:.4g}" for word, bound in bounds.items() if abs(bound) < math.inf)
 
     @property
     def text(self) -> str:

@@ -373,7 +373,7 @@ NONSENSE = {
     "true": ("model.hidden", True, "model: --hidden must be a whole number, not True"),
     "true is not 1": ("data.channels", True, "data: --channels must be one of 1, 3, not True"),
     "none": ("model.hidden", None, "model: --hidden must be a whole number, not None"),
-    "beyond": ("train.seed", 2**63, "train: --seed must be at least 0 and below 9.22e+18, not 9223372036854775808"),
+    "beyond": ("train.seed", 2**63, "train: --seed must be at least 0 and below 9.223e+18, not 9223372036854775808"),
     "infinite": ("train.lr", float("inf"), "train: --lr must be above 0, not inf"),
     "digits": ("model.latent", int("9" * 30), f"model: --latent must be at most 2,147,483,648, not {'9' * 30}"),
     "layer": ("model.latent", 2**31, "model: a layer of 1.8e+13 weights fits nowhere"),

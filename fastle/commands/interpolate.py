@@ -10,7 +10,6 @@ import torch
 from fastle.data import decode_files
 from fastle.machine import pick_device
 from fastle.method.model import unit_range
-from fastle.options import Option
 from fastle.training.loop import make_loading
 from fastle.training.report import save_grid
 
@@ -18,17 +17,13 @@ from .cli import Output
 from .models import load_model
 from .outputs import check_output
 
-STEPS = 9
-
 
 def run(flags: argparse.Namespace, console: Output) -> None:
     """Writes the picture that the flags ask for."""
     ends, output = [Path(flags.first), Path(flags.second)], Path(flags.output)
-    steps = STEPS if flags.steps is None else flags.steps
-    Option(name="steps", help="", kind=int, at_least=2, at_most=100).check(steps)
     check_output(output, (".png",), ends)
     device = pick_device(flags.device or "auto", console)
-    _interpolate(flags.model, ends, output, steps, device, flags.weights, console)
+    _interpolate(flags.model, ends, output, flags.steps, device, flags.weights, console)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -20,7 +21,9 @@ WEIGHTS = Option(
     default="model",
     metavar="NAME",
 )
-
+STEPS = Option(name="steps", help="images in a row", kind=int, at_least=2, at_most=100)
+COUNT = Option(name="count", help="images", kind=int, at_least=1, at_most=1000)
+SEED = Option(name="seed", help="of the draws", kind=int, at_least=0)
 BRUSHED = "cifar10-6x"  # the model of the latent brush, where none is named
 
 
@@ -28,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """fastle: measures and uses what fastle-train made."""
     with one_line_errors("fastle"):
         flags = make_parser().parse_args(argv)
+        for option in (STEPS, COUNT, SEED):
+            if option.name in flags:
+                option.check(getattr(flags, option.name))
     # outside, where a signal ends the process: imports may be in a state that no exception should meet
     command = import_module(f"fastle.commands.{flags.command}")
     with one_line_errors("fastle"):
@@ -105,7 +111,7 @@ def _interpolate(commands: Commands) -> None:
     command.add_argument("first", metavar="A", help="an image file, cut to size as in training")
     command.add_argument("second", metavar="B", help="another one")
     _output(command, "OUT.png", "where the picture goes")
-    command.add_argument("--steps", metavar="N", type=int, help="images in a row, 2 to 100 (default: 9)")
+    _number(command, STEPS, 9)
     add_option(command, WEIGHTS)
     add_option(command, DEVICE)
 
@@ -113,8 +119,8 @@ def _interpolate(commands: Commands) -> None:
 def _sample(commands: Commands) -> None:
     command = _of_model(commands, "sample", "a picture of what latents drawn from N(0, 1) decode to")
     _output(command, "OUT.png", "where the picture goes")
-    command.add_argument("--count", metavar="N", type=int, help="images, 1 to 1000 (default: 32)")
-    command.add_argument("--seed", metavar="N", type=int, help="of the draws (default: 0)")
+    _number(command, COUNT, 32)
+    _number(command, SEED, 0)
     add_option(command, WEIGHTS)
     add_option(command, DEVICE)
 
@@ -189,6 +195,11 @@ def _doctor(commands: Commands) -> None:
 def _completion(commands: Commands) -> None:
     command = _command(commands, "completion", "what your shell reads to complete fastle and fastle-train")
     command.add_argument("shell", choices=("bash", "zsh"), help="the shell")
+
+
+def _number(command: Parser, option: Option, default: int) -> None:
+    add_option(command, replace(option, default=str(default)))
+    command.set_defaults(**{option.name: default})
 
 
 def _output(command: Parser, metavar: str, text: str) -> None:

@@ -9,30 +9,24 @@ import torch
 
 from fastle.config import ConfigError
 from fastle.machine import pick_device
-from fastle.options import Option
 from fastle.training.report import save_grid
 
 from .cli import Output
 from .models import Loaded, load_model
 from .outputs import check_output
 
-COUNT = 32
 IN_ROW = 8
 
 
 def run(flags: argparse.Namespace, console: Output) -> None:
     """Writes the picture that the flags ask for."""
     output = Path(flags.output)
-    count = COUNT if flags.count is None else flags.count
-    seed = 0 if flags.seed is None else flags.seed
-    Option(name="count", help="", kind=int, at_least=1, at_most=1000).check(count)
-    Option(name="seed", help="", kind=int, at_least=0).check(seed)
     check_output(output, (".png",))
     device = pick_device(flags.device or "auto", console)
     loaded = load_model(flags.model, device, flags.weights)
     for line in _caveats(loaded):
         console.say(line)
-    _sample(loaded, output, count, seed, device)
+    _sample(loaded, output, flags.count, flags.seed, device)
     console.say(f"written to {output}")
 
 
