@@ -32,27 +32,27 @@ def main() -> None:
     options = parser.parse_args()
     if options.tiles.exists():
         sys.exit(f"cut_tiles.py: error: {options.tiles} is there already: give another folder")
-    found = _photographs(options.photographs)
-    if not found:
+    photographs = _photographs(options.photographs)
+    if not photographs:
         sys.exit(f"cut_tiles.py: error: {options.photographs} holds no photograph of {LEAST} px and {BYTES:,} bytes")
     for split in ("train", "test"):
         (options.tiles / split).mkdir(parents=True)
-    for number, path in enumerate(found):
+    for number, path in enumerate(photographs):
         _cut(path, options.tiles / ("test" if number % 6 == 5 else "train"))
     counts = {split: len(list((options.tiles / split).iterdir())) for split in ("train", "test")}
-    print(f"{len(found)} photographs: {counts['train']} tiles in train/, {counts['test']} in test/")
+    print(f"{len(photographs)} photographs: {counts['train']} tiles in train/, {counts['test']} in test/")
 
 
 def _photographs(folder: Path) -> list[Path]:
     # packages hold some photographs twice, under one name
-    found = {
+    by_name = {
         path.name: path
         for path in folder.rglob("*")
         if path.suffix.lower() in (".jpg", ".jpeg")
         and path.stat().st_size > BYTES
         and not any(word in path.name for word in DRAWN)
     }
-    return sorted(found.values())
+    return sorted(by_name.values())
 
 
 def _cut(path: Path, folder: Path) -> None:

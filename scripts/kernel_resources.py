@@ -246,25 +246,25 @@ def nvidia_resources(cubin: bytes, rounds: list[float] | None = None) -> dict[st
 
 def loops(instructions: list[tuple[int, str]]) -> list[tuple[int, int]]:
     """The addresses of the first and last instruction of each loop: the target of a backward branch, and the branch."""
-    found = []
+    spans = []
     for address, text in instructions:
         branch = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
         if branch and int(branch[1], 16) < address:
-            found.append((int(branch[1], 16), address))
-    return found
+            spans.append((int(branch[1], 16), address))
+    return spans
 
 
 def innermost_loop(instructions: list[tuple[int, str]]) -> int:
     """Instructions in the longest loop that has no other in it."""
-    found = loops(instructions)
-    innermost = [loop for loop in found if not any(loop[0] <= a and b <= loop[1] for a, b in found if (a, b) != loop)]
+    spans = loops(instructions)
+    innermost = [loop for loop in spans if not any(loop[0] <= a and b <= loop[1] for a, b in spans if (a, b) != loop)]
     return max((sum(start <= at <= end for at, _ in instructions) for start, end in innermost), default=0)
 
 
 def executions(instructions: list[tuple[int, str]], rounds: list[float]) -> list[float]:
     """How often a warp executes each instruction; `rounds` are those of its loops, from the outermost, else 1."""
-    found = loops(instructions)
-    depths = [sum(start <= at <= end for start, end in found) for at, _ in instructions]
+    spans = loops(instructions)
+    depths = [sum(start <= at <= end for start, end in spans) for at, _ in instructions]
     if rounds and max(depths) > len(rounds):
         raise SystemExit(f"the kernel has loops {max(depths)} deep, and rounds are known of {len(rounds)}")
     return [math.prod(rounds[:depth]) for depth in depths]

@@ -88,8 +88,8 @@ def measure_index(folder: Path, count: int) -> None:
     with timed("resumed in the middle of the third"):
         picked = batch_indices(len(files), step=2 * epoch + epoch // 2, **order).tolist()
     with timed(f"names and places of {BATCH} images"):
-        found = [(files[i].name, files[i].stamp()) for i in picked]
-    print(f"such as {found[0][0]}")
+        looked_up = [(files[i].name, files[i].stamp()) for i in picked]
+    print(f"such as {looked_up[0][0]}")
 
 
 def measure_shards(folder: Path, count: int) -> None:

@@ -339,8 +339,8 @@ def _flip_checkpoint(field: Field) -> None:
     process = _under_way(field, saved=True)
     process.kill(signal.SIGKILL)
     field.end(process, -signal.SIGKILL)
-    found = checkpoints(field.run)
-    for path in found if field.random.random() < 0.2 else found[-1:]:
+    saved = checkpoints(field.run)
+    for path in saved if field.random.random() < 0.2 else saved[-1:]:
         _damage(path, field.random)
 
 

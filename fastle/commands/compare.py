@@ -22,7 +22,7 @@ from .outputs import check_output
 # of the last row of metrics that has them
 METRICS = ("valid_psnr", "total", "latent_spread", "effective_rank", "images_per_second")
 GAP = 8  # pixels between grids
-Column = dict[str, str]
+RunColumn = dict[str, str]  # figures or settings of a run, by the names of their rows
 
 
 def run(flags: argparse.Namespace, console: Output) -> None:
@@ -51,13 +51,13 @@ def run(flags: argparse.Namespace, console: Output) -> None:
         console.say(f"written to {output}")
 
 
-def _figures(run: Path, config: RunConfig) -> Column:
+def _figures(run: Path, config: RunConfig) -> RunColumn:
     """What is known of a run, by the names of the rows."""
     rows = read_metrics(run / "metrics.jsonl")
-    found = checkpoints(run)
+    saved = checkpoints(run)
     column = {
         "step": f"{rows[-1]['step']:,}" if rows else "",
-        "checkpoint": found[-1].stem if found else "",
+        "checkpoint": saved[-1].stem if saved else "",
         "parameters": f"{config.model.parameter_count / 1e6:.2f} M",
         "compression": f"{config.model.compression:g}x",
     }
@@ -73,7 +73,7 @@ def _figures(run: Path, config: RunConfig) -> Column:
     return column
 
 
-def _measured(stem: str, values: dict[str, Any]) -> Column:
+def _measured(stem: str, values: dict[str, Any]) -> RunColumn:
     """The figures of a file that `fastle eval` or `fastle probe` wrote, and the step that was measured."""
     kind, _, what = stem.partition("-")
     if kind == "probe":
@@ -87,7 +87,7 @@ def _measured(stem: str, values: dict[str, Any]) -> Column:
     return column
 
 
-def _differing(configs: list[RunConfig]) -> list[Column]:
+def _differing(configs: list[RunConfig]) -> list[RunColumn]:
     """The settings of each run that are not the same in all."""
     columns = [
         {
@@ -102,7 +102,7 @@ def _differing(configs: list[RunConfig]) -> list[Column]:
     return [{name: value for name, value in column.items() if name not in same} for column in columns]
 
 
-def _table(title: str, runs: list[Path], columns: list[Column]) -> Table:
+def _table(title: str, runs: list[Path], columns: list[RunColumn]) -> Table:
     table = Table(title, *map(str, runs))
     # in the order in which the first run that has them names them
     for name in dict.fromkeys(name for column in columns for name in column):
@@ -111,10 +111,10 @@ def _table(title: str, runs: list[Path], columns: list[Column]) -> Table:
 
 
 def _newest_grid(run: Path) -> Path:
-    found = grids(run)
-    if not found:
+    paths = grids(run)
+    if not paths:
         raise CheckpointError(f"{run} has no grid yet: leave -o out, or let it train to its first report")
-    return found[-1]
+    return paths[-1]
 
 
 def _save_side_by_side(output: Path, paths: list[Path]) -> None:

@@ -33,8 +33,8 @@ NVIDIA = Path("/dev/nvidiactl")  # of NVIDIA's driver
 
 
 @dataclass
-class Findings:
-    """What was found: lines by their label, what is slow, and what does not work."""
+class Diagnosis:
+    """What to print: lines by their label, what is slow, and what does not work."""
 
     lines: dict[str, list[str]] = field(default_factory=dict)
     slow: list[str] = field(default_factory=list)
@@ -42,86 +42,87 @@ class Findings:
 
 
 def run(flags: argparse.Namespace, console: Output) -> None:
-    """Prints what was found. Raises FastleError, with a count, if something does not work."""
-    found = Findings()
+    """Prints the diagnosis. Raises FastleError, with a count, if something does not work."""
+    diagnosis = Diagnosis()
     device = find_device("auto")
     for look in (_versions, _device, _operators, _images, _steps, _disks, _extras):
-        look(found, device)
-    for label, items in found.lines.items():
+        look(diagnosis, device)
+    for label, items in diagnosis.lines.items():
         console.say(wrapped(label, items))
-    for label, sentences in (("slow", found.slow), ("broken", found.broken)):
+    for label, sentences in (("slow", diagnosis.slow), ("broken", diagnosis.broken)):
         for sentence in sentences:
             console.say(wrapped(label, sentence.split(), gap=" "))
-    if found.broken:
-        raise FastleError(f"{len(found.broken)} of what fastle needs does not work here: see the lines above")
-    console.say("fastle works here" + ("; what is slow is above" if found.slow else ""))
+    if diagnosis.broken:
+        raise FastleError(f"{len(diagnosis.broken)} of what fastle needs does not work here: see the lines above")
+    console.say("fastle works here" + ("; what is slow is above" if diagnosis.slow else ""))
 
 
-def _versions(found: Findings, device: torch.device) -> None:
+def _versions(diagnosis: Diagnosis, device: torch.device) -> None:
     versions = [f"{name} {package_version(name) or 'missing'}" for name in PACKAGES]
-    found.lines["versions"] = [f"python {platform.python_version()}", *versions]
+    diagnosis.lines["versions"] = [f"python {platform.python_version()}", *versions]
 
 
-def _device(found: Findings, device: torch.device) -> None:
-    found.lines["device"] = [str(device), str(environment(device)["device"]), f"{torch.get_num_threads()} threads"]
+def _device(diagnosis: Diagnosis, device: torch.device) -> None:
+    diagnosis.lines["device"] = [str(device), str(environment(device)["device"]), f"{torch.get_num_threads()} threads"]
     if reason := why_untested(device):
-        found.slow.append(reason)
+        diagnosis.slow.append(reason)
     elif device.type == "cuda":
         return
     elif NVIDIA.exists():
-        found.broken.append(f"there is an NVIDIA driver, and torch cannot use a GPU: {why_no_gpu()}")
+        diagnosis.broken.append(f"there is an NVIDIA driver, and torch cannot use a GPU: {why_no_gpu()}")
     else:
-        found.slow.append(f"everything: it runs on the CPU, because there is no GPU ({why_no_gpu()})")
+        diagnosis.slow.append(f"everything: it runs on the CPU, because there is no GPU ({why_no_gpu()})")
 
 
-def _operators(found: Findings, device: torch.device) -> None:
-    with _warned(found.slow):
+def _operators(diagnosis: Diagnosis, device: torch.device) -> None:
+    with _warned(diagnosis.slow):
         if device.type == "cuda":
-            found.lines["SIGReg"] = [choose("sigreg", "auto", device, None)]
-            found.lines["views"] = [choose("crop_resize", "auto", device, None)]
+            diagnosis.lines["SIGReg"] = [choose("sigreg", "auto", device, None)]
+            diagnosis.lines["views"] = [choose("crop_resize", "auto", device, None)]
         elif device.type != "cpu":
-            found.lines["SIGReg"] = found.lines["views"] = ["torch"]
+            diagnosis.lines["SIGReg"] = diagnosis.lines["views"] = ["torch"]
         else:
             compiled = available(Knots(t_max=3.0, knots=17))
-            found.lines["SIGReg"] = ["C++, compiled for this CPU" if compiled else "torch"]
-            found.lines["views"] = ["torch (Triton's kernels are for GPUs)"]
+            diagnosis.lines["SIGReg"] = ["C++, compiled for this CPU" if compiled else "torch"]
+            diagnosis.lines["views"] = ["torch (Triton's kernels are for GPUs)"]
 
 
-def _images(found: Findings, device: torch.device) -> None:
+def _images(diagnosis: Diagnosis, device: torch.device) -> None:
     if importlib.util.find_spec("torchvision") is None:
-        found.broken.append('images cannot be decoded: pip install "fastle[train]"')
+        diagnosis.broken.append('images cannot be decoded: pip install "fastle[train]"')
         return
     reason = why_no_dali()
-    found.lines["decoder"] = ["DALI", "grey images by torchvision"] if reason is None else ["torchvision"]
+    diagnosis.lines["decoder"] = ["DALI", "grey images by torchvision"] if reason is None else ["torchvision"]
     if reason is not None:
-        found.slow.append(f"decoding JPEG, about half as fast without DALI: {reason}")
+        diagnosis.slow.append(f"decoding JPEG, about half as fast without DALI: {reason}")
     if importlib.util.find_spec("pillow_heif") is None:
-        found.lines["decoder"].append('no HEIC (pip install "fastle[heic]")')
+        diagnosis.lines["decoder"].append('no HEIC (pip install "fastle[heic]")')
 
 
-def _steps(found: Findings, device: torch.device) -> None:
+def _steps(diagnosis: Diagnosis, device: torch.device) -> None:
     mode = pick_mode("auto", device, 1)
-    found.lines["steps"] = [f"{mode} and {precision_on(device)} by default"]
+    diagnosis.lines["steps"] = [f"{mode} and {precision_on(device)} by default"]
     if mode == "eager":
-        found.lines["steps"].append("--step compiled is faster in a long run")
+        diagnosis.lines["steps"].append("--step compiled is faster in a long run")
     if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
-        found.slow.append("steps: --step compiled needs a C++ compiler, and there is none")
+        diagnosis.slow.append("steps: --step compiled needs a C++ compiler, and there is none")
 
 
-def _disks(found: Findings, device: torch.device) -> None:
+def _disks(diagnosis: Diagnosis, device: torch.device) -> None:
     for label, folder in (("cache", cache_folder()), ("runs", Path.cwd())):
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         free = shutil.disk_usage(existing).free
-        found.lines[label] = [str(folder), f"{format_bytes(free)} free"]
+        diagnosis.lines[label] = [str(folder), f"{format_bytes(free)} free"]
         if free < LEAST_FREE:
-            found.broken.append(f"{folder} has {format_bytes(free)} free, too little for a run: make room")
+            diagnosis.broken.append(f"{folder} has {format_bytes(free)} free, too little for a run: make room")
 
 
-def _extras(found: Findings, device: torch.device) -> None:
+def _extras(diagnosis: Diagnosis, device: torch.device) -> None:
     missing = {extra for package, extra in EXTRAS.items() if importlib.util.find_spec(package) is None}
-    found.lines["extras"] = [f'missing: pip install "fastle[{",".join(sorted(missing))}]"' if missing else "all there"]
+    names = ",".join(sorted(missing))
+    diagnosis.lines["extras"] = [f'missing: pip install "fastle[{names}]"' if missing else "all there"]
     if "train" in missing:
-        found.broken.append('fastle-train needs packages that are missing: pip install "fastle[train]"')
+        diagnosis.broken.append('fastle-train needs packages that are missing: pip install "fastle[train]"')
 
 
 @contextmanager

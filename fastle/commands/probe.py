@@ -39,8 +39,8 @@ def _probe(name: str, data: Path, weights: str, device: torch.device, console: O
     console.say(f"{len(classes)} classes, {len(train.images):,} images to train, {len(test.images):,} to test")
     console.say(f"the largest class is {share:.1%} of those to test")
     table = Table("from", "numbers", "linear", "k-NN")
-    for side, found in figures.items():
-        table.add_row(side, f"{found.features:,}", f"{found.linear:.1%}", f"{found.knn:.1%}")
+    for side, accuracies in figures.items():
+        table.add_row(side, f"{accuracies.features:,}", f"{accuracies.linear:.1%}", f"{accuracies.knn:.1%}")
     console.print(table)
     if loaded.config is None or not loaded.path.is_dir():
         return
@@ -52,7 +52,7 @@ def _probe(name: str, data: Path, weights: str, device: torch.device, console: O
         "train_images": len(train.images),
         "test_images": len(test.images),
         "largest_class": share,
-        **{side.replace(" ", "_"): asdict(found) for side, found in figures.items()},
+        **{side.replace(" ", "_"): asdict(accuracies) for side, accuracies in figures.items()},
     }
     output = loaded.path / f"probe-{folder_label(data)}{'' if weights == 'model' else f'-{weights}'}.json"
     write_atomic(output, json.dumps(result, indent=2).encode() + b"\n")

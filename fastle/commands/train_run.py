@@ -35,10 +35,10 @@ def run(config: RunConfig, path: Path, flags: dict[str, Any]) -> None:
     if flags["profile"] is not None and world_size > 1:
         raise ConfigError("--profile measures one process: start it without torchrun")
     console = Output(quiet=rank > 0)
-    found = find_device(flags["device"] or "auto")
-    if flags["profile"] is not None and found.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--profile measures CPUs and CUDA GPUs, not {found}: give --device cpu")
-    config = with_precision(config, found, None if flags["overwrite"] else path)
+    device = find_device(flags["device"] or "auto")
+    if flags["profile"] is not None and device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--profile measures CPUs and CUDA GPUs, not {device}: give --device cpu")
+    config = with_precision(config, device, None if flags["overwrite"] else path)
     show_config(config, path, console)
     device = pick_device(flags["device"] or "auto", console)
     with process_group(device, world_size):

@@ -288,13 +288,13 @@ def _read(path: Path, key: CacheKey, fingerprint: str, count: int, place: Place,
         return "missing"
     except (OSError, ValueError) as error:
         return f"damaged ({one_line(error)})"
-    found = entry.shape[0]
+    held = entry.shape[0]
     if (
         entry.dtype != dtype_of(key.bits)
         or entry.shape[1:] != (*sides_of(key.size), key.channels)
-        or found + len(faults) != count
+        or held + len(faults) != count
     ):
-        return f"damaged (it holds {found} images of {'x'.join(map(str, entry.shape[1:]))}, {entry.dtype})"
+        return f"damaged (it holds {held} images of {'x'.join(map(str, entry.shape[1:]))}, {entry.dtype})"
     kept = None
     if place != "disk":
         kept = torch.empty(entry.shape, dtype=entry.dtype, device=loading.device if place == "device" else None)

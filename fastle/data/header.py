@@ -91,9 +91,9 @@ def read_header(data: bytes) -> Header:
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         header = _read_webp(data)
     elif kind := _kind_by_pillow(data):
-        found = pillow.read_size(data, kind)
+        size = pillow.read_size(data, kind)
         header = Header(
-            kind, found.width, found.height, plain=False, by_pillow=True, deep=found.deep, reduced=found.reduced
+            kind, size.width, size.height, plain=False, by_pillow=True, deep=size.deep, reduced=size.reduced
         )
     else:
         known = next((words for magic, words in UNSUPPORTED.items() if data.startswith(magic)), None)

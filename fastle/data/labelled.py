@@ -72,27 +72,27 @@ def open_labelled(config: DataConfig, root: Path, loading: Loading) -> tuple[Lab
 
 def _in_folders(root: Path) -> tuple[Files, Files]:
     if (root / "train").is_dir() and (root / "test").is_dir():
-        found = {split: _classes(root / split) for split in ("train", "test")}
+        splits = {split: _classes(root / split) for split in ("train", "test")}
     else:
-        found = {"all": _classes(root)}
+        splits = {"all": _classes(root)}
 
     def files(split: dict[str, list[Path]]) -> Files:
         images = [(path, name) for name in sorted(split) for path in split[name]]
         return [DiskFile(str(path)) for path, _ in images], [name for _, name in images]
 
-    train, test = _train_and_test(found, root, lambda path: path.relative_to(root))
+    train, test = _train_and_test(splits, root, lambda path: path.relative_to(root))
     return files(train), files(test)
 
 
 def _in_shards(root: Path, shards: Sequence[Path], loading: Loading) -> tuple[Files, Files]:
     index = open_shards(root, shards, loading)
-    found, path_of = shard_classes(index, root, loading)
+    splits, path_of = shard_classes(index, root, loading)
 
     def files(split: dict[str, list[int]]) -> Files:
         images = sorted((row, name) for name, rows in split.items() for row in rows)
         return ShardFiles(index, np.array([row for row, _ in images]), "labelled"), [name for _, name in images]
 
-    train, test = _train_and_test(found, root, path_of)
+    train, test = _train_and_test(splits, root, path_of)
     return files(train), files(test)
 
 
@@ -105,22 +105,22 @@ def _classes(root: Path) -> dict[str, list[Path]]:
 
 
 def _train_and_test(
-    found: dict[str, dict[str, list[Image]]], root: Path, path_of: Callable[[Image], str | Path]
+    splits: dict[str, dict[str, list[Image]]], root: Path, path_of: Callable[[Image], str | Path]
 ) -> tuple[dict[str, list[Image]], dict[str, list[Image]]]:
     """The images to train and to test, by class.
 
     Args:
-        found: Images by class of "train" and "test", or of "all", of which a part is held out.
+        splits: Images by class of "train" and "test", or of "all", of which a part is held out.
         root: For messages.
         path_of: The path of an image below `root`.
     """
-    if "all" not in found:
-        train, test = found["train"], found["test"]
+    if "all" not in splits:
+        train, test = splits["train"], splits["test"]
         if unknown := sorted(test.keys() - train.keys()):
             raise DataError(f"{root / 'test' / unknown[0]} is a class that {root / 'train'} lacks: name both the same")
     else:
         train, test = {}, {}
-        for name, images in found["all"].items():
+        for name, images in splits["all"].items():
             if len(images) < 2:
                 raise DataError(f"{root / name} holds one image, too few to train and to test: add images")
             hashed = sorted(images, key=lambda image: hashlib.sha1(os.fsencode(path_of(image))).digest())

@@ -42,15 +42,15 @@ def image_column(parquet: Any, shard: str) -> str:
         for column in parquet.schema
         if column.physical_type in binary and column.logical_type.type != "STRING"
     ]
-    found = [path for path in columns if path.endswith(".bytes") and path.count(".") == 1] or [
+    candidates = [path for path in columns if path.endswith(".bytes") and path.count(".") == 1] or [
         path for path in columns if "." not in path
     ]
-    named = [path for path in found if path in ("image.bytes", "image")]
-    if len(found) != 1 and len(named) != 1:
-        every = ", ".join(column.path for column in parquet.schema) if not found else ", ".join(found)
-        wanted = "no column" if not found else "several columns"
+    named = [path for path in candidates if path in ("image.bytes", "image")]
+    if len(candidates) != 1 and len(named) != 1:
+        every = ", ".join(column.path for column in parquet.schema) if not candidates else ", ".join(candidates)
+        wanted = "no column" if not candidates else "several columns"
         raise DataError(f'{shard}: {wanted} of image bytes ({every[:200]}): name the one to take "image"')
-    return (named or found)[0]
+    return (named or candidates)[0]
 
 
 def read_labels(shard: str) -> list[str]:

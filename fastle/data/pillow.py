@@ -48,7 +48,7 @@ DAMAGED = (
 DEEP = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
-class Found(NamedTuple):
+class SizeAndDepth(NamedTuple):
     """The upright size in pixels, and `deep` and `reduced` as in `Header`."""
 
     width: int
@@ -65,7 +65,7 @@ class NotInstalled(Refused):
     """A format needs a package that is not installed. The message ends with the command that helps."""
 
 
-def read_size(data: bytes, kind: str) -> Found:
+def read_size(data: bytes, kind: str) -> SizeAndDepth:
     """Size and depth of an image.
 
     Args:
@@ -84,7 +84,7 @@ def read_size(data: bytes, kind: str) -> Found:
             width, height = height, width
         whole = image.mode in DEEP
         reduced = not whole and _is_deep(image, data, kind)
-        return Found(width, height, deep=whole or reduced, reduced=reduced)
+        return SizeAndDepth(width, height, deep=whole or reduced, reduced=reduced)
 
 
 def decode(data: bytes, kind: str, channels: int) -> Tensor:

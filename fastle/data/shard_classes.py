@@ -59,7 +59,7 @@ def shard_classes(
     untold = [i for i in range(len(index.shards)) if i not in labels]
     tags = {i: member_classes(index.shards[i]) for i in loading.track(untold, "looking for .cls", len(untold))}
     tagged = next((f"{index.shards[i]}, {key}.cls" for i, keys in tags.items() for key in keys), "")
-    found: dict[str, dict[str, list[int]]] = {split: {} for split in splits.values()}
+    classes: dict[str, dict[str, list[int]]] = {split: {} for split in splits.values()}
     for row, (code, path) in enumerate(places):
         shard = shards[row]
         if shard in labels:
@@ -72,5 +72,5 @@ def shard_classes(
             continue
         if not name:
             raise DataError(f"{index.name(row)}: {NO_TAG.format(tagged) if tagged else NO_FOLDER}")
-        found[splits[code]].setdefault(name, []).append(row)
-    return found, paths.__getitem__
+        classes[splits[code]].setdefault(name, []).append(row)
+    return classes, paths.__getitem__

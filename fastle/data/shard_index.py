@@ -203,7 +203,7 @@ def load_index(file: BinaryIO, paths: list[str], columns: list[str], fingerprint
 
 @dataclass
 class _Columns:
-    """What is known of the images so far."""
+    """The columns of the index, with an entry for each image so far; splits are made of `code` and `place`."""
 
     name_ends: array[int] = field(default_factory=lambda: array("q"))
     shard: array[int] = field(default_factory=lambda: array("i"))
@@ -217,7 +217,7 @@ def _build(
     file: BinaryIO, root: Path, paths: list[str], columns: list[str], fingerprint: str, loading: Loading
 ) -> None:
     """Reads what the shards hold and writes the index."""
-    found, names, sizes = _Columns(), hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+    images, names, sizes = _Columns(), hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     file.seek(HEADER)
     end = others = 0
     prefixes = shard_prefixes(paths, root)
@@ -233,17 +233,17 @@ def _build(
             code, rest = split_of(below)
             digest = hashlib.sha1(os.fsencode(rest)).digest()
             names.update(os.fsencode(below) + b"\0")
-            found.name_ends.append(end)
-            found.shard.append(number)
-            found.start.append(start)
-            found.size.append(min(size, LONGEST))
-            found.code.append(code)
-            found.place.append(int.from_bytes(digest[:8], "big"))
-    if not found.shard:
+            images.name_ends.append(end)
+            images.shard.append(number)
+            images.start.append(start)
+            images.size.append(min(size, LONGEST))
+            images.code.append(code)
+            images.place.append(int.from_bytes(digest[:8], "big"))
+    if not images.shard:
         raise DataError(f"{root}: the shards hold no images ({KINDS}), but {others} other files: add images")
-    split = make_splits(np.frombuffer(found.code, np.uint8), np.frombuffer(found.place, np.uint64), str(root))
+    split = make_splits(np.frombuffer(images.code, np.uint8), np.frombuffer(images.place, np.uint64), str(root))
     values: dict[str, NDArray[Any]] = {
-        name: np.frombuffer(getattr(found, name), kind) for name, kind in COLUMNS.items() if name != "split"
+        name: np.frombuffer(getattr(images, name), kind) for name, kind in COLUMNS.items() if name != "split"
     } | {"split": split}
     sizes.update(values["size"].data)
     write_columns(

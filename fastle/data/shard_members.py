@@ -45,7 +45,7 @@ def member_classes(path: str) -> dict[str, str]:
     Raises:
         DataError: The shard is damaged, or an entry is no line of text.
     """
-    found = {}
+    classes = {}
     try:
         for name, start, size in (_zipped if path.lower().endswith(".zip") else _tarred)(path):
             key = key_of(name)
@@ -54,10 +54,10 @@ def member_classes(path: str) -> dict[str, str]:
             text = read_member(path, start, size).decode("utf-8", "replace").strip() if size <= LONGEST_CLASS else ""
             if not text.isprintable() or not text:
                 raise DataError(f"{path}, {name} names no class: it must hold a number or a name, in one line")
-            found[key] = text
+            classes[key] = text
     except (OSError, ValueError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {one_line(error)}") from None
-    return found
+    return classes
 
 
 def key_of(name: str) -> str:

@@ -86,8 +86,8 @@ class ShardIndex:
     def of_split(self, split: str | None) -> ShardFiles:
         """The images of a split, or all."""
         kind = np.int32 if len(self.shard) < 2**31 else np.int64
-        found = np.arange(len(self.shard)) if split is None else np.flatnonzero(self.split == SPLIT_CODES[split])
-        return ShardFiles(self, found.astype(kind), split or "all")
+        rows = np.arange(len(self.shard)) if split is None else np.flatnonzero(self.split == SPLIT_CODES[split])
+        return ShardFiles(self, rows.astype(kind), split or "all")
 
     def _end(self, row: int) -> int:
         return int.from_bytes(read_at(self.file, self.name_ends.start + 8 * row, 8), "little")

@@ -101,9 +101,9 @@ PACKED: dict[str, Callable[[Path, dict[str, bytes]], Path]] = {
 def test_one_shard_is_the_folder_that_was_packed(kind: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "folder", contents())
     root = PACKED[kind](tmp_path / "packed", contents())
-    expected, found = pixels_of(folder), pixels_of(root)
-    assert {split: len(batch) for split, batch in found.items()} == {"train": 39, "valid": 3, "test": 3}
-    assert all(torch.equal(found[split], expected[split]) for split in SPLITS)
+    expected, packed = pixels_of(folder), pixels_of(root)
+    assert {split: len(batch) for split, batch in packed.items()} == {"train": 39, "valid": 3, "test": 3}
+    assert all(torch.equal(packed[split], expected[split]) for split in SPLITS)
     if kind == "zip":
         # and so are its caches, the second time too
         for _ in range(2):
@@ -122,8 +122,8 @@ def test_splits_of_their_own(kind: str, tmp_path: Path) -> None:
             below = {name.removeprefix(f"{split}/"): data for name, data in some.items()}
             write_tar(tmp_path / "shards" / split / "000.tar", below)
         root = tmp_path / "shards"
-    found = pixels_of(root)
-    assert all(torch.equal(found[split], expected[split]) for split in SPLITS)
+    packed = pixels_of(root)
+    assert all(torch.equal(packed[split], expected[split]) for split in SPLITS)
 
 
 def test_parquet_as_the_hub_has_it(tmp_path: Path) -> None:
@@ -134,8 +134,8 @@ def test_parquet_as_the_hub_has_it(tmp_path: Path) -> None:
     write_parquet(shards / "validation-00000-of-00001.parquet", images[15:18])
     write_parquet(shards / "test-00000-of-00001.parquet", images[18:])
     folder = write_folder(tmp_path / "folder", {f"{i:03}.png": data for i, data in enumerate(images)})
-    found = pixels_of(shards)
-    assert torch.equal(torch.cat([found[split] for split in SPLITS]), everything(open_tree(config(folder), folder)))
+    packed = pixels_of(shards)
+    assert torch.equal(torch.cat([packed[split] for split in SPLITS]), everything(open_tree(config(folder), folder)))
 
 
 def test_several_shards_and_a_pattern_of_them(tmp_path: Path) -> None:
@@ -208,10 +208,10 @@ def test_bad_members_are_named_with_their_shards_and_can_be_skipped(tmp_path: Pa
 def test_images_of_shards_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = contents(30)
     root = write_tar(tmp_path / "a.tar", files | {"0/9.jpg": b"", "1/9.jpg": b"", "2/9.jpg": b""})
-    found = len(opened(root, "none", bad_images="skip")[0])
+    usable = len(opened(root, "none", bad_images="skip")[0])
     with monkeypatch.context() as patched:
         patched.setattr(fastle.data.open, "find_faults", lambda *_, **__: pytest.fail("checked again"))
-        assert len(opened(root, "none", bad_images="skip")[0]) == found < 30
+        assert len(opened(root, "none", bad_images="skip")[0]) == usable < 30
     # but anew for another size, which some may be too small for
     assert "smaller than the 24x24 asked for" in refusal(root, size=24)
     write_tar(root, files)
