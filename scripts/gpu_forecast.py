@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.forecast.generate import SETTINGS, Case, count
+from bench.forecast.generate import SETTINGS, StepVariant, count
 from bench.forecast.report import SIDES, forecast_report, markdown
 from bench.forecast.roofline import GPUS
 from fastle.errors import FastleError
@@ -43,19 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(markdown(json.loads(options.source.read_text(encoding="utf-8"))), end="")
         return 0
     precisions = sorted({GPUS[name].precision for name in options.gpus})
-    cases = [
-        Case(setting=setting, side=side, precision=precision, batch=options.batch)
+    variants = [
+        StepVariant(setting=setting, side=side, precision=precision, batch=options.batch)
         for setting in options.settings
         for precision in precisions
         for side in SIDES
         if side == "fastle" or setting not in WITHOUT_PLAIN
     ]
     try:
-        counted = {case: count(case) for case in cases}
+        steps = {variant: count(variant) for variant in variants}
     except FastleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    report = {"command": ["scripts/gpu_forecast.py", *(argv or sys.argv[1:])], **forecast_report(counted, options.gpus)}
+    report = {"command": ["scripts/gpu_forecast.py", *(argv or sys.argv[1:])], **forecast_report(steps, options.gpus)}
     print(markdown(report), end="")
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

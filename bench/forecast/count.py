@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Kind = Literal["triton", "convolution", "product", "operator"]
@@ -59,15 +59,11 @@ class Launch:
     contiguous_bytes: int = 0
     copies_layout: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Launch:
-        values = dict(values)
-        values["channels"] = tuple(values["channels"])
-        values["contiguous"] = tuple(tuple(shape) for shape in values["contiguous"])
-        return cls(**values)
+        """The launch of the fields that JSON has kept."""
+        shapes = tuple(map(tuple, values["contiguous"]))
+        return cls(**values | {"channels": tuple(values["channels"]), "contiguous": shapes})
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +105,12 @@ class _Kernel:
 
 
 def _kernels(source: str) -> dict[str, _Kernel]:
-    found = {}
+    kernels = {}
     for match in re.finditer(r"^(\w+) = async_compile\.triton\('\w+', '''(.*?)''', device_str", source, re.M | re.S):
         name, body = match.groups()
         estimate = re.search(r"'kernel_num_gb': ([0-9.e+-]+)", body)
-        found[name] = _Kernel(round(1e9 * float(estimate[1])) if estimate else 0, body.count("tl.atomic_add("))
-    return found
+        kernels[name] = _Kernel(round(1e9 * float(estimate[1])) if estimate else 0, body.count("tl.atomic_add("))
+    return kernels
 
 
 @dataclass(slots=True)
@@ -124,7 +120,7 @@ class _Reader:
     phases: Mapping[str, str]
     item_sizes: Mapping[str, int]
     buffers: dict[str, Buffer] = field(default_factory=dict)
-    found: list[Launch] = field(default_factory=list)
+    launched: list[Launch] = field(default_factory=list)
     # launches whose results are known only by the assertions that follow them: index → operands
     pending: dict[str, int] = field(default_factory=dict)
     in_products: set[str] = field(default_factory=set)
@@ -144,7 +140,7 @@ class _Reader:
             free = [buffer for buffer in maps if buffer.root not in self.in_products]
             if len({buffer.layout for buffer in free}) > 1:
                 self._change(index, copies_layout=True)
-        return self.found
+        return self.launched
 
     def _phase(self, lines: list[str], statement: ast.stmt) -> str:
         """Of the comment above a statement, by majority."""
@@ -190,17 +186,17 @@ class _Reader:
             self._result(index, self.buffers[name])
 
     def _result(self, index: int, buffer: Buffer) -> None:
-        launch = self.found[index]
+        launch = self.launched[index]
         self._change(index, bytes=launch.bytes + buffer.bytes)
         if launch.kind == "convolution":
             self._note_layouts(index, buffer)
 
     def _change(self, index: int, **changes: Any) -> None:
-        self.found[index] = Launch.from_dict(self.found[index].to_dict() | changes)
+        self.launched[index] = replace(self.launched[index], **changes)
 
     def _add(self, **values: Any) -> int:
-        self.found.append(Launch(direction=self.direction, **values))
-        return len(self.found) - 1
+        self.launched.append(Launch(direction=self.direction, **values))
+        return len(self.launched) - 1
 
     def _triton(self, name: str, kernel: _Kernel, call: ast.Call, phase: str) -> None:
         operands = [buffer for argument in call.args if (buffer := self._buffer(argument)) is not None]
@@ -215,7 +211,7 @@ class _Reader:
         if name == "extern_kernels.convolution":
             self._convolution(target, call, operands, phase)
         elif name == "torch.ops.aten.convolution_backward.default":
-            self._convolution_backward(target, call, operands, phase)
+            self._convolution_backward(call, operands, phase)
         elif name.removeprefix("extern_kernels.") in ("mm", "addmm", "bmm"):
             left, right = operands[-3:-1]
             flop = 2 * math.prod(left.shape) * right.shape[-1]
@@ -226,7 +222,7 @@ class _Reader:
             if operator in FUSED_CONVOLUTIONS:
                 self._fused_convolution(target, operator, operands, phase)
                 return
-            # samples and slices, or the projection that the slopes are of
+            # of samples and slices: a backward's largest operand holds a number for each
             pairs = math.prod(operands[0].shape[:-1]) * operands[1].shape[-1] if operator == "sigreg_forward" else 0
             products = 2 * pairs * operands[0].shape[-1] if pairs else 0
             if operator == "sigreg_backward":
@@ -272,7 +268,7 @@ class _Reader:
         assert target is not None
         self.pending[target] = index
 
-    def _convolution_backward(self, target: str | None, call: ast.Call, operands: list[Buffer], phase: str) -> None:
+    def _convolution_backward(self, call: ast.Call, operands: list[Buffer], phase: str) -> None:
         gradient, images, weight = operands[:3]
         transposed, wanted = _literal(call.args[7]), _literal(call.args[10])
         small = images if transposed else gradient
@@ -290,7 +286,7 @@ class _Reader:
                 self._note_layouts(index, gradient, images, weight)
 
     def _note_layouts(self, index: int, *buffers: Buffer) -> None:
-        launch = self.found[index]
+        launch = self.launched[index]
         turned = [buffer for buffer in buffers if buffer.layout == "NCHW" and buffer.bytes >= LARGE]
         self._change(
             index,

@@ -1,7 +1,7 @@
 """The code of a training step, generated for a mocked GPU from tensors without data, and counted.
 
-A case is generated in a process of its own, since the mock is for good: `count(case)` starts it and reads what it
-counted, `python -m bench.forecast.generate CASE OUT` is that process.
+Each variant of the step is generated in a process of its own, since the mock is for good: `count(variant)` starts it
+and reads what it counted, `python -m bench.forecast.generate VARIANT OUT` is that process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "celeba-spatial": {"recipe": "post"},
     "celeba-pixel": {"objective": "pixel", "recipe": "post"},
 }
-Side = Literal["fastle", "plain"]
+SideName = Literal["fastle", "plain"]
 
 
 class CannotGenerate(FastleError):
@@ -41,11 +41,11 @@ class CannotGenerate(FastleError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """What code to generate: of a setting, fastle's step or the plain one under torch.compile."""
+class StepVariant:
+    """A step whose code is generated: fastle's of a setting, or the plain one under torch.compile."""
 
     setting: str
-    side: Side = "fastle"
+    side: SideName = "fastle"
     precision: Precision = "bf16"
     batch: int = 128
 
@@ -68,11 +68,8 @@ class Counted:
     parameters: int
 
 
-def count(case: Case, *, keep: Path | None = None) -> Counted:
-    """Generates the code of a case, about a minute, and counts it.
-
-    Args:
-        keep: a folder for the code itself.
+def count(variant: StepVariant) -> Counted:
+    """Generates the code of a variant, about a minute, and counts it.
 
     Raises:
         CannotGenerate: torch has no Inductor for it here, or the step does not compile.
@@ -87,14 +84,13 @@ def count(case: Case, *, keep: Path | None = None) -> Counted:
         environment.pop("TRITON_INTERPRET", None)
         if torch.version.cuda is not None:
             environment["LD_PRELOAD"] = str(_hooks())
-        command = [sys.executable, "-m", "bench.forecast.generate", json.dumps(asdict(case)), str(out)]
-        command += [str(keep)] if keep else []
+        command = [sys.executable, "-m", "bench.forecast.generate", json.dumps(asdict(variant)), str(out)]
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            raise CannotGenerate(f"the code of {case.setting}, {case.side}, cannot be generated: {last}")
-        found = json.loads(out.read_text(encoding="utf-8"))
-    return Counted([Launch.from_dict(values) for values in found["launches"]], found["parameters"])
+            raise CannotGenerate(f"the code of {variant.setting}, {variant.side}, cannot be generated: {last}")
+        counted = json.loads(out.read_text(encoding="utf-8"))
+    return Counted([Launch.from_dict(values) for values in counted["launches"]], counted["parameters"])
 
 
 def _hooks() -> Path:
@@ -124,20 +120,19 @@ class _Done(Exception):
     """The code is there; nothing is to be run."""
 
 
-def _main(case: Case, out: Path, keep: Path | None) -> None:
+def _main(variant: StepVariant, out: Path) -> None:
     from bench.forecast.mock import mock_cuda
 
     mock_cuda()
     launches: list[Launch] = []
-    _intercept(launches, keep)
-    parameters = _trace(case)
+    _intercept(launches)
+    parameters = _trace(variant)
     if {launch.direction for launch in launches} != {"forward", "backward"}:
         raise CannotGenerate("a graph forward and one backward were to be generated")
-    found = {"launches": [launch.to_dict() for launch in launches], "parameters": parameters}
-    out.write_text(json.dumps(found), encoding="utf-8")
+    out.write_text(json.dumps(asdict(Counted(launches, parameters))), encoding="utf-8")
 
 
-def _intercept(launches: list[Launch], keep: Path | None) -> None:
+def _intercept(launches: list[Launch]) -> None:
     """Makes Inductor count what it has written instead of running it."""
     import torch._functorch.config
     import torch._inductor.config
@@ -156,8 +151,6 @@ def _intercept(launches: list[Launch], keep: Path | None) -> None:
     def compile_to_module(graph: GraphLowering) -> Any:
         code, _ = graph.codegen()
         direction: counting.Pass = "backward" if graph.is_backward else "forward"
-        if keep is not None:
-            (keep / f"{direction}.py").write_text(code.value, encoding="utf-8")
         nodes = list(cast(torch.fx.GraphModule, graph.module).graph.nodes)
         launches.extend(
             counting.launches(code.value, direction, phases=dict(_phases(nodes)), item_sizes=dict(_item_sizes(nodes)))
@@ -208,8 +201,8 @@ def _to_channels_last(model: torch.nn.Module) -> None:
                 module._parameters[name] = torch.nn.Parameter(last, requires_grad=value.requires_grad)
 
 
-def _trace(case: Case) -> int:
-    """Compiles the step of a case on tensors without data; the number of its parameters."""
+def _trace(variant: StepVariant) -> int:
+    """Compiles the step of a variant on tensors without data; the number of its parameters."""
     from torch._subclasses import FakeTensorMode
 
     from fastle.method import objective as method
@@ -223,11 +216,11 @@ def _trace(case: Case) -> int:
     # a compiled graph does not see phases; its nodes may carry their names
     for module in (method, plain):
         setattr(module, "phase", annotated)  # noqa: B010, not exported
-    config, device = case.config, torch.device("cuda", 0)
+    config, device = variant.config, torch.device("cuda", 0)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model: torch.nn.Module
         objective: torch.nn.Module
-        if case.side == "plain":
+        if variant.side == "plain":
             with device:
                 model = peer = plain.PlainAutoencoder(config.model)
             _to_channels_last(peer)
@@ -238,8 +231,9 @@ def _trace(case: Case) -> int:
                 model = ours = Autoencoder(config.model)
             _to_channels_last(ours)
             objective = method.make_objective(ours, config.objective)
-        images = torch.empty(case.batch, config.model.channels, *config.model.sides, dtype=torch.uint8, device=device)
-        corner = torch.zeros(case.batch, dtype=torch.int64, device=device)
+        shape = (variant.batch, config.model.channels, *config.model.sides)
+        images = torch.empty(shape, dtype=torch.uint8, device=device)
+        corner = torch.zeros(variant.batch, dtype=torch.int64, device=device)
         draws = method.Draws(
             slices=torch.empty(config.model.latent_shape[0], config.objective.slices, device=device),
             view=None if config.objective.transform is None else Boxes(corner, corner.clone()),
@@ -247,7 +241,7 @@ def _trace(case: Case) -> int:
         )
         objective.compile(fullgraph=True, dynamic=False)
         try:
-            with torch.autocast("cuda", torch.bfloat16, enabled=case.precision == "bf16"):
+            with torch.autocast("cuda", torch.bfloat16, enabled=variant.precision == "bf16"):
                 objective(images.contiguous(memory_format=torch.channels_last), draws)
         except _Done:
             return sum(parameter.numel() for parameter in model.parameters())
@@ -255,4 +249,4 @@ def _trace(case: Case) -> int:
 
 
 if __name__ == "__main__":
-    _main(Case(**json.loads(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)
+    _main(StepVariant(**json.loads(sys.argv[1])), Path(sys.argv[2]))

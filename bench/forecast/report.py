@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bench.forecast.generate import Case, Counted, Side
-from bench.forecast.roofline import GPUS, LAUNCH, REACHED, Row, step_rows
+from bench.forecast.generate import Counted, SideName, StepVariant
+from bench.forecast.roofline import GPUS, LAUNCH, REACHED, PhaseCost, step_costs
 
-SIDES: dict[Side, str] = {"fastle": "fastle", "plain": "plain compiled"}
+SIDES: dict[SideName, str] = {"fastle": "fastle", "plain": "plain compiled"}
 
 
-def forecast_report(counted: Mapping[Case, Counted], gpus: Sequence[str]) -> dict[str, Any]:
+def forecast_report(steps: Mapping[StepVariant, Counted], gpus: Sequence[str]) -> dict[str, Any]:
     """Everything that is printed, as JSON takes it."""
     rows = []
-    for case, found in counted.items():
+    for variant, counted in steps.items():
         for name in gpus:
-            if GPUS[name].precision == case.precision:
-                times = [asdict(row) for row in step_rows(found, GPUS[name])]
-                rows.append({"gpu": name, **asdict(case), "rows": times})
-    counts = [asdict(case) | totals(found) for case, found in counted.items()]
+            if GPUS[name].precision == variant.precision:
+                costs = [asdict(cost) for cost in step_costs(counted, GPUS[name])]
+                rows.append({"gpu": name, **asdict(variant), "rows": costs})
+    counts = [asdict(variant) | totals(counted) for variant, counted in steps.items()]
     return {
         "computed": "not measured: from generated code and data sheets",
         "reached": REACHED,
@@ -30,19 +30,19 @@ def forecast_report(counted: Mapping[Case, Counted], gpus: Sequence[str]) -> dic
     }
 
 
-def totals(found: Counted) -> dict[str, Any]:
+def totals(counted: Counted) -> dict[str, Any]:
     """What a step launches and moves in all, its optimizer left out."""
-    triton = [launch for launch in found.launches if launch.kind == "triton"]
+    triton = [launch for launch in counted.launches if launch.kind == "triton"]
     return {
         "triton_launches": len(triton),
         "triton_bytes": sum(launch.bytes for launch in triton),
-        "launches": len(found.launches),
-        "bytes": sum(launch.bytes for launch in found.launches),
-        "flop": sum(launch.flop for launch in found.launches),
+        "launches": len(counted.launches),
+        "bytes": sum(launch.bytes for launch in counted.launches),
+        "flop": sum(launch.flop for launch in counted.launches),
         "atomics": sum(launch.atomics for launch in triton),
-        "contiguous": sum(bool(launch.contiguous) for launch in found.launches),
+        "contiguous": sum(bool(launch.contiguous) for launch in counted.launches),
         "layout_copies": sum(launch.copies_layout for launch in triton),
-        "parameters": found.parameters,
+        "parameters": counted.parameters,
     }
 
 
@@ -82,15 +82,15 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def _phases(entry: Mapping[str, Any]) -> list[str]:
-    rows = [Row(**values) for values in entry["rows"]]
+    costs = [PhaseCost(**values) for values in entry["rows"]]
     return [
         f"{entry['gpu']}, {entry['setting']}:{entry['batch']}, {entry['precision']}:",
         "",
         "| phase | launches | GB | TFLOP | bound, ms | forecast, ms |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {row.phase} | {row.launches} | {row.bytes / 1e9:.2f} | {row.flop / 1e12:.2f} "
-            f"| {1e3 * row.bound:.2f} | {1e3 * row.forecast:.2f} |"
-            for row in rows
+            f"| {cost.phase} | {cost.launches} | {cost.bytes / 1e9:.2f} | {cost.flop / 1e12:.2f} "
+            f"| {1e3 * cost.bound:.2f} | {1e3 * cost.forecast:.2f} |"
+            for cost in costs
         ),
     ]

@@ -62,8 +62,8 @@ OPTIMIZER_BYTES = 7 * 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A phase of a step on a GPU: seconds, bytes, FLOP and launches."""
+class PhaseCost:
+    """What a phase of a step, or the whole step, costs on a GPU: seconds, bytes, FLOP and launches."""
 
     phase: str
     bound: float
@@ -73,19 +73,19 @@ class Row:
     launches: int
 
 
-def step_rows(counted: Counted, gpu: GPU) -> list[Row]:
-    """A row for each phase and direction, the optimizer and the whole step."""
+def step_costs(counted: Counted, gpu: GPU) -> list[PhaseCost]:
+    """The costs of each phase and direction, of the optimizer and of the whole step."""
     groups: dict[str, list[Launch]] = {}
     for launch in counted.launches:
         name = launch.phase if launch.direction == "forward" else f"{launch.phase}, backward"
         groups.setdefault(name, []).append(launch)
     # the loss has no phase of its own: what is in no other comes last of its direction
     names = sorted(groups, key=lambda name: ("backward" in name, name.startswith(REST)))
-    rows = [_row(name, groups[name], gpu) for name in names]
+    costs = [_cost(name, groups[name], gpu) for name in names]
     moved = OPTIMIZER_BYTES * counted.parameters
     seconds = moved / gpu.bandwidth
-    rows.append(
-        Row(
+    costs.append(
+        PhaseCost(
             phase="optimizer",
             bound=seconds,
             forecast=seconds / REACHED["bandwidth"] + LAUNCH,
@@ -94,22 +94,22 @@ def step_rows(counted: Counted, gpu: GPU) -> list[Row]:
             launches=1,
         )
     )
-    return [*rows, _total(rows)]
+    return [*costs, _total(costs)]
 
 
-def _total(rows: Sequence[Row]) -> Row:
-    return Row(
+def _total(costs: Sequence[PhaseCost]) -> PhaseCost:
+    return PhaseCost(
         phase="step",
-        bound=sum(row.bound for row in rows),
-        forecast=sum(row.forecast for row in rows),
-        bytes=sum(row.bytes for row in rows),
-        flop=sum(row.flop for row in rows),
-        launches=sum(row.launches for row in rows),
+        bound=sum(cost.bound for cost in costs),
+        forecast=sum(cost.forecast for cost in costs),
+        bytes=sum(cost.bytes for cost in costs),
+        flop=sum(cost.flop for cost in costs),
+        launches=sum(cost.launches for cost in costs),
     )
 
 
-def _row(name: str, launches: Sequence[Launch], gpu: GPU) -> Row:
-    return Row(
+def _cost(name: str, launches: Sequence[Launch], gpu: GPU) -> PhaseCost:
+    return PhaseCost(
         phase=name,
         bound=sum(max(launch.bytes / gpu.bandwidth, launch.flop / _rate(launch, gpu)[0]) for launch in launches),
         forecast=sum(forecast(launch, gpu) for launch in launches),

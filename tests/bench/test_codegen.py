@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from bench.forecast.count import Launch, launches
-from bench.forecast.generate import Case, Counted, count
+from bench.forecast.generate import Counted, StepVariant, count
 from bench.forecast.report import totals
-from bench.forecast.roofline import GPUS, step_rows
+from bench.forecast.roofline import GPUS, step_costs
 
 pytest.importorskip("triton", reason="triton has no wheels for this machine")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the mocked device is Linux's")
@@ -23,7 +23,7 @@ TORCH = ".".join(torch.__version__.split(".")[:2])
 @pytest.fixture(scope="module")
 def step() -> Counted:
     """The step of CelebA by the default recipe, masked, latent 512, bf16. It takes a minute of a core."""
-    return count(Case(setting="celeba-masked-512-tuned"))
+    return count(StepVariant(setting="celeba-masked-512-tuned"))
 
 
 def test_codegen_adds_nothing_atomically(step: Counted) -> None:
@@ -120,7 +120,7 @@ def test_a_roofline_is_the_longer_of_bytes_and_operations() -> None:
         )
         for flop in (10**6, 10**13)
     )
-    encode, *_, step = step_rows(Counted([few], 0), gpu)
+    encode, *_, step = step_costs(Counted([few], 0), gpu)
     assert encode.bound == pytest.approx(1e9 / gpu.bandwidth) and step.forecast > step.bound
     assert gpu.bf16 is not None
-    assert step_rows(Counted([many], 0), gpu)[0].bound == pytest.approx(1e13 / gpu.bf16)
+    assert step_costs(Counted([many], 0), gpu)[0].bound == pytest.approx(1e13 / gpu.bf16)
