@@ -52,9 +52,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.common.celeba_images import SIZE, copy_celeba, disk_files, make_celeba
 from bench.common.command import Benchmark, make_parser, run
 from bench.common.loaders import BATCH, SEED, FastleLoader, PilLoader
-from bench.common.measure import Effort, Row, Side, first_call, interleave, refusal
+from bench.common.measure import Effort, Side, first_call, interleave, refusal
 from bench.common.plot import Panel
-from bench.common.table import Column, digits, ratio, time_columns
+from bench.common.table import Column, Row, digits, ratio, time_columns
 from fastle.choices import CacheChoice, DecoderChoice, StepMode
 from fastle.config import ConfigError, RunConfig
 from fastle.data import Feed, Images, Loading, open_images

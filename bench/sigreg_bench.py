@@ -36,10 +36,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common.command import Benchmark, make_parser, run
-from bench.common.measure import Case, Row, Side, measure, relative_error
-from bench.common.peers import CHUNK, KNOTS, T_MAX, Images, chunked_sigreg, compiled, naive_sigreg
+from bench.common.measure import Case, Side, measure, relative_error
+from bench.common.peers import CHUNK, KNOTS, T_MAX, Tensors, chunked_sigreg, compiled, naive_sigreg
 from bench.common.plot import time_and_memory
-from bench.common.table import operator_columns
+from bench.common.table import Row, operator_columns
 from fastle.kernels import reference
 from fastle.kernels.sigreg import sigreg
 
@@ -116,7 +116,7 @@ def make_case(shape: SigregShape, dtype: str, device: torch.device) -> Case:
     slices = (slices / slices.norm(dim=0)).to(device)
     exact_results = exact(inputs[0], slices, room=ORACLE_BYTES)
 
-    def errors(result: tuple[Images, Images]) -> dict[str, float]:
+    def errors(result: tuple[Tensors, Tensors]) -> dict[str, float]:
         pairs = zip(("value", "gradient"), result, exact_results, strict=True)
         return {name: relative_error(got, wanted) for name, got, wanted in pairs}
 
@@ -142,16 +142,16 @@ def make_case(shape: SigregShape, dtype: str, device: torch.device) -> Case:
     )
 
 
-def _make(loss: Callable[..., Tensor], slices: Tensor) -> Callable[[Tensor], tuple[Images, Images]]:
+def _make(loss: Callable[..., Tensor], slices: Tensor) -> Callable[[Tensor], tuple[Tensors, Tensors]]:
     return partial(_forward_backward, loss, slices)
 
 
-def _forward_backward(loss: Callable[..., Tensor], slices: Tensor, z: Tensor) -> tuple[Images, Images]:
+def _forward_backward(loss: Callable[..., Tensor], slices: Tensor, z: Tensor) -> tuple[Tensors, Tensors]:
     value = loss(z, slices)
     return (value.detach(),), torch.autograd.grad(value, z)
 
 
-def exact(z: Tensor, slices: Tensor, *, room: int) -> tuple[Images, Images]:
+def exact(z: Tensor, slices: Tensor, *, room: int) -> tuple[Tensors, Tensors]:
     """The loss of z (..., N, D) and its gradient in float64, as many slices (D, M) at once as fit into `room` bytes."""
     z = z.detach().double().requires_grad_()
     tensor_bytes = 8 * KNOTS * math.prod(z.shape[:-1])

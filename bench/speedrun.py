@@ -37,9 +37,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common.command import Benchmark, make_parser, run
-from bench.common.measure import Row
 from bench.common.plot import Panel
-from bench.common.table import Column, digits, ratio
+from bench.common.table import Column, Row, digits, ratio
 from fastle.config import ConfigError, RunConfig
 from fastle.data import Feed, Images, Loading, open_images
 from fastle.machine import synchronize

@@ -56,9 +56,9 @@ from torch.utils.checkpoint import checkpoint
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common.command import Benchmark, make_parser, run
-from bench.common.measure import Case, Row, Side, measure
+from bench.common.measure import Case, Side, measure
 from bench.common.plot import Panel
-from bench.common.table import Column, digits, error_columns, ratio, time_columns
+from bench.common.table import Column, Row, digits, error_columns, ratio, time_columns
 from fastle.choices import StepMode
 from fastle.config import ConfigError, Precision, RunConfig
 from fastle.method.model import Autoencoder

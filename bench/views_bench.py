@@ -39,19 +39,19 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common.command import Benchmark, make_parser, run
-from bench.common.measure import Case, Row, Side, measure, relative_error
-from bench.common.peers import Images, Size, compiled, eager_holes, eager_masks, grid_crops, roi_crops
+from bench.common.measure import Case, Side, measure, relative_error
+from bench.common.peers import HeightWidth, Tensors, compiled, eager_holes, eager_masks, grid_crops, roi_crops
 from bench.common.plot import Panel, time_and_memory
-from bench.common.table import Column, digits, operator_columns
+from bench.common.table import Column, Row, digits, operator_columns
 from fastle.kernels.crop_resize import crop_resize
 from fastle.kernels.mask_fill import mask_fill
 from fastle.kernels.random_mask import mask_patches
 from fastle.profiling.measure import copy_bandwidth
 
 # from images and the corners of the boxes to views
-MakeViews: TypeAlias = Callable[[Images, Tensor, Tensor], Images]
+MakeViews: TypeAlias = Callable[[Tensors, Tensor, Tensor], Tensors]
 # views and, unless only the forward is timed, the gradients to the images
-Result: TypeAlias = tuple[Images, ...]
+Result: TypeAlias = tuple[Tensors, ...]
 
 ROTATION = 3  # inputs
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -79,8 +79,8 @@ class ViewShape(NamedTuple):
     operator: str
     views: int
     images: tuple[int, int, int, int]
-    amount: Size | float
-    out: Size
+    amount: HeightWidth | float
+    out: HeightWidth
 
     @classmethod
     def parse(cls, text: str) -> ViewShape:
@@ -120,13 +120,13 @@ class ViewShape(NamedTuple):
         return f"{self.operator}:{images}:{amount}{out}"
 
 
-def _size(text: str) -> Size:
+def _size(text: str) -> HeightWidth:
     """Rows and columns of "19" or "48x80"."""
     rows, _, columns = text.partition("x")
     return int(rows), int(columns or rows)
 
 
-def _sides(size: Size) -> str:
+def _sides(size: HeightWidth) -> str:
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
 
 
@@ -149,10 +149,10 @@ MORE = _shapes("crop:16x3x128x128:64 crop:16x3x96x128:48x80:64x96")
 class ViewBatch(NamedTuple):
     """An input: images of V views, a box corner for each sample, and the gradients to the views."""
 
-    images: Images
+    images: Tensors
     top: Tensor
     left: Tensor
-    cotangents: Images
+    cotangents: Tensors
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -236,15 +236,15 @@ def make_sides(shape: ViewShape) -> dict[str, MakeViews]:
     return sides
 
 
-def our_crops(images: Images, top: Tensor, left: Tensor, *, box: Size, out: Size) -> Images:
+def our_crops(images: Tensors, top: Tensor, left: Tensor, *, box: HeightWidth, out: HeightWidth) -> Tensors:
     return tuple(crop_resize(images, top, left, *box, out_size=out))
 
 
-def our_holes(images: Images, top: Tensor, left: Tensor, *, hole: Size) -> Images:
+def our_holes(images: Tensors, top: Tensor, left: Tensor, *, hole: HeightWidth) -> Tensors:
     return tuple(mask_fill(images, top, left, *hole))
 
 
-def our_masks(images: Images, top: Tensor, left: Tensor, *, ratio: float) -> Images:
+def our_masks(images: Tensors, top: Tensor, left: Tensor, *, ratio: float) -> Tensors:
     # the draw belongs to what is compared: eager draws too
     seeds = torch.randint(2**32, top.shape, device=top.device)
     return tuple(mask_patches(images, seeds, ratio=ratio))

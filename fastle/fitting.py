@@ -19,7 +19,7 @@ from torch import nn
 from .choices import CacheChoice, DecoderChoice, DeviceName, LoggerName, StepMode
 from .config import OPTIONS, ConfigError, DataConfig, RunConfig
 from .data import Identity, Images, Loading, open_training, open_tree
-from .data.given import all_given, open_given, shape_of
+from .data.given import open_all_given, open_given, shape_of
 from .machine import from_torchrun, pick_device
 from .method.contract import own_parts
 from .method.judge import FrozenJudge
@@ -198,7 +198,7 @@ def evaluate(
         images: Images = open_tree(config, Path(data), make_loading("auto", "none", device, console))
     else:
         OPTIONS["bits"].check(bits)
-        images = all_given(data, size=size, channels=channels, bits=bits)
+        images = open_all_given(data, size=size, channels=channels, bits=bits)
     return measure(model, images, hole_ratio=hole_ratio, device=device, perceptual=perceptual)
 
 

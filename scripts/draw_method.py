@@ -72,7 +72,7 @@ def strip(trainer: Trainer, shown: Tensor, step: int) -> Image.Image:
             axes = figure.add_axes((0.005 + column * 0.125, 0.46 - 0.45 * row, 0.115, 0.42))
             axes.imshow(image[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.axis("off")
-    return drawn(canvas)
+    return picture_of(canvas)
 
 
 def points() -> Iterator[Image.Image]:
@@ -106,11 +106,11 @@ def scatter(z: Tensor, loss: float) -> Image.Image:
         axes.hist(values.numpy(), bins=28, range=(-3.5, 3.5), density=True)
         axes.plot(at, np.exp(-(at**2) / 2) / math.sqrt(2 * math.pi), color="black", linewidth=1)
         axes.set(ylim=(0, 0.8), title=title, yticks=[])
-    return drawn(canvas)
+    return picture_of(canvas)
 
 
-def drawn(canvas: FigureCanvasAgg) -> Image.Image:
-    """What a figure looks like."""
+def picture_of(canvas: FigureCanvasAgg) -> Image.Image:
+    """A figure as an image."""
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 

@@ -51,7 +51,7 @@ SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class Photographs:
     """Photographs (N, C, H, W), uint8, and the numbers of their classes (N,)."""
 
     images: Tensor
@@ -127,7 +127,7 @@ def class_names(data: DataConfig) -> list[str]:
     return names
 
 
-def labelled(data: DataConfig, split: Split, classes: list[str]) -> Labelled:
+def labelled(data: DataConfig, split: Split, classes: list[str]) -> Photographs:
     """The photographs of a split, with their classes.
 
     Raises:
@@ -139,7 +139,7 @@ def labelled(data: DataConfig, split: Split, classes: list[str]) -> Labelled:
     if unknown:
         raise ConfigError(f"--data {data.root}: no training photograph is in a folder {unknown[0]!r}, as in {split}")
     pixels = torch.cat([images.batch(list(part)) for part in _parts(len(images))])
-    return Labelled(pixels, torch.tensor([classes.index(name) for name in names]))
+    return Photographs(pixels, torch.tensor([classes.index(name) for name in names]))
 
 
 def load_classifier(path: Path, data: DataConfig, classes: list[str]) -> Classifier:
@@ -166,7 +166,7 @@ def load_classifier(path: Path, data: DataConfig, classes: list[str]) -> Classif
     return model.eval()
 
 
-def train_classifier(model: Classifier, data: Labelled, say: Callable[[str], None]) -> None:
+def train_classifier(model: Classifier, data: Photographs, say: Callable[[str], None]) -> None:
     """Trains by AdamW with a rate that rises and falls, on mirrored and shifted images."""
     generator = Generator().manual_seed(SEED)
     for parameter in model.parameters():
@@ -201,7 +201,7 @@ def augmented(images: Tensor, generator: Generator) -> Tensor:
 
 
 @torch.no_grad()
-def measure(classifier: Classifier, runs: list[Path], data: Labelled) -> list[dict[str, Any]]:
+def measure(classifier: Classifier, runs: list[Path], data: Photographs) -> list[dict[str, Any]]:
     """The figures of the images themselves, then those of each run."""
     features, classes = describe(classifier, data.images, lambda x: x)
     models = {str(run): Autoencoder.from_pretrained(run, "cpu") for run in runs}

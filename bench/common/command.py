@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from bench.common.measure import FULL, QUICK, Effort, Row
-from bench.common.plot import Panel, draw
-from bench.common.table import Column, duration, show
+from bench.common.measure import FULL, QUICK, Effort
+from bench.common.plot import Panel, save_plot
+from bench.common.table import Column, Row, duration, show
 from fastle.checkpoint import write_atomic
 from fastle.commands.cli import Parser
 from fastle.config import ConfigError
@@ -40,7 +40,7 @@ class Benchmark:
         cases: what to measure, from flags and device; each case becomes a row.
         measure: makes the row of a case.
         columns: the columns of a row's table.
-        panels: what to draw of a row.
+        panels: what to plot of a row.
         notes: lines that explain the figures.
     """
 
@@ -58,7 +58,7 @@ def make_parser(prog: str, description: str, *, quick: str) -> Parser:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU, if any")
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here, again after each row")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the report")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="plot the report")
     parser.add_argument("--from", type=Path, dest="source", metavar="FILE", help="show this report, measure nothing")
     return parser
 
@@ -79,7 +79,7 @@ def run(parser: Parser, benchmark: Benchmark, argv: Sequence[str] | None) -> int
         console = Console()
         show(report, console if console.is_terminal else Console(width=WIDTH), benchmark.columns, benchmark.notes)
         if flags.plot is not None:
-            draw(report, flags.plot, benchmark.panels)
+            save_plot(report, flags.plot, benchmark.panels)
     except FastleError as error:
         parser.error(str(error))
     except KeyboardInterrupt:

@@ -23,12 +23,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from bench.common.table import Row
 from fastle.errors import FastleError
 from fastle.machine import free_memory, peak_memory, synchronize
 from fastle.profiling.measure import Stopwatch, percentiles
 from fastle.training.memory import out_of_memory
 
-Row: TypeAlias = dict[str, Any]
 # what a side computes its result with: mostly a function of an input
 Call: TypeAlias = Any
 

@@ -26,8 +26,8 @@ from fastle.training.plain_step import fill_with_mean, grid_crop
 KNOTS, T_MAX = 17, 3.0
 CHUNK = 64  # slices
 
-Images: TypeAlias = tuple[Tensor, ...]
-Size: TypeAlias = tuple[int, int]  # rows, columns
+Tensors: TypeAlias = tuple[Tensor, ...]
+HeightWidth: TypeAlias = tuple[int, int]  # rows, columns
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -57,18 +57,18 @@ def chunked_sigreg(z: Tensor, slices: Tensor) -> Tensor:
     return torch.stack(sums).sum() / (math.prod(z.shape[:-2]) * slices.shape[1])
 
 
-def grid_crops(images: Images, top: Tensor, left: Tensor, *, box: Size, out: Size) -> Images:
+def grid_crops(images: Tensors, top: Tensor, left: Tensor, *, box: HeightWidth, out: HeightWidth) -> Tensors:
     """A box of each image, by grid_sample; the grid is computed again for each view, as eager code does."""
     return tuple(grid_crop(x.float(), top, left, box, out).to(x.dtype) for x in images)
 
 
-def roi_crops(images: Images, top: Tensor, left: Tensor, *, box: Size, out: Size) -> Images:
+def roi_crops(images: Tensors, top: Tensor, left: Tensor, *, box: HeightWidth, out: HeightWidth) -> Tensors:
     """The same by torchvision's roi_align, with one sample in each bin."""
     regions = align_corners_regions(top, left, box, out)
     return tuple(roi_align(x.float(), regions, out, sampling_ratio=1, aligned=True).to(x.dtype) for x in images)
 
 
-def align_corners_regions(top: Tensor, left: Tensor, box: Size, out: Size) -> Tensor:
+def align_corners_regions(top: Tensor, left: Tensor, box: HeightWidth, out: HeightWidth) -> Tensor:
     """(B, 5) regions (sample, x, y, x, y) with which roi_align reads what a crop with aligned corners reads.
 
     roi_align divides the interval from `low` to `high` into n equal bins, reads each at its centre, and puts the centre
@@ -83,12 +83,12 @@ def align_corners_regions(top: Tensor, left: Tensor, box: Size, out: Size) -> Te
     return torch.stack((samples, x, y, x + out[1] * step[1], y + out[0] * step[0]), dim=1)
 
 
-def eager_holes(images: Images, top: Tensor, left: Tensor, *, hole: Size) -> Images:
+def eager_holes(images: Tensors, top: Tensor, left: Tensor, *, hole: HeightWidth) -> Tensors:
     """Each image with a hole, filled with the mean of each channel."""
     return tuple(fill_with_mean(x, top, left, hole) for x in images)
 
 
-def eager_masks(images: Images, top: Tensor, left: Tensor, *, ratio: float) -> Images:
+def eager_masks(images: Tensors, top: Tensor, left: Tensor, *, ratio: float) -> Tensors:
     """Images with a share of the pixels set to zero; all views have the same mask, which is drawn in each call."""
     batch, _, height, width = images[0].shape
     order = torch.rand(batch, height * width, device=top.device).argsort(1)

@@ -1,4 +1,4 @@
-"""The picture of a report: for each row one or more panels of bars, a bar for each side."""
+"""The plot of a report: for each row one or more panels of bars, a bar for each side."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def time_and_memory(row: Row) -> list[Panel]:
     ]
 
 
-def draw(report: Row, path: Path, panels: Callable[[Row], Sequence[Panel]]) -> None:
+def save_plot(report: Row, path: Path, panels: Callable[[Row], Sequence[Panel]]) -> None:
     """Writes a PNG with a line of panels for each row. Refused rows are left out."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ def draw(report: Row, path: Path, panels: Callable[[Row], Sequence[Panel]]) -> N
     for panel_axes in axes.flat[sum(map(len, lines)) :]:
         panel_axes.set_visible(False)
     for panel_axes, panel in zip(axes.flat, (panel for line in lines for panel in line), strict=False):
-        _draw_bars(panel_axes, panel)
+        _plot_bars(panel_axes, panel)
     here = report["environment"]
     figure.suptitle(
         f"{report['benchmark']} benchmark, medians\n{here['device']}, {here['threads']} threads, "
@@ -59,7 +59,7 @@ def draw(report: Row, path: Path, panels: Callable[[Row], Sequence[Panel]]) -> N
     path.write_bytes(encoded.getvalue())
 
 
-def _draw_bars(axes: Any, panel: Panel) -> None:
+def _plot_bars(axes: Any, panel: Panel) -> None:
     for i, (name, (length, label)) in enumerate(panel.bars.items()):
         peer = name.startswith(PEER_NAMES)
         axes.barh(i, length, color=PEER if peer else OURS, height=0.7)

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-Row = dict[str, Any]
+Row = dict[str, Any]  # a line of a report, or a side of one
 
 
 class Column(NamedTuple):

@@ -138,7 +138,7 @@ def open_given(
     return train, held, _identify(train, say)
 
 
-def all_given(data: Any, *, size: Size, channels: int, bits: int) -> GivenImages:
+def open_all_given(data: Any, *, size: Size, channels: int, bits: int) -> GivenImages:
     """All images of a source; see `GivenImages`.
 
     Raises:

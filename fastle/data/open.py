@@ -92,20 +92,19 @@ def open_tree(config: DataConfig, root: Path, loading: Loading | None = None) ->
     return _open_encoded(config, folder.open_folder(root, None, decoder, loading), loading, str(root))
 
 
-def open_files(config: DataConfig, files: Sequence[ImageFile], loading: Loading, name: str = "images") -> EncodedImages:
+def open_files(config: DataConfig, files: Sequence[ImageFile], loading: Loading) -> EncodedImages:
     """Opens image files, resized and cropped as the images of the dataset are.
 
     Args:
         config: See `open_images`.
         files: The files.
         loading: How they are loaded.
-        name: What messages call all of them.
 
     Raises:
         DataError: Every image is unusable and was skipped.
         BadFiles: See `open_images`.
     """
-    return _open_encoded(config, EncodedImages(files, _file_decoder(config, loading)), loading, name)
+    return _open_encoded(config, EncodedImages(files, _file_decoder(config, loading)), loading, "images")
 
 
 def _open_encoded(config: DataConfig, files: EncodedImages, loading: Loading, name: str) -> EncodedImages:

@@ -76,18 +76,18 @@ def open_shards(root: Path, shards: Sequence[Path], loading: Loading) -> ShardIn
     columns = [_column(path) for path in paths]
     fault = why_read_only(path.parent)
     try:
-        index = fault or _kept(path, root, paths, columns, fingerprint, loading)
+        index = fault or _stored_index(path, root, paths, columns, fingerprint, loading)
     except OSError as error:
         index = fault = one_line(error)
     if fault:
-        index = _unkept(root, paths, columns, fingerprint, loading, fault)
+        index = _temporary_index(root, paths, columns, fingerprint, loading, fault)
     if isinstance(index, str):
         raise DataError(f"{path} is {index} right after it was written: the disk is failing; set XDG_CACHE_HOME")
     _open_indexes[str(path), fingerprint] = index
     return index
 
 
-def _kept(
+def _stored_index(
     path: Path, root: Path, paths: list[str], columns: list[str], fingerprint: str, loading: Loading
 ) -> ShardIndex | str:
     """The index in its file, built if need be, or what is wrong with it even then."""
@@ -100,7 +100,7 @@ def _kept(
         partial = path.with_name(f"{path.name}.partial")
         try:
             with partial.open("w+b") as file:
-                _build(file, root, paths, columns, fingerprint, loading)
+                _build(file, root, paths, fingerprint, loading)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
@@ -134,13 +134,13 @@ def known_faults(files: ShardFiles, rules: str, find: Callable[[], dict[int, str
     return faults
 
 
-def _unkept(
+def _temporary_index(
     root: Path, paths: list[str], columns: list[str], fingerprint: str, loading: Loading, fault: str
 ) -> ShardIndex | str:
     """An index in a file without a name, where the cache folder cannot keep it."""
     loading.say(f"index: not kept, so that every start reads all shards: {cache_folder()} cannot be written ({fault})")
     file = tempfile.TemporaryFile()  # noqa: SIM115 (the index holds it)
-    _build(file, root, paths, columns, fingerprint, loading)
+    _build(file, root, paths, fingerprint, loading)
     file.flush()
     return load_index(file, paths, columns, fingerprint)
 
@@ -213,9 +213,7 @@ class _Columns:
     place: array[int] = field(default_factory=lambda: array("Q"))
 
 
-def _build(
-    file: BinaryIO, root: Path, paths: list[str], columns: list[str], fingerprint: str, loading: Loading
-) -> None:
+def _build(file: BinaryIO, root: Path, paths: list[str], fingerprint: str, loading: Loading) -> None:
     """Reads what the shards hold and writes the index."""
     images, names, sizes = _Columns(), hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     file.seek(HEADER)

@@ -161,7 +161,7 @@ def open_demo(
     hole = None if ratio is None else hole_side(ratio, (1, config.channels, size, size))
     # the layout in which the decoder computes: half the time of a frame on a CPU
     model = model.to(memory_format=torch.channels_last)
-    return Demo(model, name, size, hole, pictures or _made(size, config.channels), weights), remark
+    return Demo(model, name, size, hole, pictures or _standard_pictures(size, config.channels), weights), remark
 
 
 def _check_size(name: str, config: ModelConfig, size: int) -> None:
@@ -196,7 +196,7 @@ def _of_grid(run: Path, size: int, channels: int) -> list[Picture]:
     ]
 
 
-def _made(size: int, channels: int) -> list[Picture]:
+def _standard_pictures(size: int, channels: int) -> list[Picture]:
     imports = "from fastle.web.pictures import make_pictures"
     return [
         Picture(name, image, imports, f"make_pictures({size}, {channels})[{i}:{i + 1}]")

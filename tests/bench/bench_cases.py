@@ -47,7 +47,7 @@ def check_refused(report: Report, reason: str, shown: str) -> None:
 
 
 def check_shown(main: Main, report: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str], status: int = 0) -> str:
-    """Shows and draws a report; its tables fit into 120 columns."""
+    """Shows and plots a report; its tables fit into 120 columns."""
     path, picture = tmp_path / "shown.json", tmp_path / "shown.png"
     path.write_text(json.dumps(report))
     capsys.readouterr()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bench.common import measure
 from bench.common.measure import Case, Effort, Side, interleave, relative_error
+from bench.common.table import Row
 from fastle.machine import peak_memory
 from fastle.profiling import measure as instruments
 from fastle.profiling.measure import percentiles
@@ -113,7 +114,7 @@ def test_graphs_are_checked_and_what_has_none_says_why(ours_is_right: bool, monk
     )
     monkeypatch.setattr(measure, "capture", capture)
     monkeypatch.setattr(measure, "free_memory", lambda device: 2000)
-    sides: dict[str, measure.Row] = {name: {"peak_bytes": 3000 if name == "large" else 1000} for name in names}
+    sides: dict[str, Row] = {name: {"peak_bytes": 3000 if name == "large" else 1000} for name in names}
     refused = measure.time_graphs(case, {name: name for name in names}, sides, CPU, TWICE)
     if not ours_is_right:
         assert refused == "fastle, in a CUDA graph: value error 1.0e+00 is over 1e-06"

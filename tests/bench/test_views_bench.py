@@ -15,7 +15,7 @@ from torchvision.ops import roi_align
 from bench import views_bench
 from bench.common import peers
 from bench.common.measure import relative_error
-from bench.common.peers import Images, align_corners_regions
+from bench.common.peers import Tensors, align_corners_regions
 from bench.views_bench import ViewBatch, ViewShape, bytes_to_move, exact, main, make_batch, make_sides, pick_cases
 from tests.bench.bench_cases import check_bad_input, check_refused, check_report, check_shown, run_tiny
 
@@ -44,16 +44,16 @@ def test_report_and_what_is_shown_of_it(tmp_path: Path, capsys: pytest.CaptureFi
     assert line.split()[-1] == "50%"
 
 
-def off_by_one(crops: Images) -> Images:
+def off_by_one(crops: Tensors) -> Tensors:
     return tuple(crop.roll(1, dims=-1) for crop in crops)
 
 
-def wrong_gradient(crops: Images) -> Images:
+def wrong_gradient(crops: Tensors) -> Tensors:
     # its value is right
     return tuple(crop + 1e-3 * (crop - crop.detach()) for crop in crops)
 
 
-def channel_kept(crops: Images) -> Images:
+def channel_kept(crops: Tensors) -> Tensors:
     return tuple(torch.cat((crop[:, :1], crop[:, 1:].abs() + 0.5), dim=1) for crop in crops)
 
 
@@ -69,7 +69,7 @@ def channel_kept(crops: Images) -> Images:
 def test_wrong_views_have_no_times(
     shape: str,
     side: str,
-    change: Callable[[Images], Images],
+    change: Callable[[Tensors], Tensors],
     reason: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
