@@ -32,10 +32,10 @@ from torch import Generator, Tensor, nn
 # this checkout comes first, so that the results name the commit of what they measure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.common.command import check_output
 from bench.common.figures import make_parser, parse, write_report
 from fastle.checkpoint import read_run_config
 from fastle.commands.cli import one_line_errors
+from fastle.commands.outputs import check_output
 from fastle.config import ConfigError, DataConfig
 from fastle.data import open_images
 from fastle.data.order import batch_indices
@@ -159,9 +159,10 @@ def load_classifier(path: Path, data: DataConfig, classes: list[str]) -> Classif
         if known != classes:
             raise ConfigError(f"--classifier {path} knows other classes than {data.root}: give another file")
     else:
-        check_output("--classifier", path)
+        check_output(path, flag="--classifier")
         train_classifier(model, labelled(data, "train", classes), print)
         weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(weights, path, metadata={"classes": json.dumps(classes)})
     return model.eval()
 

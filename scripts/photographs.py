@@ -28,10 +28,10 @@ from torch import Tensor
 # this checkout comes first, so that the results name the commit of what they measure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.common.command import check_output
 from bench.common.figures import write_report
 from fastle.checkpoint import write_atomic
 from fastle.commands.cli import Parser, one_line_errors
+from fastle.commands.outputs import check_output
 from fastle.config import ConfigError
 from fastle.data.images import ArrayImages
 from fastle.method.model import Autoencoder
@@ -58,9 +58,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     flags = make_parser().parse_args(argv)
-    for flag in ("output", "json"):
-        if getattr(flags, flag) is not None:
-            check_output("-o" if flag == "output" else "--json", getattr(flags, flag))
+    if flags.output is not None:
+        check_output(flags.output)
+    if flags.json is not None:
+        check_output(flags.json, flag="--json")
     if flags.size < SMALLEST or flags.size % 8:
         raise ConfigError(f"--size must be divisible by 8 and at least {SMALLEST}, not {flags.size}")
     photographs = [_read(path, flags.size) for path in flags.images]

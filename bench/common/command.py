@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from bench.common.plot import Panel, save_plot
 from bench.common.table import Column, Row, duration, show
 from fastle.checkpoint import write_atomic
 from fastle.commands.cli import Parser
+from fastle.commands.outputs import check_output
 from fastle.config import ConfigError
 from fastle.errors import FastleError
 from fastle.machine import environment, find_device
@@ -127,22 +127,10 @@ def check_flags(parser: Parser, flags: argparse.Namespace) -> None:
                 raise ConfigError(
                     f"--{flag} has no effect with --from {flags.source}, which measures nothing: drop one"
                 )
-    if flags.plot is not None and flags.plot.suffix != ".png":
-        raise ConfigError(f"--plot {flags.plot}: the name must end in .png")
-    for flag, path in (("--json", flags.json), ("--plot", flags.plot)):
-        if path is not None:
-            check_output(flag, path)
-
-
-def check_output(flag: str, path: Path) -> None:
-    """Raises ConfigError if the file that a flag names cannot be written."""
-    if path.is_dir():
-        raise ConfigError(f"{flag} {path} is a folder: give the name of a file")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ConfigError(f"{flag} {path} cannot be written: {error.strerror}; give another path") from None
+    if flags.json is not None:
+        check_output(flags.json, flag="--json")
+    if flags.plot is not None:
+        check_output(flags.plot, (".png",), flag="--plot")
 
 
 def load_report(path: Path, name: str) -> Row:

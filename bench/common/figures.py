@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from bench.common.command import check_output
 from fastle.checkpoint import write_atomic
 from fastle.commands.cli import Parser
+from fastle.commands.outputs import check_output
 from fastle.machine import environment
 
 
@@ -35,7 +35,7 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     """
     flags = parser.parse_args(argv)
     if flags.json is not None:
-        check_output("--json", flags.json)
+        check_output(flags.json, flag="--json")
     return flags
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.common.table import Row, digits
+from fastle.checkpoint import write_atomic
 
 # Okabe and Ito's colours, which colour-blind people can tell apart
 OURS, PEER = "#D55E00", "#0072B2"
@@ -56,7 +57,7 @@ def save_plot(report: Row, path: Path, panels: Callable[[Row], Sequence[Panel]])
     )
     encoded = io.BytesIO()
     FigureCanvasAgg(figure).print_png(encoded)
-    path.write_bytes(encoded.getvalue())
+    write_atomic(path, encoded.getvalue())
 
 
 def _plot_bars(axes: Any, panel: Panel) -> None:

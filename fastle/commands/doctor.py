@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from fastle.data.cache import cache_folder
+from fastle.data.cache import cache_folder, first_existing
 from fastle.data.dali import why_no_dali
 from fastle.errors import FastleError
 from fastle.extras import EXTRAS
@@ -110,8 +110,7 @@ def _steps(diagnosis: Diagnosis, device: torch.device) -> None:
 
 def _disks(diagnosis: Diagnosis, device: torch.device) -> None:
     for label, folder in (("cache", cache_folder()), ("runs", Path.cwd())):
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        free = shutil.disk_usage(existing).free
+        free = shutil.disk_usage(first_existing(folder.absolute())).free
         diagnosis.lines[label] = [str(folder), f"{format_bytes(free)} free"]
         if free < LEAST_FREE:
             diagnosis.broken.append(f"{folder} has {format_bytes(free)} free, too little for a run: make room")

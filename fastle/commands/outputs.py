@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from fastle.config import ConfigError
+from fastle.data.cache import first_existing, why_read_only
 
 
-def check_output(output: Path, endings: Sequence[str], inputs: Sequence[Path] = (), flag: str = "-o") -> None:
+def check_output(output: Path, endings: Sequence[str] = (), inputs: Sequence[Path] = (), flag: str = "-o") -> None:
     """Raises ConfigError if a file cannot go to a path.
 
     Args:
         output: The path.
-        endings: Those that its name may have, in lower case, with their dot.
+        endings: Those that its name may have, in lower case, with their dot; none for any.
         inputs: Files that it must not take the place of.
         flag: The flag that gave the path.
     """
-    if output.suffix.lower() not in endings:
+    if endings and output.suffix.lower() not in endings:
         raise ConfigError(f"{flag} {output}: give it a name that ends in {' or '.join(endings)}")
     for path in inputs:
         if output.exists() and path.exists() and output.samefile(path):
@@ -38,6 +38,6 @@ def check_output_folder(output: Path, flag: str) -> None:
 
 
 def _check_parent(output: Path, flag: str) -> None:
-    folder = next(folder for folder in output.absolute().parents if folder.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"{flag} {output}: no file can be written to {folder}: give another name")
+    folder = first_existing(output.absolute().parent)
+    if fault := why_read_only(folder):
+        raise ConfigError(f"{flag} {output}: no file can be written to {folder} ({fault}): give another name")

@@ -177,7 +177,7 @@ def _choose_place(loading: Loading, size: int, path: Path) -> Place | None:
         raise DataError(f"--cache device needs a CUDA GPU, not a {loading.device.type}: use host or disk")
     if choice != "auto":
         return choice
-    folder = _first_existing(path.parent)
+    folder = first_existing(path.parent)
     if fault := why_read_only(path.parent):
         loading.say(
             f"cache: none: {path.parent} cannot be written to ({fault}), so that every epoch decodes the images again; "
@@ -196,13 +196,14 @@ def _choose_place(loading: Loading, size: int, path: Path) -> Place | None:
     return "host" if 2 * size * loading.processes <= _free_memory() else "disk"
 
 
-def _first_existing(folder: Path) -> Path:
+def first_existing(folder: Path) -> Path:
+    """A folder, or what exists of the path that leads to it."""
     return next(parent for parent in (folder, *folder.parents) if parent.exists())
 
 
 def why_read_only(folder: Path) -> str | None:
     """Why no file can be made in a folder, which may not exist yet; None if it can."""
-    if not _first_existing(folder).is_dir():
+    if not first_existing(folder).is_dir():
         return os.strerror(errno.ENOTDIR)
     try:
         # asking for permissions would not tell of a disk that is mounted read-only, and root may do anything
