@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,61 +23,44 @@ from fastle.training.evaluate import Metrics, evaluate
 from fastle.training.loop import make_loading
 
 from .cli import Output
-from .models import load_model
-
-
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """What is measured.
-
-    Attributes:
-        model: In evaluation mode, on its device.
-        path: The run directory, the checkpoint or the saved model.
-        data: How image files become its input.
-        hole_ratio: The share of the input that a hole covered in its training, or None.
-        checkpoint: Of the run; None for what is no run, into which no figures are written.
-    """
-
-    model: Autoencoder
-    path: Path
-    data: DataConfig
-    hole_ratio: float | None
-    checkpoint: Checkpoint | None
+from .models import Loaded, load_model
 
 
 def run(flags: argparse.Namespace, console: Output) -> None:
     """Measures the model that the flags name; the figures of a run are written into it."""
     device = pick_device(flags.device or "auto", console)
-    measured = _load(flags.model, flags.data is not None, flags.weights or "model", device, console)
-    images = _open(measured.data, flags.data, device, console)
+    loaded, checkpoint = _load(flags.model, flags.data is not None, flags.weights or "model", device, console)
+    images = _open(loaded.data, flags.data, device, console)
     # of a bar that vanishes, rich leaves a blank line where there is no terminal
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("evaluating", total=len(images))
         figures = evaluate(
-            measured.model,
+            loaded.model,
             images,
-            hole_ratio=measured.hole_ratio,
+            hole_ratio=hole_ratio_of(loaded.path),
             device=device,
             perceptual=flags.perceptual,
             progress=lambda seen: progress.update(task, completed=seen),
         )
-    _tell(measured, figures, len(images), flags.data, flags.weights or "model", console)
+    _tell(loaded.path, checkpoint, figures, len(images), flags.data, flags.weights or "model", console)
 
 
-def _load(name: str, with_data: bool, weights: str, device: torch.device, console: Output) -> _Measured:
+def _load(
+    name: str, with_data: bool, weights: str, device: torch.device, console: Output
+) -> tuple[Loaded, Checkpoint | None]:
+    """The model to measure, and its checkpoint if it is a run's; into what is no run, no figures are written."""
     path = Path(name).expanduser()
     if path.is_dir() and not is_saved_model(path):
         config = read_run_config(path)
         model, checkpoint, remark = _pretrained(path, device, weights)
         if remark:
             console.say(remark)
-        return _Measured(model, path, config.data, config.objective.hole_ratio, checkpoint)
+        return Loaded(model, path, config, config.data), checkpoint
     if not with_data:
         raise ConfigError(
             f"{name} is not a run, and only a run knows its test split: give one, or --data DIR to measure on"
         )
-    loaded = load_model(name, device, weights)
-    return _Measured(loaded.model, loaded.path, loaded.data, hole_ratio_of(loaded.path), None)
+    return load_model(name, device, weights), None
 
 
 def _open(config: DataConfig, data: str | None, device: torch.device, console: Output) -> Images:
@@ -90,14 +72,19 @@ def _open(config: DataConfig, data: str | None, device: torch.device, console: O
 
 
 def _tell(
-    measured: _Measured, figures: dict[str, Metrics], count: int, data: str | None, weights: str, console: Output
+    run: Path,
+    checkpoint: Checkpoint | None,
+    figures: dict[str, Metrics],
+    count: int,
+    data: str | None,
+    weights: str,
+    console: Output,
 ) -> None:
     """Prints the figures, and writes those of a run."""
-    run, checkpoint = measured.path, measured.checkpoint
     source = "test split" if data is None else str(Path(data).absolute())
     if not all(math.isfinite(value) for values in figures.values() for value in values.values()):
-        of = run if checkpoint is None else checkpoint.path
-        raise CheckpointError(f"{of}: its reconstructions are not finite, though its weights are")
+        measured = run if checkpoint is None else checkpoint.path
+        raise CheckpointError(f"{measured}: its reconstructions are not finite, though its weights are")
     step = "" if checkpoint is None else f", step {checkpoint.step}"
     console.say(f"{count:,} images of {source}{step}")
     console.print(_figures_table(figures))
