@@ -62,7 +62,7 @@ DEV = [
     "pytest-xdist",
     # a minor release may change rules and layout: a new one is taken on purpose, not by whoever installs next
     "ruff>=0.17,<0.18",
-    # the probes of scripts/reproduce.py
+    # tests compare the probes with its own
     "scikit-learn",
     # of the examples
     "timm",

@@ -29,12 +29,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-import torch
-
 # this checkout comes first, so that the results name the commit of what they measure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.reproduce.measure import Record, RowRunner, check_probes, summarize, trained
+from bench.reproduce.measure import Record, RowRunner, summarize, trained
 from bench.reproduce.report import markdown, save_reconstructions, save_samples
 from bench.reproduce.rows import PROBED, ROWS, Group, Plan, Row, ScaleName, make_plan, pick_rows, same_settings
 from fastle.checkpoint import write_atomic
@@ -43,7 +41,7 @@ from fastle.config import ConfigError, DataConfig
 from fastle.data import open_images
 from fastle.errors import FastleError
 from fastle.folders import Split
-from fastle.machine import environment
+from fastle.machine import environment, find_device
 from fastle.method.model import Autoencoder
 from fastle.training.signals import Interrupted
 
@@ -100,7 +98,7 @@ class Table:
         flags: the parsed command line.
 
     Raises:
-        FastleError: a flag is out of range, or an earlier report cannot be read.
+        FastleError: a flag is out of range, the device cannot be had, or an earlier report cannot be read.
     """
 
     def __init__(self, flags: argparse.Namespace) -> None:
@@ -108,7 +106,7 @@ class Table:
             if value is not None and value < 1:
                 raise ConfigError(f"{flag} must be at least 1, not {value}")
         self._flags = flags
-        self._device = pick_device(flags.device)
+        self._device = find_device(flags.device)
         self._label = flags.scale
         if flags.seeds is not None:
             self._label += f"-seeds-{flags.seeds}"
@@ -131,8 +129,6 @@ class Table:
 
     def fill(self, rows: Sequence[Row]) -> int:
         """Trains the missing rows, and writes everything after each; returns the exit status."""
-        if any(row.probed for row in rows):
-            check_probes()
         plans = self._plans(rows)
         for plan in plans:
             name = plan.row.name
@@ -230,17 +226,6 @@ def listing(rows: Sequence[Row], scale: ScaleName, steps: int | None, seeds: int
         lines.append(f"{row.name}: {row.group}, {row.about}")
         lines.append("    " + ", ".join(f"{name} {value}" for name, value in (model | length | rates | used).items()))
     return "\n".join(lines)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that --device names.
-
-    Raises:
-        ConfigError: it asks for a GPU and there is none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: PyTorch finds no GPU here")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
+from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from bench.reproduce.rows import Plan, same_settings
@@ -26,20 +25,15 @@ from fastle.checkpoint import has_checkpoint, write_atomic
 from fastle.choices import StepMode
 from fastle.config import ConfigError, RunConfig
 from fastle.data import Images, open_images
-from fastle.errors import FastleError
 from fastle.folders import split_paths
 from fastle.method.model import Autoencoder, unit_range
 from fastle.training.evaluate import Metrics, evaluate, evenly_spaced, validation_psnr
 from fastle.training.loop import NonFiniteLoss, train
+from fastle.training.probe import linear_accuracy, nearest_accuracy
 
 Record = dict[str, Any]
-NEIGHBOURS = 20
-# with scikit-learn's default C of 1, fitting ten thousand latents of 512 features takes minutes and is no better
-PROBE_C, PROBE_ITERATIONS = 0.01, 1000
 BATCH = 500
 FADED, FADED_IMAGES = 0.2, 1000
-# compiled steps pay in long runs on a CPU, but the compiler would run for each of the many short runs of a table
-STEPS: dict[str, StepMode] = {"cpu": "eager", "cuda": "compiled"}
 
 
 class RowRunner:
@@ -145,7 +139,8 @@ class RowRunner:
         return validation_psnr(model, images, limit=len(images), device=self._device)
 
     def _train(self, config: RunConfig, path: Path) -> Autoencoder:
-        mode = STEPS[self._device.type]
+        # on a CPU compiled steps pay in long runs, and the compiler would run for each of a table's many short ones
+        mode: StepMode = "compiled" if self._device.type == "cuda" else "eager"
         if mode != "eager":
             # each run compiles its own model, and torch counts all of them towards one limit
             torch.compiler.reset()
@@ -186,41 +181,22 @@ def probe(model: Autoencoder, plan: Plan) -> dict[str, float]:
 
     Returns:
         training_images: how many latents the classifiers were fitted to.
-        linear: test accuracy in [0, 1] of a logistic regression (C = 0.01) on latents that are standardised with the
-            mean and deviation of the training images.
-        knn: test accuracy in [0, 1] of the vote of the 20 nearest training images by cosine.
+        linear, knn: test accuracies in [0, 1]; see `fastle.training.probe`.
         faded_own, faded_target: mse(J(x), J(x at a fifth of its contrast)) over 1,000 test images, with own and with
             target statistics; a constant image gets about 1.
-
-    Raises:
-        FastleError: scikit-learn is missing.
     """
-    check_probes()
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     count = plan.images["train"] if plan.probe_images is None else plan.probe_images
-    chosen = evenly_spaced(plan.images["train"], count)
-    latents, labels = _latents(model, plan, "train", chosen)
-    test_latents, test_labels = _latents(model, plan, "test", range(plan.images["test"]))
-    linear = make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_C, max_iter=PROBE_ITERATIONS))
-    nearest = KNeighborsClassifier(n_neighbors=min(NEIGHBOURS, len(latents)), metric="cosine")
+    latents, names = _latents(model, plan, "train", evenly_spaced(plan.images["train"], count))
+    test_latents, test_names = _latents(model, plan, "test", range(plan.images["test"]))
+    known = sorted({*names, *test_names})
+    labels, test_labels = (torch.tensor([known.index(name) for name in of]) for of in (names, test_names))
+    given = (latents, labels, test_latents, test_labels, len(known))
     return {
         "training_images": len(latents),
-        "linear": float(linear.fit(latents, labels).score(test_latents, test_labels)),
-        "knn": float(nearest.fit(latents, labels).score(test_latents, test_labels)),
+        "linear": linear_accuracy(*given),
+        "knn": nearest_accuracy(*given),
         **_faded(model, plan),
     }
-
-
-def check_probes() -> None:
-    """Raises FastleError if scikit-learn, which the probes need, is missing."""
-    try:
-        import sklearn  # noqa: F401
-    except ImportError:
-        raise FastleError('the probes need scikit-learn: pip install ".[dev]"') from None
 
 
 @torch.no_grad()
@@ -236,10 +212,8 @@ def _faded(model: Autoencoder, plan: Plan) -> dict[str, float]:
     return {"faded_own": float(mse_loss(own, target)), "faded_target": float(mse_loss(shared, target))}
 
 
-def _latents(
-    model: Autoencoder, plan: Plan, split: Any, indices: Sequence[int]
-) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
-    """The latents (N, D) of a split's images, and their classes (N,), which are the names of their folders."""
+def _latents(model: Autoencoder, plan: Plan, split: Any, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
+    """The latents (N, D) of a split's images, on the CPU, and their classes, which are the names of their folders."""
     data, device = plan.config.data, next(model.parameters()).device
     images: Images = open_images(data, split)
     model.eval()
@@ -249,7 +223,7 @@ def _latents(
             batch = images.batch(indices[start : start + BATCH]).to(device)
             parts.append(model.encode(batch).flatten(1).float().cpu())
     paths = split_paths(Path(str(data.root)), split)
-    return torch.cat(parts).numpy(), np.array([paths[index].parent.name for index in indices])
+    return torch.cat(parts), [paths[index].parent.name for index in indices]
 
 
 def _read(path: Path) -> Record:

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from bench.reproduce.measure import FADED, NEIGHBOURS, PROBE_C, Record
+from bench.reproduce.measure import FADED, Record
 from bench.reproduce.rows import ROWS, Group, Row
 from fastle.config import HOLE_RATIO, DataConfig
 from fastle.data import open_images
 from fastle.method.model import Autoencoder
 from fastle.training.evaluate import evenly_spaced, reconstruction_rows
+from fastle.training.probe import NEIGHBOURS, C
 from fastle.training.report import save_grid
 
 PICTURED = 8  # images in a row
@@ -189,7 +190,7 @@ def _representation(rows: Record) -> list[str]:
         ]
         for name, of in probed.items()
     ]
-    about = REPRESENTATION.format(c=PROBE_C, neighbours=NEIGHBOURS, faded=FADED)
+    about = REPRESENTATION.format(c=C, neighbours=NEIGHBOURS, faded=FADED)
     headings = ["row", "labelled images", "linear probe", "k-NN", "faded, own", "faded, target"]
     return ["", "## Representation", "", about, "", *_table(headings, cells)]
 

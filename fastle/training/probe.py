@@ -66,8 +66,8 @@ def probe(
     return {
         name: Accuracies(
             found[0][name].shape[1],
-            _linear(found[0][name], train.labels, found[1][name], test.labels, classes),
-            _nearest(found[0][name], train.labels, found[1][name], test.labels, classes),
+            linear_accuracy(found[0][name], train.labels, found[1][name], test.labels, classes),
+            nearest_accuracy(found[0][name], train.labels, found[1][name], test.labels, classes),
         )
         for name in sides
     }
@@ -105,7 +105,8 @@ def _features(
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def _linear(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, classes: int) -> float:
+def linear_accuracy(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, classes: int) -> float:
+    """The share of the test images (M, features) whose class the logistic regression on (N, features) finds."""
     std, mean = torch.std_mean(train, 0, correction=0)
     # a feature that never varies says nothing
     std = torch.where(std > 0, std, 1)
@@ -128,7 +129,8 @@ def _linear(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, cl
     return float((F.linear(y, weight, bias).argmax(1) == test_labels).double().mean())
 
 
-def _nearest(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, classes: int) -> float:
+def nearest_accuracy(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, classes: int) -> float:
+    """The share of the test images (M, features) whose class the vote of their neighbours (N, features) finds."""
     train, test = F.normalize(train), F.normalize(test)
     votes = []
     for part in test.split(BATCH):

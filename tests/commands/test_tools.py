@@ -16,7 +16,7 @@ import fastle.commands.doctor
 import fastle.method.export
 from fastle.method.model import Autoencoder
 from fastle.method.pretrained import save_pretrained
-from fastle.training.probe import _linear, _nearest
+from fastle.training.probe import linear_accuracy, nearest_accuracy
 from fastle.training.report import append_metrics
 from tests.commands.trained import Command, command, save_image, save_model
 from tests.training.saved import CONFIG, save, train_two_steps
@@ -81,9 +81,9 @@ def test_probes_are_those_of_scikit_learn() -> None:
     linear = linear_model.LogisticRegression(C=0.01, max_iter=1000).fit(z[train], labels[train])
     nearest = neighbors.KNeighborsClassifier(20, metric="cosine").fit(x[train], labels[train])
     given = (x[train], labels[train], x[test], labels[test], 3)
-    assert _linear(*given) == pytest.approx(linear.score(z[test], labels[test]), abs=1e-9)
-    assert _nearest(*given) == pytest.approx(nearest.score(x[test], labels[test]), abs=0.011)
-    assert 0.4 < _linear(*given) < 0.95
+    assert linear_accuracy(*given) == pytest.approx(linear.score(z[test], labels[test]), abs=1e-9)
+    assert nearest_accuracy(*given) == pytest.approx(nearest.score(x[test], labels[test]), abs=0.011)
+    assert 0.4 < linear_accuracy(*given) < 0.95
 
 
 def test_probe_reads_classes_beside_its_lower_lines(command: Command, tmp_path: Path) -> None:
