@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.common.memory import resident_memory
 from fastle.data.order import batch_indices
 from fastle.data.shard_index import HEADER, NO_SPLIT, load_index, make_splits, write_columns
 from fastle.data.shard_members import shard_members
@@ -42,13 +43,8 @@ def timed(what: str) -> Iterator[None]:
     yield
     # where others compute too, the time that passes says little
     passed, worked = time.perf_counter() - began, time.process_time() - worked
-    print(f"{what:<44} {worked:8.2f} s of CPU, {passed:8.2f} s passed   {resident():6.2f} GB resident", flush=True)
-
-
-def resident() -> float:
-    """GB of memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * 4096 / 1e9
+    held = resident_memory() / 1e9
+    print(f"{what:<44} {worked:8.2f} s of CPU, {passed:8.2f} s passed   {held:6.2f} GB resident", flush=True)
 
 
 def write(path: Path, count: int) -> None:
