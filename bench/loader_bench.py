@@ -35,13 +35,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from functools import partial
-from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -50,19 +49,19 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common.celeba_images import SIZE, copy_celeba, disk_files, make_celeba
-from bench.common.command import Benchmark, make_parser, run
-from bench.common.loaders import BATCH, SEED, FastleLoader, PilLoader
+from bench.common.command import Benchmark, make_parser, pick_sides, run
+from bench.common.loader_step import FIXED, measure_step
+from bench.common.loaders import BATCH, FastleLoader, PilLoader, Workload
 from bench.common.measure import Effort, Side, first_call, interleave, refusal
 from bench.common.plot import Panel
 from bench.common.table import Column, Row, digits, ratio, time_columns
-from fastle.choices import CacheChoice, DecoderChoice, StepMode
-from fastle.config import ConfigError, RunConfig
-from fastle.data import Feed, Images, Loading, open_images
+from fastle.choices import CacheChoice, DecoderChoice
+from fastle.config import ConfigError
+from fastle.data import Images, Loading, open_images
 from fastle.errors import FastleError
-from fastle.machine import package_version, synchronize
+from fastle.machine import synchronize
 from fastle.presets import make_config
 from fastle.profiling.measure import percentiles
-from fastle.training.trainer import Trainer
 
 IMAGES, QUICK_IMAGES = 4096, 1024
 MOST_BATCHES = 32  # of a call
@@ -79,48 +78,15 @@ OURS: dict[str, tuple[DecoderChoice, CacheChoice]] = {
 NAMES = (*PEERS, *OURS)
 CUDA_ONLY = ("dali-gpu", "cache-device")
 INEXACT = ("dali-gpu",)  # its decoder computes differently, and its pixels differ by design
-PACKAGES = ("torchvision", "pillow", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
-
-FIXED = "fixed batch"
-WARM_STEPS = 4  # untimed: the feed is ahead of the first steps
-STEPS = {"cpu": 6, "cuda": 50}  # timed in a call
-CPU_HIDDEN, CPU_BATCH, GPU_LATENT = 16, 16, 512
-
-
-@dataclass(slots=True, kw_only=True)
-class Workload:
-    """The images, and what the first row leaves for the second.
-
-    Attributes:
-        root: CelebA in torchvision's layout.
-        source: where the images come from, in words.
-        count: how many there are.
-        sides: the names of what is compared.
-        opened: the images as fastle's sides opened them, by name.
-        refused: why the first row was refused; None if its pixels are right.
-    """
-
-    root: Path
-    source: str
-    count: int
-    sides: Sequence[str]
-    opened: dict[str, Images] = field(default_factory=dict)
-    refused: str | None = None
-
-    def labels(self) -> Row:
-        """What the report says of both rows."""
-        versions = {name: package_version(name) for name in PACKAGES}
-        return {"images": self.count, "source": self.source, "cores": os.cpu_count(), "versions": versions}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 1 if a row was refused."""
     description = "Loading CelebA: right, how fast, at what cost, and does a step wait?"
     quick = f"fewer repeats; without --images {QUICK_IMAGES:,} images"
-    parser = make_parser("loader_bench.py", description, quick=quick)
+    parser = make_parser("loader_bench.py", description, quick=quick, sides=NAMES)
     parser.add_argument("--data", type=Path, metavar="DIR", help="your CelebA, in any layout; default: images it makes")
     parser.add_argument("--images", type=int, metavar="N", help=f"how many; default: {IMAGES:,}")
-    parser.add_argument("--sides", nargs="+", metavar="SIDE", choices=NAMES, help=f"of {', '.join(NAMES)}")
     with ExitStack() as stack:
         benchmark = dataclasses.replace(BENCHMARK, cases=lambda flags, device: prepare(flags, device, stack))
         return run(parser, benchmark, argv)
@@ -132,15 +98,12 @@ def prepare(flags: argparse.Namespace, device: torch.device, stack: ExitStack) -
     Raises:
         ConfigError: --sides names one that this device does not have, or --data and --images cannot be used.
     """
-    every = [name for name in NAMES if device.type == "cuda" or name not in CUDA_ONLY]
-    for name in flags.sides or ():
-        if name not in every:
-            raise ConfigError(f"--sides {name}: not on {device.type}; give some of {', '.join(every)}")
+    sides = pick_sides(flags, device, [name for name in NAMES if device.type == "cuda" or name not in CUDA_ONLY])
     count = (QUICK_IMAGES if flags.quick else IMAGES) if flags.images is None else flags.images
     if count < BATCH:
         raise ConfigError(f"--images {count} is less than a batch: give {BATCH} or more")
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loader-bench-")))
-    stack.enter_context(_caches_in(folder / "caches"))
+    stack.enter_context(patch.dict(os.environ, {"XDG_CACHE_HOME": str(folder / "caches")}))
     root, source = folder / "celeba", "made here"
     if flags.data is None:
         make_celeba(root, count)
@@ -152,21 +115,9 @@ def prepare(flags: argparse.Namespace, device: torch.device, stack: ExitStack) -
             raise ConfigError(f"--data: {error}") from None
         if count < BATCH:
             raise ConfigError(f"--data {flags.data} has {count} training images, less than a batch of {BATCH}")
-    work = Workload(root=root, source=source, count=count, sides=flags.sides or every)
+    work = Workload(root=root, source=source, count=count, sides=sides)
     # only fastle's sides feed a step
     return [partial(row, work) for row in (measure_loading, measure_step)[: 1 + bool(set(work.sides) & OURS.keys())]]
-
-
-@contextmanager
-def _caches_in(folder: Path) -> Iterator[None]:
-    before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(folder)
-    try:
-        yield
-    finally:
-        del os.environ["XDG_CACHE_HOME"]
-        if before is not None:
-            os.environ["XDG_CACHE_HOME"] = before
 
 
 def measure_loading(work: Workload, device: torch.device, effort: Effort) -> Row:
@@ -201,7 +152,7 @@ def measure_loading(work: Workload, device: torch.device, effort: Effort) -> Row
         return row
     cpu: dict[str, list[float]] = {name: [] for name in loaders}
     calls = {name: partial(load, loader, device, count, cpu[name]) for name, loader in loaders.items()}
-    for name, ms in interleave(calls, _own_clock, effort).items():
+    for name, ms in interleave(calls, effort).items():
         sides[name] |= {
             "ms": percentiles(ms),
             "cpu_ms_per_image": 1e3 * statistics.median(cpu[name]) / row["images_per_call"],
@@ -248,11 +199,6 @@ def difference(batches: Iterable[Tensor], wanted: Sequence[Tensor]) -> int:
     return largest
 
 
-def _own_clock(call: Callable[[], Any]) -> float:
-    """For calls that time themselves, because a part of each does not count."""
-    return float(call())
-
-
 def load(
     loader: FastleLoader | PilLoader, device: torch.device, count: int, cpu_seconds: list[float], turn: int
 ) -> float:
@@ -265,93 +211,6 @@ def load(
     ms = 1e3 * (time.perf_counter() - begin)
     cpu_seconds.append(time.process_time() + loader.worker_seconds() - used)
     return ms
-
-
-def measure_step(work: Workload, device: torch.device, effort: Effort) -> Row:
-    """Steps on one fixed batch and on loaded ones: ms, the share of it that waited for the feed, and what they cost."""
-    config, mode = step_config(work, device)
-    batch, model = config.train.batch_size, config.model
-    cpu = device.type == "cpu"
-    kind = f"at hidden {model.hidden} (not the preset's)" if cpu else f"masked, latent {model.latent}"
-    sides: dict[str, Row] = {name: {"status": "measured"} for name in (FIXED, *work.opened)}
-    row: Row = {
-        "part": "step",
-        "shape": f"CelebA {kind}, batch {batch}, {mode}, {config.train.precision}",
-        **work.labels(),
-        "batch": batch,
-        "mode": mode,
-        "steps_per_call": STEPS[device.type],
-        "refused": work.refused or (None if work.opened else "none of fastle's sides can be had"),
-        "sides": sides,
-    }
-    if row["refused"]:
-        return row
-    step = Trainer(config, device, mode=mode)
-    fixed = next(iter(work.opened.values())).batch(range(batch)).to(device)
-    try:
-        # the first one compiles
-        for _ in range(WARM_STEPS):
-            step(fixed)
-    except FastleError as error:
-        return row | {"refused": str(error)}
-    # a step that cannot be captured is compiled instead
-    row["mode"] = step.mode
-    waits: dict[str, list[float]] = {name: [] for name in sides}
-    calls = {name: partial(train, step, work.opened.get(name, fixed), waits[name]) for name in sides}
-    times = interleave(calls, _own_clock, effort)
-    for name, ms in times.items():
-        # pairs of a round, so that a machine that slows down in between slows both
-        over = statistics.median(mine / base for mine, base in zip(ms, times[FIXED], strict=True)) - 1
-        sides[name] |= {"ms": percentiles(ms), "wait_share": statistics.median(waits[name]), "over_fixed": over}
-    return row
-
-
-def step_config(work: Workload, device: torch.device) -> tuple[RunConfig, StepMode]:
-    """The run whose steps are timed, and their mode."""
-    if device.type == "cpu":
-        config = make_config("celeba", recipe="post", data=work.root, batch_size=CPU_BATCH, seed=SEED, precision="fp32")
-        return dataclasses.replace(config, model=dataclasses.replace(config.model, hidden=CPU_HIDDEN)), "eager"
-    config = make_config(
-        "celeba",
-        recipe="post",
-        data=work.root,
-        masked=True,
-        latent=GPU_LATENT,
-        batch_size=BATCH,
-        seed=SEED,
-        precision="bf16",
-    )
-    # the fastest mode, with which loading has to keep up
-    return config, "captured"
-
-
-def train(step: Trainer, source: Images | Tensor, waits: list[float], turn: int) -> float:
-    """Milliseconds per step on images, or on the same batch again and again; appends the share that was waiting."""
-    steps = STEPS[step.device.type]
-    with ExitStack() as stack:
-        feed = None
-        batches: Iterable[Tensor]
-        if isinstance(source, Tensor):
-            batches = repeat(source)
-        else:
-            start = turn * (WARM_STEPS + steps)
-            # the feed still decodes ahead at the last step that is timed
-            stop = start + 2 * WARM_STEPS + steps
-            size, seed = step.config.train.batch_size, step.config.train.seed
-            feed = Feed(source, batch_size=size, seed=seed, device=step.device, start_step=start, stop_step=stop)
-            batches = stack.enter_context(feed)
-        ready = iter(batches)
-        for images in islice(ready, WARM_STEPS):
-            step(images)
-        synchronize(step.device)
-        waited = feed.wait if feed else 0.0
-        begin = time.perf_counter()
-        for images in islice(ready, steps):
-            step(images)
-        synchronize(step.device)
-        seconds = time.perf_counter() - begin
-        waits.append(((feed.wait if feed else 0.0) - waited) / seconds)
-    return 1e3 * seconds / steps
 
 
 def images_per_second(row: Row, name: str) -> float:
@@ -380,7 +239,7 @@ def columns(row: Row) -> list[Column]:
         Column("over the\nbest PIL", faster_than(best)),
         Column("CPU ms\nper image", lambda name, side: digits(side["cpu_ms_per_image"])),
         Column("first\ncall", lambda name, side: f"{side['first_call_s']:.1f} s"),
-        Column("pixels\ndiffer by", lambda name, side: f"{side.get('pixel_error', side.get('difference')):.0f}"),
+        Column("pixels\ndiffer by", lambda name, side: f"{side['pixel_error']:.0f}"),
     ]
 
 

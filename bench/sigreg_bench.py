@@ -25,7 +25,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,16 +35,14 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common.command import Benchmark, make_parser, run
-from bench.common.measure import Case, Side, measure, relative_error
+from bench.common.measure import DTYPES, ROTATION, Case, Side, relative_error
 from bench.common.peers import CHUNK, KNOTS, T_MAX, Tensors, chunked_sigreg, compiled, naive_sigreg
 from bench.common.plot import time_and_memory
-from bench.common.table import Row, operator_columns
+from bench.common.table import operator_columns
 from fastle.kernels import reference
 from fastle.kernels.sigreg import sigreg
 
-ROTATION = 3  # inputs
 ORACLE_BYTES = 2 * 10**8  # of float64 tensors at once: on a CPU more is slower, as the allocator then asks the system
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # the statistic is fp32 for both; a bf16 gradient is rounded at its end, by 2^-8 of itself
 GATES = {"fp32": {"value": 2e-6, "gradient": 1e-5}, "bf16": {"value": 2e-6, "gradient": 4e-3}}
 
@@ -84,17 +81,14 @@ HEADLINE = {
     "cuda": _shapes("2048x512x1024 8x512x512x1024 256x128x32x256 128x512x256 65536x512x1024"),
 }
 NAMED = [*HEADLINE["cpu"], *HEADLINE["cuda"], *_shapes("4x256x16x256")]
-GRID = [SigregShape(1, *sizes) for sizes in product((128, 512, 4096, 65536), (16, 128, 192, 512), (256, 1024, 4096))]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 1 if a row was refused."""
     description = "SIGReg, forward + backward, against the naive form: right, fast, small?"
     parser = make_parser("sigreg_bench.py", description, quick="fewer repeats; without --shapes five shapes only")
-    which = parser.add_mutually_exclusive_group()
-    parse, example = SigregShape.parse, "NxDxM or BxNxDxM, such as 1024x512x1024"
-    which.add_argument("--shapes", nargs="+", type=parse, metavar="SHAPE", help=example)
-    which.add_argument("--grid", action="store_true", help="the full grid, hours on a CPU")
+    example = "NxDxM or BxNxDxM, such as 1024x512x1024"
+    parser.add_argument("--shapes", nargs="+", type=SigregShape.parse, metavar="SHAPE", help=example)
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of the samples; default: fp32")
     return run(parser, BENCHMARK, argv)
 
@@ -103,8 +97,7 @@ def pick_shapes(flags: argparse.Namespace, device: torch.device) -> list[SigregS
     """What to measure: the device's headline shapes first, for runs under a time limit."""
     if flags.shapes:
         return list(flags.shapes)
-    more = [*NAMED, *GRID] if flags.grid else [] if flags.quick else NAMED
-    return list(dict.fromkeys((*HEADLINE[device.type], *more)))
+    return list(dict.fromkeys((*HEADLINE[device.type], *(() if flags.quick else NAMED))))
 
 
 def make_case(shape: SigregShape, dtype: str, device: torch.device) -> Case:
@@ -164,17 +157,12 @@ def exact(z: Tensor, slices: Tensor, *, room: int) -> tuple[Tensors, Tensors]:
     return (loss,), (gradient,)
 
 
-def _notes(report: Row) -> list[str]:
-    return ["×: a side's figure over fastle's. The first call includes compilation"]
-
-
 BENCHMARK = Benchmark(
     name="sigreg",
     cases=lambda flags, device: [partial(make_case, shape, flags.dtype) for shape in pick_shapes(flags, device)],
-    measure=lambda make, device, effort: measure(make(device), device, effort),
     columns=operator_columns,
     panels=time_and_memory,
-    notes=_notes,
+    notes=lambda report: ["×: a side's figure over fastle's. The first call includes compilation"],
 )
 
 if __name__ == "__main__":

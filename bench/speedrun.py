@@ -36,7 +36,7 @@ from torch import Tensor
 # first, so that the code that is measured is that of the commit in the report
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common.command import Benchmark, make_parser, run
+from bench.common.command import Benchmark, make_parser, pick_sides, run
 from bench.common.plot import Panel
 from bench.common.table import Column, Row, digits, ratio
 from fastle.config import ConfigError, RunConfig
@@ -126,14 +126,13 @@ def _number(psnr: float) -> float | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     description = "Seconds and steps of training to 22, 23 and 24 dB."
-    parser = make_parser("speedrun.py", description, quick="a model of half the width, half the batch")
+    parser = make_parser("speedrun.py", description, quick="half the width, half the batch", sides=SIDES)
     parser.add_argument("--data", type=Path, metavar="DIR", help="train/ and test/ with CIFAR-10's photographs")
     parser.add_argument("--seeds", type=int, default=SEEDS, metavar="N", help="seeds 0 to N - 1; default: %(default)s")
     parser.add_argument(
         "--steps", type=int, default=STEPS, metavar="N", help="of fastle and pixel; default: %(default)s"
     )
     parser.add_argument("--limit", type=int, default=LIMIT, metavar="N", help="steps of post; default: %(default)s")
-    parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES, metavar="SIDE", help=", ".join(SIDES))
     return run(parser, BENCHMARK, argv)
 
 
@@ -150,8 +149,9 @@ def pick_cases(flags: argparse.Namespace, device: torch.device) -> list[Callable
             raise ConfigError(f"--{name} must be at least 1, not {getattr(flags, name)}")
     options = {"data": flags.data, "size": 32, **SIZES[flags.quick]}
     lengths = {"fastle": flags.steps, "pixel": flags.steps, "post": flags.limit}
+    names = pick_sides(flags, device, SIDES)
     return [
-        partial(measure_seed, seed, {name: make_side(name, seed, lengths[name], **options) for name in flags.sides})
+        partial(measure_seed, seed, {name: make_side(name, seed, lengths[name], **options) for name in names})
         for seed in range(flags.seeds)
     ]
 

@@ -55,12 +55,12 @@ from torch.utils.checkpoint import checkpoint
 # first, so that the code that is measured is that of the commit in the report
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.common.command import Benchmark, make_parser, run
-from bench.common.measure import Case, Side, measure
+from bench.common.command import Benchmark, make_parser, pick_sides, run
+from bench.common.measure import ROTATION, Case, Side
 from bench.common.plot import Panel
 from bench.common.table import Column, Row, digits, error_columns, ratio, time_columns
 from fastle.choices import StepMode
-from fastle.config import ConfigError, Precision, RunConfig
+from fastle.config import Precision, RunConfig
 from fastle.method.model import Autoencoder
 from fastle.method.objective import SelfTeaching
 from fastle.presets import make_config
@@ -70,7 +70,6 @@ from fastle.training.trainer import Trainer
 
 Step: TypeAlias = PlainStep | Trainer
 
-ROTATION = 3  # inputs
 SETTINGS: dict[str, Callable[..., RunConfig]] = {
     "celeba-masked-128": partial(make_config, "celeba", recipe="post", masked=True, latent=128),
     "celeba-masked-512": partial(make_config, "celeba", recipe="post", masked=True, latent=512),
@@ -80,11 +79,8 @@ SETTINGS: dict[str, Callable[..., RunConfig]] = {
     "celeba-spatial": partial(make_config, "celeba", recipe="post"),
     "cifar10": partial(make_config, "cifar10", recipe="post"),
 }
-NAMES = (
-    "plain", "plain bf16", "plain compiled", "plain compiled bf16", "plain captured", "plain captured bf16",
-    "fastle eager", "fastle eager bf16", "fastle compiled", "fastle compiled bf16", "fastle captured",
-    "fastle captured bf16",
-)  # fmt: skip
+IN_FP32 = ("plain", "plain compiled", "plain captured", "fastle eager", "fastle compiled", "fastle captured")
+NAMES = tuple(name + precision for name in IN_FP32 for precision in ("", " bf16"))
 GATES = {
     "fp32": {"value": 1e-5, "gradient": 1e-3, "update": 3e-3},
     "tf32": {"value": 1e-4, "gradient": 5e-3, "update": 3e-3},
@@ -129,28 +125,25 @@ QUICK = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 1 if a row was refused."""
     description = "The training step against the plain eager one: right, fast, small?"
-    parser = make_parser("step_bench.py", description, quick="fewer repeats; without --shapes one or two shapes only")
+    quick = "fewer repeats; without --shapes one or two shapes only"
+    parser = make_parser("step_bench.py", description, quick=quick, sides=NAMES)
     example = "SETTING:BATCH, such as celeba-masked-128:4"
     parser.add_argument("--shapes", nargs="+", type=StepShape.parse, metavar="SHAPE", help=example)
-    parser.add_argument("--sides", nargs="+", metavar="SIDE", choices=NAMES, help=f"of {', '.join(NAMES)}")
     return run(parser, BENCHMARK, argv)
 
 
-def pick_cases(flags: argparse.Namespace, device: torch.device) -> list[Callable[[], Case]]:
+def pick_cases(flags: argparse.Namespace, device: torch.device) -> list[Callable[[torch.device], Case]]:
     """How to make each case.
 
     Raises:
         ConfigError: --sides names one that this device does not have.
     """
-    every = [name for name in NAMES if device.type == "cuda" or "captured" not in name]
-    for name in flags.sides or ():
-        if name not in every:
-            raise ConfigError(f"--sides {name}: not on {device.type}; give some of {', '.join(every)}")
+    sides = pick_sides(flags, device, [name for name in NAMES if device.type == "cuda" or "captured" not in name])
     if not flags.sides and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() != "AVX512":
         # a product takes a hundred times as long as in fp32
-        every = [name for name in every if "bf16" not in name]
+        sides = [name for name in sides if "bf16" not in name]
         print("the sides in bf16 are left out: this CPU has no AVX-512, and emulates it", file=sys.stderr)
-    return [partial(make_case, shape, flags.sides or every, device) for shape in pick_shapes(flags, device)]
+    return [partial(make_case, shape, sides) for shape in pick_shapes(flags, device)]
 
 
 def pick_shapes(flags: argparse.Namespace, device: torch.device) -> list[StepShape]:
@@ -287,12 +280,8 @@ def exact(start: StartingPoint, images: Tensor) -> tuple[Tensor, list[Tensor]]:
     model.load_state_dict(start.weights)
     objective = SelfTeaching(model.double().train(), start.config.objective)
     parameters = list(model.parameters())
-    chunked: tuple[tuple[nn.Module, str], ...] = (
-        (model.decoder, "up"),
-        (model.encoder, "down"),
-        (objective.judge, "down"),
-    )
-    for module, name in chunked:
+    chunked: dict[nn.Module, str] = {model.decoder: "up", model.encoder: "down", objective.judge: "down"}
+    for module, name in chunked.items():
         setattr(module, name, nn.Sequential(*(Chunked(block) for block in getattr(module, name))))
     draws = start.draw(images, 0)
     assert draws.slices is not None
@@ -376,7 +365,6 @@ def notes(report: Row) -> list[str]:
 BENCHMARK = Benchmark(
     name="step",
     cases=pick_cases,
-    measure=lambda make, device, effort: measure(make(), device, effort),
     columns=columns,
     panels=panels,
     notes=notes,

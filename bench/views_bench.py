@@ -39,7 +39,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common.command import Benchmark, make_parser, run
-from bench.common.measure import Case, Side, measure, relative_error
+from bench.common.measure import DTYPES, ROTATION, Case, Side, relative_error
 from bench.common.peers import HeightWidth, Tensors, compiled, eager_holes, eager_masks, grid_crops, roi_crops
 from bench.common.plot import Panel, time_and_memory
 from bench.common.table import Column, Row, digits, operator_columns
@@ -53,8 +53,6 @@ MakeViews: TypeAlias = Callable[[Tensors, Tensor, Tensor], Tensors]
 # views and, unless only the forward is timed, the gradients to the images
 Result: TypeAlias = tuple[Tensors, ...]
 
-ROTATION = 3  # inputs
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 # a bf16 result is rounded once, by 2^-8 of itself
 GATES = {"fp32": {"value": 1e-6, "gradient": 1e-5}, "bf16": {"value": 4e-3, "gradient": 4e-3}}
@@ -360,17 +358,14 @@ def panels(row: Row) -> list[Panel]:
     return time_and_memory(row) if row["pass"] == "both" else []
 
 
-def _notes(report: Row) -> list[str]:
-    return ["both: forward + backward. ×: a side's figure over fastle's. The first call includes compilation"]
-
-
 BENCHMARK = Benchmark(
     name="views",
     cases=pick_cases,
-    measure=lambda make, device, effort: measure(make(device), device, effort),
     columns=columns,
     panels=panels,
-    notes=_notes,
+    notes=lambda report: [
+        "both: forward + backward. ×: a side's figure over fastle's. The first call includes compilation"
+    ],
 )
 
 if __name__ == "__main__":

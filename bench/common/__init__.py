@@ -1,1 +1,1 @@
-"""What the four benchmarks share: the command, the measurement of a case, tables and plots, peers."""
+"""What the five benchmarks share: the command, the measurement of a case, tables and plots, peers."""

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from bench.common.measure import FULL, QUICK, Effort
+from bench.common.measure import FULL, QUICK, Case, Effort, measure
 from bench.common.plot import Panel, save_plot
-from bench.common.table import Column, Row, duration, show
+from bench.common.table import Column, Row, digits, show
 from fastle.checkpoint import write_atomic
 from fastle.commands.cli import Parser
 from fastle.commands.outputs import check_output
@@ -31,6 +31,10 @@ from fastle.machine import environment, find_device
 WIDTH = 120  # columns of what is printed into a file
 
 
+def _make_and_measure(make: Callable[[torch.device], Case], device: torch.device, effort: Effort) -> Row:
+    return measure(make(device), device, effort)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
     """One benchmark.
@@ -38,7 +42,7 @@ class Benchmark:
     Args:
         name: its name in reports.
         cases: what to measure, from flags and device; each case becomes a row.
-        measure: makes the row of a case.
+        measure: makes the row of a case; by default a case is what makes a `Case` for a device.
         columns: the columns of a row's table.
         panels: what to plot of a row.
         notes: lines that explain the figures.
@@ -46,21 +50,35 @@ class Benchmark:
 
     name: str
     cases: Callable[[argparse.Namespace, torch.device], Sequence[Any]]
-    measure: Callable[[Any, torch.device, Effort], Row]
+    measure: Callable[[Any, torch.device, Effort], Row] = _make_and_measure
     columns: Callable[[Row], Sequence[Column]]
     panels: Callable[[Row], Sequence[Panel]]
     notes: Callable[[Row], Sequence[str]]
 
 
-def make_parser(prog: str, description: str, *, quick: str) -> Parser:
-    """A parser with the flags that all benchmarks have. An error is one line."""
+def make_parser(prog: str, description: str, *, quick: str, sides: Sequence[str] = ()) -> Parser:
+    """A parser with the flags that all benchmarks have, and --sides if there are some. An error is one line."""
     parser = Parser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU, if any")
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here, again after each row")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="plot the report")
     parser.add_argument("--from", type=Path, dest="source", metavar="FILE", help="show this report, measure nothing")
+    if sides:
+        parser.add_argument("--sides", nargs="+", metavar="SIDE", choices=sides, help=f"of {', '.join(sides)}")
     return parser
+
+
+def pick_sides(flags: argparse.Namespace, device: torch.device, there: Sequence[str]) -> Sequence[str]:
+    """The sides that --sides names, or all that are there on a device.
+
+    Raises:
+        ConfigError: --sides names one that is not.
+    """
+    for name in flags.sides or ():
+        if name not in there:
+            raise ConfigError(f"--sides {name}: not on {device.type}; give some of {', '.join(there)}")
+    return flags.sides or there
 
 
 def run(parser: Parser, benchmark: Benchmark, argv: Sequence[str] | None) -> int:
@@ -107,7 +125,7 @@ def measure_all(benchmark: Benchmark, flags: argparse.Namespace, command: list[s
         if flags.json is not None:
             write_atomic(flags.json, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
         times = ", ".join(
-            f"{name} {duration(side['ms']['p50'])}" for name, side in row["sides"].items() if "ms" in side
+            f"{name} {digits(side['ms']['p50'])} ms" for name, side in row["sides"].items() if "ms" in side
         )
         result = f"REFUSED, {row['refused']}" if row["refused"] else times
         seconds = time.perf_counter() - begin

@@ -1,4 +1,4 @@
-"""The loaders that the loader benchmark compares: fastle's feed, and PIL in torch's DataLoader."""
+"""What the loader benchmark compares: fastle's feed, and PIL in torch's DataLoader; and the images that they load."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import io
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +17,40 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import CenterCrop, Compose, PILToTensor
 
 from bench.common.celeba_images import SIZE
+from bench.common.table import Row
 from fastle.data import Feed, Images
 from fastle.data.decode import ImageFile
 from fastle.data.order import batch_indices
+from fastle.machine import package_version
 
 BATCH, SEED = 128, 0
+PACKAGES = ("torchvision", "pillow", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
+
+
+@dataclass(slots=True, kw_only=True)
+class Workload:
+    """The images, and what the first row leaves for the second.
+
+    Attributes:
+        root: CelebA in torchvision's layout.
+        source: where the images come from, in words.
+        count: how many there are.
+        sides: the names of what is compared.
+        opened: the images as fastle's sides opened them, by name.
+        refused: why the first row was refused; None if its pixels are right.
+    """
+
+    root: Path
+    source: str
+    count: int
+    sides: Sequence[str]
+    opened: dict[str, Images] = field(default_factory=dict)
+    refused: str | None = None
+
+    def labels(self) -> Row:
+        """What the report says of both rows."""
+        versions = {name: package_version(name) for name in PACKAGES}
+        return {"images": self.count, "source": self.source, "cores": os.cpu_count(), "versions": versions}
 
 
 class FastleLoader:

@@ -33,6 +33,8 @@ from fastle.training.memory import out_of_memory
 Call: TypeAlias = Any
 
 MAX_ROUNDS = 200
+ROTATION = 3  # inputs of a case
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # that operators are measured in
 CPU_MEMORY_SHARE = 0.6  # of the free memory: the rest is for other programs
 
 
@@ -115,8 +117,9 @@ def measure(case: Case, device: torch.device, effort: Effort) -> Row:
             del calls[name]
             continue
         sides[name]["peak_bytes"] = peak + sides[name]["graph_bytes"]
-    turns = {name: partial(_call_in_turn, call, case.inputs) for name, call in calls.items()}
-    for name, ms in interleave(turns, Stopwatch(device).time, effort).items():
+    clock = Stopwatch(device).time
+    turns = {name: partial(_time_turn, clock, call, case.inputs) for name, call in calls.items()}
+    for name, ms in interleave(turns, effort).items():
         sides[name]["ms"] = percentiles(ms)
     if case.capture and device.type == "cuda":
         row["refused"] = time_graphs(case, calls, sides, device, effort)
@@ -203,18 +206,15 @@ def refusal(sides: Sequence[Side], figures: Mapping[str, Row]) -> str | None:
     return "; ".join(wrong) or ("no side could be measured" if not measured else None)
 
 
-def _call_in_turn(call: Call, inputs: Sequence[Any], turn: int) -> None:
-    call(inputs[turn % len(inputs)])
+def _time_turn(clock: Callable[..., float], call: Call, inputs: Sequence[Any], turn: int) -> float:
+    return clock(partial(call, inputs[turn % len(inputs)]))
 
 
-def interleave(
-    calls: Mapping[str, Callable[[int], object]], clock: Callable[[Callable[[], Any]], float], effort: Effort
-) -> dict[str, list[float]]:
+def interleave(calls: Mapping[str, Callable[[int], float]], effort: Effort) -> dict[str, list[float]]:
     """Times calls in turn.
 
     Args:
-        calls: take the number of the round.
-        clock: makes a call and returns its milliseconds.
+        calls: take the number of the round, and return their milliseconds.
 
     Returns:
         The milliseconds of each call, in the order of the rounds.
@@ -225,7 +225,7 @@ def interleave(
     begin = round_begin = time.perf_counter()
     for turn in range(MAX_ROUNDS):
         for name in order.sample(list(calls), len(calls)):
-            times[name].append(clock(partial(calls[name], turn)))
+            times[name].append(calls[name](turn))
         now = time.perf_counter()
         # a round that would end after the budget does not begin
         if turn + 1 >= effort.rounds and now - begin + (now - round_begin) > effort.seconds:
@@ -266,14 +266,15 @@ def time_graphs(
             figures["graph_note"] = "no graph: its result is not finite"
             continue
         graphs[side.name] = graph
-    replays = {name: partial(_replay, graph) for name, graph in graphs.items()}
-    for name, ms in interleave(replays, partial(Stopwatch(device).time, queued=True), effort).items():
+    clock = partial(Stopwatch(device).time, queued=True)
+    replays = {name: partial(_time_replay, clock, graph) for name, graph in graphs.items()}
+    for name, ms in interleave(replays, effort).items():
         sides[name]["graph_ms"] = percentiles(ms)
     return None
 
 
-def _replay(graph: torch.cuda.CUDAGraph, turn: int) -> None:
-    graph.replay()
+def _time_replay(clock: Callable[..., float], graph: torch.cuda.CUDAGraph, turn: int) -> float:
+    return clock(graph.replay)
 
 
 def capture(call: Call, x: Any) -> tuple[torch.cuda.CUDAGraph, Any]:

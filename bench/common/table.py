@@ -33,7 +33,8 @@ def show(
     _print(console, f"commit {here['commit'] or 'unknown'}, {here['date']}")
     for row in report["rows"]:
         # not the table's own title, which would be wrapped to the table's width
-        console.print(f"\n{title(row)}", style="bold", highlight=False, markup=False, soft_wrap=True)
+        title = f"{row['shape']}, {row['pass']}" if "pass" in row else row["shape"]
+        console.print(f"\n{title}", style="bold", highlight=False, markup=False, soft_wrap=True)
         if row["refused"]:
             _print(console, f"REFUSED, {row['refused']}: no times")
         else:
@@ -42,11 +43,6 @@ def show(
             _print(console, line)
     for line in dict.fromkeys((*notes(report), f"fp32 products: {here['fp32_products']} (highest: no TF32)")):
         _print(console, line)
-
-
-def title(row: Row) -> str:
-    """What tells a row from the other rows of its report."""
-    return f"{row['shape']}, {row['pass']}" if "pass" in row else str(row["shape"])
 
 
 def _print(console: Console, line: str) -> None:
@@ -118,11 +114,6 @@ def error_columns(*names: str) -> list[Column]:
 def digits(value: float) -> str:
     """A number of three digits, as tables show it."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def duration(ms: float) -> str:
-    """Milliseconds with their unit."""
-    return f"{digits(ms)} ms"
 
 
 def ratio(value: float, base: float) -> str:

@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from bench import loader_bench
+from bench.common import loader_step
 from bench.common.celeba_images import copy_celeba, disk_files, make_celeba
-from bench.common.loaders import BATCH, FastleLoader, PilLoader
+from bench.common.loaders import BATCH, FastleLoader, PilLoader, Workload
 from bench.loader_bench import difference, main, open_side
 from fastle.data import Images
 from fastle.data.images import ArrayImages
@@ -29,10 +30,10 @@ SIDES = ["pil-0", "pil-2", "torchvision", "dali", "cache-disk", "cache-host"]
 
 @pytest.fixture(autouse=True)
 def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader_bench, "STEPS", {"cpu": 1, "cuda": 1})
-    monkeypatch.setattr(loader_bench, "WARM_STEPS", 1)
-    monkeypatch.setattr(loader_bench, "CPU_BATCH", 2)
-    monkeypatch.setattr(loader_bench, "GPU_LATENT", 16)
+    monkeypatch.setattr(loader_step, "STEPS", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr(loader_step, "WARM_STEPS", 1)
+    monkeypatch.setattr(loader_step, "CPU_BATCH", 2)
+    monkeypatch.setattr(loader_step, "GPU_LATENT", 16)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +158,7 @@ def test_one_wrong_bit_has_no_times(
 
 
 def test_dali_gpu_alone_may_differ(celeba: Path) -> None:
-    work = loader_bench.Workload(root=celeba, source="", count=256, sides=SIDES)
+    work = Workload(root=celeba, source="", count=256, sides=SIDES)
     exact = [name for name in loader_bench.NAMES if loader_bench._side(name, work, CPU).gates]
     assert exact == ["torchvision", "dali", "cache-disk", "cache-host", "cache-device"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,14 +42,13 @@ def test_memory_is_the_most_that_a_call_holds_at_once() -> None:
 
 def test_sides_take_turns() -> None:
     called: list[tuple[str, int]] = []
-    calls = {name: partial(lambda name, turn: called.append((name, turn)), name) for name in "ab"}
     ticks = iter([1.0, 1.0, 2.0, 2.0, 9.0, 9.0])
 
-    def clock(call: Callable[[], object]) -> float:
-        call()
+    def call(name: str, turn: int) -> float:
+        called.append((name, turn))
         return next(ticks)
 
-    times = interleave(calls, clock, Effort(seconds=0, rounds=3))
+    times = interleave({name: partial(call, name) for name in "ab"}, Effort(seconds=0, rounds=3))
     assert [turn for _, turn in called] == [0, 0, 1, 1, 2, 2]
     assert all({name for name, _ in called[i : i + 2]} == {"a", "b"} for i in (0, 2, 4))
     wanted = {"p20": pytest.approx(1.4), "p50": 2.0, "p80": pytest.approx(6.2), "repeats": 3}

@@ -167,7 +167,7 @@ def test_oracle_does_not_depend_on_its_parts() -> None:
 
 
 def test_what_is_measured_by_default() -> None:
-    flags = argparse.Namespace(shapes=None, grid=False, quick=True)
+    flags = argparse.Namespace(shapes=None, quick=True)
     assert sigreg_bench.pick_shapes(flags, CPU) == sigreg_bench.HEADLINE["cpu"]
     flags.quick = False
     shapes = sigreg_bench.pick_shapes(flags, CPU)

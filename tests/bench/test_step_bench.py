@@ -210,10 +210,10 @@ def test_a_cpu_that_emulates_bf16_leaves_it_out(
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     flags = argparse.Namespace(shapes=None, quick=True, sides=None)
-    (case,) = step_bench.pick_cases(flags, torch.device("cpu"))
+    (case,) = step_bench.pick_cases(flags, CPU)
     assert isinstance(case, partial) and len(case.args[1]) == sides
     # nor is its peak measured
-    assert set(case().labels["peak_flops"]) == ({"fp32"} if capability == "AVX2" else {"fp32", "bf16"})
+    assert set(case(CPU).labels["peak_flops"]) == ({"fp32"} if capability == "AVX2" else {"fp32", "bf16"})
     assert ("left out" in capsys.readouterr().err) == (capability == "AVX2")
 
 

@@ -14,7 +14,7 @@ from torchvision.ops import roi_align
 
 from bench import views_bench
 from bench.common import peers
-from bench.common.measure import relative_error
+from bench.common.measure import DTYPES, relative_error
 from bench.common.peers import Tensors, align_corners_regions
 from bench.views_bench import ViewBatch, ViewShape, bytes_to_move, exact, main, make_batch, make_sides, pick_cases
 from tests.bench.bench_cases import check_bad_input, check_refused, check_report, check_shown, run_tiny
@@ -125,7 +125,7 @@ def test_every_side_of_every_kind_of_image(text: str, dtype: str, layout: str) -
     limit = 1e-5 if dtype == "fp32" else 8e-3
     for name, views in make_sides(shape).items():
         result = views_bench.forward_backward(views, batch)
-        assert all(value.dtype == views_bench.DTYPES[dtype] for value in (*result[0], *result[1]))
+        assert all(value.dtype == DTYPES[dtype] for value in (*result[0], *result[1]))
         pairs = zip(result, exact(shape, batch, result), strict=True)
         assert all(relative_error(got, wanted) < limit for got, wanted in pairs), name
 
