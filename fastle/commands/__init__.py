@@ -1,1 +1,1 @@
-"""The commands, one file each: `fastle-train` and `fastle eval`, `fastle reconstruct`."""
+"""The commands: fastle-train in `train`, and each command of fastle in a file of its name, with what they share."""

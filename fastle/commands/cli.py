@@ -70,8 +70,8 @@ def wrapped(label: str, items: list[str], gap: str = "  ") -> str:
 class Output(Console):
     """The console of a command.
 
-    Whoever reads the output may end first, as head does. A run that can save then does so, as if its terminal had been
-    closed; other commands end.
+    The reader of the output may exit first, as `head` does. A training run then saves and stops, as on SIGHUP; other
+    commands just stop.
     """
 
     def say(self, text: str) -> None:
@@ -83,7 +83,7 @@ class Output(Console):
         self.quiet = True
         # or Python would complain once more when it ends
         _drop_output()
-        print("nobody reads the output any more", file=sys.stderr)
+        print("the output was closed; stopping", file=sys.stderr)
         signal.raise_signal(signal.SIGHUP)
 
 

@@ -83,7 +83,9 @@ def _of_runs(commands: Commands, name: str, text: str) -> Parser:
 def _eval(commands: Commands) -> None:
     command = _of_model(commands, "eval", "PSNR and SSIM over the whole test split of a run, or over a folder")
     command.add_argument(
-        "--data", metavar="DIR", help="measure every image below this folder, or of shards; all but a run need it"
+        "--data",
+        metavar="DIR",
+        help="measure all images in this folder or these shards (required unless MODEL is a run)",
     )
     command.add_argument("--perceptual", action="store_true", help="LPIPS and FID too; fetches two networks at first")
     add_option(command, WEIGHTS)

@@ -61,7 +61,7 @@ def _checked(option: Option, value: Any) -> Any:
     value = tuple(value) if option.many and isinstance(value, list) else value
     value = option.parse(value) if option.pair and isinstance(value, str) else value
     option.check(value)
-    # 1 is a number as good as 1.0 to a person, and another line of config.json
+    # turn 1 into 1.0, so that config.json does not depend on how it was written
     return float(value) if option.kind is float and type(value) is int else value
 
 

@@ -38,7 +38,7 @@ from .loading import Loading
 from .shards import ShardFiles
 
 HEADER = 4096  # bytes, padded, because the header is written after the images that follow it
-# of the rules by which files become pixels: 1 did not turn images as their EXIF orientation asks
+# version of the decoding rules; version 1 ignored EXIF orientation
 VERSION = "2"
 
 Place = Literal["device", "host", "disk"]
@@ -67,7 +67,7 @@ class CacheKey:
     def path(self) -> Path:
         """The path of the cache file."""
         fields: list[object] = [self.root, self.size, self.channels, self.resize, self.pixels]
-        # without them, the name stays that of before, so that the older file makes room for its successor
+        # omit default values, so that the path stays that of earlier versions and the old file is replaced
         fields += ["upscale"] if self.upscale else []
         fields += [f"{self.bits} bits"] if self.bits != 8 else []
         digest = hashlib.blake2b(json.dumps(fields).encode(), digest_size=6).hexdigest()

@@ -92,7 +92,7 @@ class DiskFile:
 
 
 class Tally:
-    """Counts the files of which something is to be said, each once: Pillow decodes them, or they have 16 bits."""
+    """Counts, once each, the files that Pillow decodes and those with more than 8 bits."""
 
     def __init__(self) -> None:
         self._by_pillow: dict[str, str] = {}

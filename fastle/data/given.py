@@ -105,7 +105,7 @@ class GivenImages:
         if (height, width) == sides:
             return image
         image = resize_and_crop(image, self._size, resize=True)
-        # the weights of an average add up to 1 only nearly
+        # interpolation weights sum to 1 only up to rounding
         return image.clamp(0, 1) if self._bits == 16 else image
 
 

@@ -211,7 +211,7 @@ def _checked(images: EncodedImages, config: DataConfig, loading: Loading) -> tup
     resize, upscale = _resizes(config), config.upscale
     find = partial(find_faults, images.files, images.decoder, loading, size=config.size, resize=resize, upscale=upscale)
     if isinstance(images.files, ShardFiles):
-        # without the bits, the record stays that of before
+        # omit the default bits, so that records of earlier versions still match
         rules = f"{config.channels} {config.size} {resize} {upscale}" + (f" {config.bits}" if config.bits != 8 else "")
         faults = known_faults(images.files, rules, find)
     else:

@@ -129,7 +129,7 @@ def known_faults(files: ShardFiles, rules: str, find: Callable[[], dict[int, str
         pass
     faults = find()
     with suppress(FastleError, OSError):
-        # of a folder that cannot be written, the index has said so
+        # an unwritable cache folder has been reported when the index was built
         write_atomic(path, json.dumps({"of": key, "faults": faults}).encode())
     return faults
 

@@ -84,7 +84,7 @@ def _tarred(path: str) -> Iterator[Member]:
         try:
             with tarfile.open(path, "r:") as tar:
                 while (member := tar.next()) is not None:
-                    # it would keep an object for each; its types do not show where
+                    # tarfile keeps every member in a list that its type stubs omit; clear it to save memory
                     cast(Any, tar).members.clear()
                     last = member.name
                     if member.issparse():
@@ -95,7 +95,7 @@ def _tarred(path: str) -> Iterator[Member]:
         except (tarfile.TarError, EOFError, ValueError) as error:
             fault = download_fault(head) or f"is damaged behind {last} ({one_line(error)})"
             raise DataError(f"{path} {fault}: copy it again") from None
-        # to the library, whatever is no header is the end
+        # tarfile takes any invalid header for the end of the archive
         file.seek(offset)
         if file.read(512) != bytes(512):
             raise DataError(f"{path} is damaged or cut short behind {last}: copy it again")

@@ -166,7 +166,7 @@ def read_member(path: str, start: int, size: int) -> bytes:
     return bytes(read_at(_open(path), start, size))
 
 
-# a reader keeps a file alive that others have pushed out
+# a file evicted from the cache stays open while a reader uses it
 @lru_cache(maxsize=256)
 def _open(path: str) -> FileIO:
     return open_regular(Path(path))

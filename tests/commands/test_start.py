@@ -120,14 +120,14 @@ def test_a_run_whose_output_is_closed_saves(
     with pytest.raises(Interrupted, match="stopped and saved at step 5"):
         train(config(steps=40), tmp_path, device=CPU, console=cli.Output(file=Closed(1)))
     assert latest_checkpoint(tmp_path).name == "step-00000005.safetensors"
-    assert capsys.readouterr().err == "nobody reads the output any more\n"
+    assert capsys.readouterr().err == "the output was closed; stopping\n"
 
 
 @pytest.mark.usefixtures("no_descriptors")
 def test_a_command_whose_output_is_closed_ends(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Interrupted), raising_signals():
         cli.Output(file=Closed(0)).print("figures")
-    assert capsys.readouterr().err == "nobody reads the output any more\n"
+    assert capsys.readouterr().err == "the output was closed; stopping\n"
     with pytest.raises(SystemExit) as left, cli.one_line_errors("fastle"):
         raise BrokenPipeError
     assert left.value.code == 128 + signal.SIGPIPE
