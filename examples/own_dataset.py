@@ -23,7 +23,7 @@ class Ripples(Dataset[tuple[Tensor, float]]):
         return 4000
 
     def __getitem__(self, index: int) -> tuple[Tensor, float]:
-        # the same image at each reading: only then does a run that is continued see what it would have seen
+        # the same image at each reading, so that a run that goes on sees what it would have seen without a stop
         generator = torch.Generator().manual_seed(index)
         angle, *phases = (2 * math.pi * torch.rand(4, generator=generator)).tolist()
         y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")

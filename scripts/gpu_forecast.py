@@ -24,7 +24,7 @@ from bench.forecast.report import SIDES, forecast_report, markdown
 from bench.forecast.roofline import GPUS
 from fastle.errors import FastleError
 
-# the plain step knows the rows that are measured only
+# the plain step supports only the rows that are measured
 WITHOUT_PLAIN = ("celeba-pixel",)
 
 

@@ -41,7 +41,7 @@ BATCH = 256
 def timed(what: str) -> Iterator[None]:
     began, worked = time.perf_counter(), time.process_time()
     yield
-    # where others compute too, the time that passes says little
+    # on a machine that others use too, elapsed time says little
     passed, worked = time.perf_counter() - began, time.process_time() - worked
     held = resident_memory() / 1e9
     print(f"{what:<44} {worked:8.2f} s of CPU, {passed:8.2f} s passed   {held:6.2f} GB resident", flush=True)

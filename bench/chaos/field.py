@@ -74,7 +74,7 @@ class Field:
         folder: Images, runs, caches and what was printed.
         random: All draws of an event.
         ranks: Of the run that the event happens to.
-        untidy: What must not be, found in the output of a process.
+        untidy: Faults of processes: a traceback, an unexpected status, no word of an error, no end.
     """
 
     folder: Path

@@ -47,7 +47,7 @@ class Outcome:
     most_memory: float = 0
 
     def add(self, kind: str, case: int, mutation: str, detail: str = "") -> None:
-        """Counts a case; those that must not be are kept with what is needed to repeat them."""
+        """Counts a case, and keeps what is needed to repeat one that must not happen."""
         self.counts[kind] += 1
         if kind not in ("found", "harmless"):
             self.faults.append({"kind": kind, "case": case, "mutation": mutation, "detail": detail[:300]})

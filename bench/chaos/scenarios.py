@@ -199,8 +199,8 @@ def _mutate_json(field: Field) -> None:
         path.write_bytes(mutate(path.read_bytes(), field.random))
     rows = field.run / "metrics.jsonl"
     if rows.exists() and rows.stat().st_size:
-        # of a line that was damaged before the last checkpoint, the others must be kept. no flipped bits: the log has
-        # no checksums, and another digit is another number
+        # if a line before the last checkpoint is damaged, the others must be kept. no flipped bits: the log has no
+        # checksums, and another digit goes unnoticed
         _damage(rows, field.random, how=field.random.choice((1, 2)))
 
 

@@ -220,7 +220,7 @@ def interleave(calls: Mapping[str, Callable[[int], float]], effort: Effort) -> d
         The milliseconds of each call, in the order of the rounds.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
-    # no side always runs in the caches and the heap that the same other side left
+    # so that no side always follows the same other one, in the caches and the heap that it left
     order = random.Random(0)
     begin = round_begin = time.perf_counter()
     for turn in range(MAX_ROUNDS):
@@ -289,7 +289,7 @@ def capture(call: Call, x: Any) -> tuple[torch.cuda.CUDAGraph, Any]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = call(x)
-    # what a replay does not write must not look right
+    # so that what a replay does not write is not taken for right
     for tensors in result:
         for tensor in tensors:
             tensor.fill_(math.nan)

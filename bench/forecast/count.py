@@ -23,7 +23,7 @@ ITEM_SIZES = {
     "float64": 8, "int64": 8, "float32": 4, "int32": 4, "bfloat16": 2, "float16": 2, "uint8": 1, "int8": 1, "bool": 1,
 }  # fmt: skip
 LARGE = 2**20  # bytes, from which a layout counts
-TAPS = 16  # of the largest convolution: what has no more pixels is a weight
+TAPS = 16  # pixels of the largest kernel: a tensor with no more is a weight
 REST = "loss"  # what no phase claims
 # arithmetic of SIGReg's operators for each sample and slice, beside their product (docs/sigreg.md)
 SIGREG_FLOP = {"sigreg_forward": 45, "sigreg_backward": 65}
@@ -136,7 +136,7 @@ class _Reader:
                 case ast.Expr(value=ast.Call() as call):
                     self._call(call, kernels, self._phase(lines, statement))
         for index, maps in self.maps:
-            # at a Linear a map lies as its weight's columns do, which is not a matter of layout
+            # a map at a Linear lies as the weight's columns do: that is no copy from one layout to the other
             free = [buffer for buffer in maps if buffer.root not in self.in_products]
             if len({buffer.layout for buffer in free}) > 1:
                 self._change(index, copies_layout=True)
@@ -263,7 +263,7 @@ class _Reader:
             channels=(blocks.shape[1], weight.shape[0]),
         )
         self._note_layouts(index, *operands)
-        # made as (B, H, W, channels), which is channels-last, and only then turned
+        # it is written as (B, H, W, channels), which is channels-last, and then read as (B, channels, H, W)
         self.in_products.add(blocks.root)
         assert target is not None
         self.pending[target] = index

@@ -1,7 +1,7 @@
 """The code of a training step, generated for a mocked GPU from tensors without data, and counted.
 
-Each variant of the step is generated in a process of its own, since the mock is for good: `count(variant)` starts it
-and reads what it counted, `python -m bench.forecast.generate VARIANT OUT` is that process.
+Each variant of the step is generated in a process of its own, since the mock cannot be undone: `count(variant)` starts
+it and reads what it counted, `python -m bench.forecast.generate VARIANT OUT` is that process.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class GPU:
 
     @property
     def precision(self) -> Precision:
-        """Of a step there."""
+        """In which a step computes there."""
         return "fp32" if self.bf16 is None else "bf16"
 
 
@@ -52,7 +52,7 @@ GPUS = {
 
 # shares of the data sheet's rates: assumptions. an H100 reached 0.82 and 0.71 in fastle's step (docs/results/h100.md)
 REACHED = {"bandwidth": 0.85, "tensor cores": 0.6, "CUDA cores": 0.6}
-# fp32 atomics on scattered addresses, a second, of which the L2 makes few
+# how many times longer the bytes of fp32 atomics on scattered addresses take, of which the L2 adds few in a second
 ATOMIC_SLOWDOWN = 4
 # with fewer channels than a tensor core's tile takes, its lanes multiply zeros
 CHANNEL_TILE = 8
@@ -120,7 +120,7 @@ def _cost(name: str, launches: Sequence[Launch], gpu: GPU) -> PhaseCost:
 
 
 def _rate(launch: Launch, gpu: GPU) -> tuple[float, str]:
-    """FLOP a second at most, and by what."""
+    """The most FLOP a second, and the units that reach it."""
     if launch.kind == "operator":
         return gpu.fp32, "CUDA cores"
     fastest = gpu.bf16 or (gpu.tf32 if launch.kind == "convolution" else None)

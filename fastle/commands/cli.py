@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_option(parser: argparse._ActionsContainer, option: Option) -> None:
-    """Adds an option's flag, or for "dataset" its position. What nobody gives is None."""
+    """Adds an option's flag, or for "dataset" its position. An option that is not given is None."""
     text = option.text.replace("%", "%%")
     if option.kind is bool:
         action = argparse.BooleanOptionalAction if option.default else "store_true"
@@ -57,8 +57,8 @@ def add_option(parser: argparse._ActionsContainer, option: Option) -> None:
 
 
 def wrapped(label: str, items: list[str], gap: str = "  ") -> str:
-    """Items behind a label, in lines of at most 80 columns; only an item that is longer by itself goes beyond."""
-    # spaces inside of an item do not break it
+    """Items after a label, wrapped to 80 columns. An item is never broken, even if it is longer than a line."""
+    # an item is not broken at its own spaces
     text = gap.join(item.replace(" ", "\0") for item in items)
     lines = textwrap.wrap(
         text, COLUMNS, initial_indent=f"{label:<11}", subsequent_indent=" " * 11,
@@ -81,7 +81,7 @@ class Output(Console):
     def on_broken_pipe(self) -> None:
         """Called by rich, once the output is closed."""
         self.quiet = True
-        # or Python would complain once more when it ends
+        # otherwise Python would report the closed output again when it exits
         _drop_output()
         print("the output was closed; stopping", file=sys.stderr)
         signal.raise_signal(signal.SIGHUP)
@@ -92,7 +92,7 @@ def _drop_output() -> None:
 
 
 def readable_anywhere() -> None:
-    """Lets a terminal without UTF-8 show what it can, in place of an error."""
+    """Replaces characters that the terminal cannot show, in place of an error."""
     codecs.register_error("fastle", _plain_characters)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -106,9 +106,9 @@ def _plain_characters(error: UnicodeError) -> tuple[str, int]:
 
 @contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """Ends the process with one line for what a user can mend, and with the shell's status for a signal.
+    """Reports an error that a user can mend in one line, and ends with status 1, or after a signal with the shell's.
 
-    Warnings of fastle are lines too.
+    fastle's own warnings are shown without path and source line.
     """
     readable_anywhere()
     rank = os.environ.get("RANK")
@@ -121,14 +121,14 @@ def one_line_errors(program: str) -> Iterator[None]:
     except FastleError as error:
         sys.exit(f"{prefix}: error: {error}")
     except BrokenPipeError:
-        # argparse prints its help itself
+        # argparse writes its help itself, not through rich
         _drop_output()
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"{prefix}: error: {where}{error.strerror or error}")
     except RuntimeError as error:
-        # torch's, which is imported by then
+        # if torch has raised it, torch is imported already
         from fastle.training.memory import out_of_memory
 
         if not out_of_memory(error):
@@ -138,7 +138,7 @@ def one_line_errors(program: str) -> Iterator[None]:
         sys.exit(f"{prefix}: error: memory ran out: {said}; free what other programs hold{gpu}")
     except Interrupted as stop:
         if isinstance(stop.__context__, FastleError) and not isinstance(stop.__context__, SaidByAnother):
-            # torchrun stops the other ranks when one is gone, and must not silence the one that says so
+            # torchrun stops the other ranks when one exits: an error that is on its way must still be shown
             sys.exit(f"{prefix}: error: {stop.__context__}")
         print(f"{prefix}: {stop}", file=sys.stderr)
         sys.exit(128 + stop.signum)

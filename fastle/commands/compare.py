@@ -19,7 +19,7 @@ from fastle.training.report import grids, read_metrics
 from .cli import Output
 from .outputs import check_output
 
-# of the last row of metrics that has them
+# each from the last row of metrics that has it
 METRICS = ("valid_psnr", "total", "latent_spread", "effective_rank", "images_per_second")
 GAP = 8  # pixels between grids
 RunColumn = dict[str, str]  # figures or settings of a run, by the names of their rows
@@ -44,7 +44,7 @@ def run(flags: argparse.Namespace, console: Output) -> None:
     else:
         console.print("all settings are the same")
     if len({config.data for config in configs}) > 1:
-        text = "the runs have other images, so their figures are not of the same: `fastle eval RUN --data DIR` is"
+        text = "the runs have other images, so compare them by `fastle eval RUN --data DIR` on one folder"
         console.say(text)
     if output is not None:
         _save_side_by_side(output, newest)
@@ -52,7 +52,7 @@ def run(flags: argparse.Namespace, console: Output) -> None:
 
 
 def _figures(run: Path, config: RunConfig) -> RunColumn:
-    """What is known of a run, by the names of the rows."""
+    """The figures of a run, by the names of their rows."""
     rows = read_metrics(run / "metrics.jsonl")
     saved = checkpoints(run)
     column = {
@@ -104,7 +104,7 @@ def _differing(configs: list[RunConfig]) -> list[RunColumn]:
 
 def _table(title: str, runs: list[Path], columns: list[RunColumn]) -> Table:
     table = Table(title, *map(str, runs))
-    # in the order in which the first run that has them names them
+    # in the order in which the names first appear
     for name in dict.fromkeys(name for column in columns for name in column):
         table.add_row(name, *(column.get(name, "") for column in columns))
     return table

@@ -17,11 +17,11 @@ import fastle
 from . import main, train
 from .cli import Output
 
-# what stands for a text that is no path; everything else that is text is one
+# metavars of texts that are not paths; all other texts are
 NO_PATHS = ("NAME", "TEXT")
-# as `fastle.method.pretrained` finds them, which needs torch
+# what `fastle.method.pretrained.shipped_models` returns, without importing torch
 SHIPPED = sorted(path.parent.name for path in Path(fastle.__file__).parent.glob("weights/*/config.json"))
-# shtab's scripts for bash know by "_files" that paths come, which a shell escapes
+# shtab's scripts for bash know by a name that ends in "_files" that they must escape what it returns
 MODELS = {
     "bash": "_fastle_model_files",
     "zsh": "_fastle_model_files",
@@ -40,7 +40,7 @@ def run(flags: argparse.Namespace, console: Output) -> None:
             is_text = action.nargs != 0 and not action.choices and action.type in (None, str)
             if is_text and action.metavar not in NO_PATHS:
                 action.complete = KINDS.get(action.metavar, shtab.FILE)  # type: ignore[attr-defined]
-        # for zsh, shtab would complete the first alone of several images or runs
+        # of several images or runs, shtab would make zsh complete the first alone
         print(shtab.complete(parser, flags.shell).replace('"(*):', '"*:'))
 
 

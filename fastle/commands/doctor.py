@@ -28,8 +28,8 @@ from fastle.training.precision import precision_on
 from .cli import Output, wrapped
 
 PACKAGES = ("fastle", "torch", "triton", "torchvision", "nvidia-dali-cuda130", "numpy", "safetensors")
-LEAST_FREE = 10**9  # bytes of a disk
-NVIDIA = Path("/dev/nvidiactl")  # of NVIDIA's driver
+LEAST_FREE = 10**9  # bytes on a disk
+NVIDIA = Path("/dev/nvidiactl")  # is there while NVIDIA's driver is loaded
 
 
 @dataclass
@@ -126,7 +126,7 @@ def _extras(diagnosis: Diagnosis, device: torch.device) -> None:
 
 @contextmanager
 def _warned(lines: list[str]) -> Iterator[None]:
-    """Adds what is warned of to the lines."""
+    """Adds the messages of warnings to the lines."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield

@@ -31,7 +31,7 @@ def run(flags: argparse.Namespace, console: Output) -> None:
     device = pick_device(flags.device or "auto", console)
     loaded, checkpoint = _load(flags.model, flags.data is not None, flags.weights or "model", device, console)
     images = _open(loaded.data, flags.data, device, console)
-    # of a bar that vanishes, rich leaves a blank line where there is no terminal
+    # without a terminal, rich would leave a blank line where the bar was
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("evaluating", total=len(images))
         figures = evaluate(
@@ -107,7 +107,7 @@ def _tell(
 
 
 def _pretrained(run: Path, device: torch.device, weights: str) -> tuple[Autoencoder, Checkpoint, str | None]:
-    """See `of_run`; of a run that may be training meanwhile, and then deletes its older checkpoints."""
+    """As `of_run`, which is called again if a run that is training deletes the checkpoint meanwhile."""
     while True:
         newest = latest_checkpoint(run)
         try:
@@ -118,7 +118,7 @@ def _pretrained(run: Path, device: torch.device, weights: str) -> tuple[Autoenco
 
 
 def folder_label(folder: Path) -> str:
-    """The name of a folder, and a digest of its path: A/test and B/test have the same name."""
+    """The name of a folder and a digest of its path, which tells A/test from B/test."""
     path = folder.resolve()
     return f"{path.name}-{hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()}"
 

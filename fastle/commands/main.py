@@ -14,7 +14,7 @@ from .cli import DEVICE, Output, Parser, add_option, one_line_errors
 # what RUN and MODEL may be
 RUN = "a run directory"
 MODEL = "a run directory, a checkpoint, a saved model, the name of one that ships, or user/model on the hub"
-Commands = Any  # argparse does not say what it makes
+Commands = Any  # argparse has no public type for it
 WEIGHTS = Option(
     name="weights",
     help="the weights to take: model, or an average that the run keeps, such as ema-050",
@@ -23,7 +23,7 @@ WEIGHTS = Option(
 )
 STEPS = Option(name="steps", help="images in a row", kind=int, at_least=2, at_most=100)
 COUNT = Option(name="count", help="images", kind=int, at_least=1, at_most=1000)
-SEED = Option(name="seed", help="of the draws", kind=int, at_least=0)
+SEED = Option(name="seed", help="seed of the draws", kind=int, at_least=0)
 BRUSHED = "cifar10-6x"  # the model of the latent brush, where none is named
 
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for option in (STEPS, COUNT, SEED):
             if option.name in flags:
                 option.check(getattr(flags, option.name))
-    # outside, where a signal ends the process: imports may be in a state that no exception should meet
+    # outside, where a signal ends the process: an exception could leave a module half imported
     command = import_module(f"fastle.commands.{flags.command}")
     with one_line_errors("fastle"):
         command.run(flags, Output())
@@ -150,9 +150,9 @@ def _brush(commands: Commands) -> None:
     command.add_argument("model", metavar="MODEL", nargs="?", default=BRUSHED, help=f"{MODEL} (default: {BRUSHED})")
     command.add_argument(
         "--size", metavar="PX", type=int,
-        help="of the images, for a spatial latent (default: the run's, or 128 for a smaller model without a run)",
+        help="size of the images of a spatial latent (default: the run's, or 128 for a smaller model without a run)",
     )  # fmt: skip
-    command.add_argument("--port", metavar="N", type=int, default=0, help="of 127.0.0.1 (default: one that is free)")
+    command.add_argument("--port", metavar="N", type=int, default=0, help="port of 127.0.0.1 (default: a free one)")
     add_option(command, DEVICE)
 
 
@@ -166,7 +166,7 @@ def _export(commands: Commands) -> None:
         help="what it computes: reconstructions or latents of images, or images of latents (default: reconstruct)",
     )
     command.add_argument("--web", metavar="DIR", help="write the page of fastle brush for any web host")
-    command.add_argument("--size", metavar="PX", type=int, help="of the page's images, as for fastle brush")
+    command.add_argument("--size", metavar="PX", type=int, help="size of the page's images, as for fastle brush")
     command.add_argument(
         "--runtime", metavar="FROM",
         help="the page's npm package onnxruntime-web: a file, a folder or an address (default: npm's registry)",
@@ -179,7 +179,9 @@ def _card(commands: Commands) -> None:
     _output(command, "DIR", "the folder of the model")
     command.add_argument("--bf16", action="store_true", help="save the parameters in bf16, half as large")
     command.add_argument("--about", metavar="TEXT", help="what the images are and whose, for the card")
-    command.add_argument("--license", metavar="NAME", help="of the weights, for the card: apache-2.0, cc-by-4.0 …")
+    command.add_argument(
+        "--license", metavar="NAME", help="the weights' licence, for the card: apache-2.0, cc-by-4.0 …"
+    )
     add_option(command, WEIGHTS)
 
 

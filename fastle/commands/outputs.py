@@ -1,4 +1,4 @@
-"""What the commands share that write: whether a file or folder can be written, checked before anything is computed."""
+"""What the commands that write share: checks, before anything is computed, that a file or folder can be written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def check_output(output: Path, endings: Sequence[str] = (), inputs: Sequence[Pat
     Args:
         output: The path.
         endings: Those that its name may have, in lower case, with their dot; none for any.
-        inputs: Files that it must not take the place of.
+        inputs: Files that it must not overwrite.
         flag: The flag that gave the path.
     """
     if endings and output.suffix.lower() not in endings:

@@ -31,7 +31,7 @@ def run(flags: argparse.Namespace, console: Output) -> None:
 
 
 def _caveats(loaded: Loaded) -> list[str]:
-    """What to know of samples of a model. Raises ConfigError if it was trained without SIGReg."""
+    """What to know about the samples of a model. Raises ConfigError if it was trained without SIGReg."""
     objective = None if loaded.config is None else loaded.config.objective
     if objective is not None and (objective.name == "pixel" or not objective.sigreg_weight):
         raise ConfigError(f"{loaded.path} was trained without SIGReg: nobody knows how its latents are distributed")
@@ -40,8 +40,8 @@ def _caveats(loaded: Loaded) -> list[str]:
         lines.append("a saved model does not say how it was trained: without SIGReg, samples mean nothing")
     if loaded.model.config.latent is None:
         lines.append(
-            "the latent is spatial, and SIGReg sees each cell by itself: the cells are drawn independently, as those "
-            "of an image are not, so that samples have texture and no objects"
+            "the latent is spatial, and SIGReg sees each cell by itself: the cells are drawn independently, unlike "
+            "those of an image, so samples have texture but no objects"
         )
     return lines
 

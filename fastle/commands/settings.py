@@ -28,7 +28,7 @@ def read_settings(path: Path, flags: Mapping[str, Option]) -> dict[str, Any]:
         flags: What it may hold beside the settings of a configuration.
 
     Raises:
-        ConfigError: The file cannot be read, or a key is unknown, stands there twice or has a value that cannot be.
+        ConfigError: The file cannot be read, or a key is unknown, appears twice or has a value that is not allowed.
     """
     try:
         with path.open("rb") as file:

@@ -26,16 +26,16 @@ def fastle() -> None:
 
 def _start(program: str, module: str) -> None:
     def stop(signum: int, frame: FrameType | None) -> None:
-        # the imports may be in a state that no exception should meet
+        # no exception, which could leave a module half imported
         os.write(2, f"{program}: stopped by {signal.Signals(signum).name}\n".encode())
         os._exit(128 + signum)
 
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # nohup has SIGHUP ignored
+        # under nohup, SIGHUP stays ignored
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, stop)
     if program == "fastle-train" and signal.getsignal(signal.SIGUSR1) is not signal.SIG_IGN:
-        # which asks a run to save, and by itself would end the process
+        # it asks a run to save, and ends a process that has no handler
         signal.signal(signal.SIGUSR1, lambda *_: os.write(2, f"{program}: SIGUSR1: no step is under way\n".encode()))
     try:
         import_module(f"fastle.commands.{module}").main()

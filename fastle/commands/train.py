@@ -1,4 +1,4 @@
-"""fastle-train: what it is asked for. `train_run` does it; it needs torch, which takes seconds to import."""
+"""fastle-train: its flags, and what they ask for. `train_run` does it, and needs torch, which takes seconds to import."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .cli import DEVICE, Output, Parser, add_option, one_line_errors
 from .settings import read_settings, settings_text
 from .show import show_config
 
-# flags that are not settings of the run: it computes the same with others
+# flags that are not settings of the run: they do not change what it computes
 FLAGS = {
     flag.name: flag
     for flag in (
@@ -83,7 +83,7 @@ FLAGS = {
         Option(name="dry_run", kind=bool, help="print the configuration and stop", group="output"),
     )
 }
-# of these, a file of settings may hold
+# those that a file of settings may hold
 IN_FILE = ("device", "step", "decoder", "cache", "run", "log")
 
 
@@ -113,10 +113,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(settings_text(config))
             return
         if flags["dry_run"]:
-            # of several processes, one prints
+            # only one of several processes prints
             show_config(config, path, Output(quiet=os.environ.get("RANK", "0") != "0"))
             return
-    # outside, where a signal ends the process: imports may be in a state that no exception should meet
+    # outside, where a signal ends the process: an exception could leave a module half imported
     from .train_run import run
 
     with one_line_errors("fastle-train"):

@@ -1,4 +1,4 @@
-"""What fastle-train does, once it knows what it is asked for."""
+"""What fastle-train does once its flags are checked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(config: RunConfig, path: Path, flags: dict[str, Any]) -> None:
     Args:
         config: The run.
         path: Its directory.
-        flags: The other flags by name, checked; those that nobody gave are None.
+        flags: The other flags by name, checked; those that were not given are None.
     """
     rank, world_size = from_torchrun("RANK", 0), from_torchrun("WORLD_SIZE", 1)
     if flags["profile"] is not None and world_size > 1:
@@ -75,11 +75,11 @@ def _write_page(run: Path, console: Output) -> None:
     page = run / PAGE
     try:
         write_page([run], page)
-        said = f"report: {page}"
+        line = f"report: {page}"
     # the training is done and saved: a page that can be made again is no reason to fail
     except (FastleError, OSError) as error:
-        said = f"the run is complete without its {PAGE} ({error}): `fastle report {run} -o OUT.html` makes one"
-    console.say(said)
+        line = f"the run is complete without its {PAGE} ({error}): `fastle report {run} -o OUT.html` makes one"
+    console.say(line)
 
 
 def _download(config: RunConfig, world_size: int, console: Output) -> None:

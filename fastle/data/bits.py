@@ -20,7 +20,7 @@ def dtype_of(bits: int) -> torch.dtype:
 
 
 def check_depth(header: Header, bits: int) -> None:
-    """Raises ValueError, with the fault alone, if an image has more than 8 bits and its decoder loses some of 16."""
+    """Raises ValueError, with the fault alone, if 16 bits are to be kept and the decoder gives only the upper 8."""
     if bits == 16 and header.reduced:
         what = {"TIFF": "a colour TIFF", "AVIF": "an AVIF"}.get(header.kind, f"a {header.kind}")
         raise ValueError(
@@ -29,14 +29,14 @@ def check_depth(header: Header, bits: int) -> None:
 
 
 def of_bits(image: Tensor, bits: int) -> Tensor:
-    """An image of uint8 or uint16 as one of 8 bits, the upper ones, or of 16, of which 65535 is white."""
+    """Converts a uint8 or uint16 image to 8 bits, the upper ones, or to 16, where 65535 is white."""
     if image.dtype == dtype_of(bits):
         return image
-    # NumPy, because torch has no such arithmetic of uint16
+    # NumPy, because torch does not compute in uint16
     values = image.numpy()
     return torch.from_numpy(values * np.uint16(257) if bits == 16 else (values >> 8).astype(np.uint8))
 
 
 def unit(images: Tensor) -> Tensor:
-    """uint16 images as fp32 in [0, 1], to the bit alike on every device; uint8 images as they are."""
+    """Converts uint16 images to fp32 in [0, 1], with the same bits on every device; uint8 images stay as they are."""
     return unit_range(images) if images.dtype == torch.uint16 else images

@@ -116,13 +116,13 @@ def open_cached(images: EncodedImages, key: CacheKey, loading: Loading) -> tuple
     def read() -> _Contents | str:
         return _read(path, key, fingerprint, count, place, loading)
 
-    # without the lock: a file is there whole or not at all, and may be large, and several ranks read it at once
+    # without the lock: a file is complete or absent, and several ranks can read a large one at the same time
     seen, contents = _stamp(path), read()
     reused = isinstance(contents, _Contents)
     if isinstance(contents, str):
         with locked(path, loading):
             if _stamp(path) != seen:
-                # whoever held the lock has built it
+                # the process that held the lock has built it
                 contents = read()
                 reused = isinstance(contents, _Contents)
             if isinstance(contents, str):
@@ -181,10 +181,10 @@ def _choose_place(loading: Loading, size: int, path: Path) -> Place | None:
     if fault := why_read_only(path.parent):
         loading.say(
             f"cache: none: {path.parent} cannot be written to ({fault}), so that every epoch decodes the images again; "
-            "set XDG_CACHE_HOME to a folder that can"
+            "set XDG_CACHE_HOME to a folder that can be written to"
         )
         return None
-    # a new file must leave as much room again
+    # beside a new file, as much space again must stay free
     if not path.exists() and 2 * size > (free := shutil.disk_usage(folder).free):
         loading.say(
             f"cache: none: {format_bytes(size)} of decoded images would fill {folder}, where {format_bytes(free)} are "
@@ -206,7 +206,7 @@ def why_read_only(folder: Path) -> str | None:
     if not first_existing(folder).is_dir():
         return os.strerror(errno.ENOTDIR)
     try:
-        # asking for permissions would not tell of a disk that is mounted read-only, and root may do anything
+        # permissions would not show that a disk is mounted read-only, and they do not bind root
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return None
@@ -260,7 +260,7 @@ def locked(path: Path, loading: Loading) -> Iterator[None]:
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """What tells a file from the one that replaces it; None of a missing one."""
+    """A stamp that differs once another file has taken its place; None if there is no file."""
     try:
         status = path.stat()
     except OSError:
@@ -280,7 +280,7 @@ def _why_stale(stored: dict[str, str], metadata: dict[str, str]) -> str | None:
 def _read(path: Path, key: CacheKey, fingerprint: str, count: int, place: Place, loading: Loading) -> _Contents | str:
     """The contents of the cache file of `count` images, with every block checked, or what is wrong with it."""
     try:
-        # it stays open while images are read from it, also when another process replaces it
+        # it stays open while images are read from it, even if another process replaces it
         file = open_regular(path)
         if stale := _why_stale(read_header(file).metadata, key.metadata(fingerprint)):
             return stale
@@ -328,7 +328,7 @@ def _build(path: Path, images: EncodedImages, key: CacheKey, fingerprint: str, l
         free = shutil.disk_usage(path.parent).free + (path.stat().st_size if path.exists() else 0)
         if needed > free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        # a stale file would take the room of its successor
+        # the stale file goes first, to make room for the new one
         path.unlink(missing_ok=True)
         with partial.open("wb") as file:
             _write(file, images, key, fingerprint, loading)
@@ -390,6 +390,6 @@ def _decode(images: EncodedImages, positions: range) -> tuple[Tensor, list[str]]
 
 def _cannot_write(path: Path, error: OSError) -> DataError:
     return DataError(
-        f"the cache cannot be written to {path}: {error.strerror or error}; set XDG_CACHE_HOME to a folder that can, "
-        "or use --cache none"
+        f"the cache cannot be written to {path}: {error.strerror or error}; set XDG_CACHE_HOME to "
+        "another folder, or use --cache none"
     )

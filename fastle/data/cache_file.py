@@ -39,7 +39,7 @@ class ImagesOnDisk:
 
     Args:
         path: For messages.
-        file: The cache file, open for as long as this lives. Whoever deletes it meanwhile does no harm.
+        file: The cache file, open for as long as this lives. Deleting it meanwhile does no harm.
         entry: Where the images lie, uint8 or uint16 (N, H, W, C).
     """
 
@@ -71,7 +71,7 @@ def read_layout(file: BinaryIO) -> tuple[Entry, list[int], list[str]]:
     """Where the images of a cache file lie, the checksums of its blocks, and the faults of the files left out.
 
     Raises:
-        ValueError: The file is damaged, but for the images themselves.
+        ValueError: The file is damaged. The images themselves are not looked at.
     """
     header = read_header(file)
     if header.entries.keys() != {"images", "checksums", "skipped"}:

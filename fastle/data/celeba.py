@@ -74,11 +74,11 @@ def download_celeba(root: Path, say: Callable[[str], object]) -> None:
     """Downloads CelebA from the Hugging Face hub to where `open_celeba` looks for it, unless it is there already.
 
     Args:
-        root: The folder, created if need be. What a download that broke off has left there is used.
+        root: The folder, created if need be. What an interrupted download left there is used.
         say: Shows a line: the terms of CelebA, before anything is fetched.
 
     Raises:
-        FastleError: A package is missing, the hub cannot be reached, or what it gives is not complete.
+        FastleError: A package is missing, the hub cannot be reached, or its files are not complete.
     """
     try:
         for split in SPLITS:

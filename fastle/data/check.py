@@ -25,7 +25,7 @@ def find_faults(
 
     Args:
         files: The files of a split.
-        decoder: Decodes the files that the first and last bytes leave in doubt.
+        decoder: Decodes the files whose first and last bytes leave doubts.
         loading: Shows the progress, and counts the files.
         size, resize, upscale: See `TorchvisionDecoder`.
 
@@ -59,12 +59,12 @@ def _check_file(file: ImageFile, *, loading: Loading, size: Size, resize: bool, 
         head, tail, length = _read_ends(file)
         complete = looks_complete(head[:12], tail, length)
         if length > HEAD and not complete:
-            # of the first part of a TIFF, Pillow would warn that it is corrupt
+            # Pillow would warn that the first part of a TIFF is corrupt
             return None
         header = read_header(head)
         check_size(header, size, resize=resize, upscale=upscale)
     except (OSError, NotInstalled):
-        # the decoder words the message
+        # the decoder reports it
         return None
     except ValueError as error:
         # in a longer file, the header may end beyond the bytes that were read

@@ -129,7 +129,7 @@ class DaliDecoder:
         return images
 
     def _takes(self, image: _EncodedImage) -> bool:
-        # where DALI decodes the crop alone, that of a turned image would lie elsewhere
+        # where DALI decodes the crop alone, it would look for that of a turned image in the wrong place
         return image.for_dali and (self._resize or image.header.orientation == UPRIGHT)
 
     def _decode(self, images: Sequence[_EncodedImage]) -> Tensor:

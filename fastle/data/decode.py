@@ -22,7 +22,7 @@ from .bits import check_depth, dtype_of, of_bits
 from .header import MAX_PIXELS, Header, check_png, read_header
 from .orientation import turn
 
-# of a file: as many as the largest image has uncompressed, at four samples of 16 bits to a pixel
+# of a file: what the largest image takes uncompressed, with four samples of 16 bits in each pixel
 MAX_BYTES = 8 * MAX_PIXELS
 
 
@@ -96,18 +96,18 @@ class Tally:
 
     def __init__(self) -> None:
         self._by_pillow: dict[str, str] = {}
-        # and whether 16 bits of it cannot be kept
+        # by name, whether its 16 bits cannot be kept
         self._deep: dict[str, bool] = {}
 
     def add(self, name: str, header: Header) -> None:
-        """Counts a file, if there is something to be said of it."""
+        """Counts a file, if Pillow decodes it or it has more than 8 bits."""
         if header.by_pillow:
             self._by_pillow[name] = header.kind
         if header.deep:
             self._deep[name] = header.reduced
 
     def remarks(self, bits: int) -> list[str]:
-        """What is to be said of the files so far, a line each. `bits` are kept, 8 or 16."""
+        """Lines that tell the user about the files so far. `bits` are kept, 8 or 16."""
         lines = []
         if self._by_pillow:
             kinds = Counter(self._by_pillow.values()).most_common()
@@ -132,17 +132,17 @@ class Tally:
 
 
 class TorchvisionDecoder:
-    """Decodes with torchvision, or Pillow what that cannot, in threads. It runs everywhere, and decodes to RGB or grey.
+    """Decodes to RGB or grey in threads, with torchvision or, what that cannot, with Pillow. It runs everywhere.
 
     Args:
         size: Of the decoded images, in pixels: a number for a square, or (height, width).
         channels: 3 for RGB or 1 for grey, whatever a file holds.
-        resize: Whether images are first resized (bilinear, antialiased) until they just cover `size`: of a square,
-            until the shorter side has it. In either case the centre is then cropped as by torchvision's `CenterCrop`,
-            and a smaller image is a bad file.
+        resize: Whether images are first resized (bilinear, antialiased) until they just cover `size`: for a square,
+            until the shorter side has that length. In either case the centre is then cropped as by torchvision's
+            `CenterCrop`, and a smaller image is a bad file.
         upscale: Whether smaller images are resized, too.
         threads: The number of threads; by default, that of the processors, but at most 16.
-        bits: Of each value that are kept, 8 or 16.
+        bits: How many of each value are kept, 8 or 16.
         tally: Counts the files.
     """
 
@@ -190,7 +190,7 @@ class TorchvisionDecoder:
             self._tally.add(file.name, header)
             return image
         except pillow.NotInstalled as error:
-            # the file is in order, so that nobody should skip it
+            # the file is not at fault, so --bad-images must not skip it
             raise DataError(f"{file.name} {error}") from None
         except ValueError as error:
             return str(error)
@@ -244,9 +244,9 @@ def resize_and_crop(image: Tensor, size: Size, resize: bool) -> Tensor:
     height, width = sides_of(size)
     if resize:
         dtype, (before, across) = image.dtype, image.shape[-2:]
-        # uint16, torchvision would round down
+        # torchvision would round uint16 down
         image = image.float() if dtype == torch.uint16 else image
-        # the side that covers last gets its length, and the other one keeps the proportions, rounded down
+        # the side that covers last gets its length, and the other one follows from the proportions, rounded down
         if height * across >= width * before:
             image = F.resize(image, [height, height * across // before], antialias=True)
         else:

@@ -22,13 +22,13 @@ from .identity import Identity
 from .images import Images
 
 SHARE = 20  # one image in so many is held out to validate
-LOOKED_AT = 8  # images by which a set is known again
+LOOKED_AT = 8  # images that identify a set
 
 
 class GivenImages:
     """Some of the images of a source, brought to one size and to uint8, or to fp32 in [0, 1] where 16 bits are kept.
 
-    One thread at a time reads from the source, which may not bear more.
+    One thread at a time reads from the source, which need not be thread-safe.
 
     Args:
         source: Has a length and an index. An item is an image, a pair that begins with one, or a mapping with "image".
@@ -36,7 +36,7 @@ class GivenImages:
         positions: The images that are taken, as indices of the source.
         size, channels: Of the batches. Images are shrunk until they just cover `size`, and the centre is cut out; grey
             becomes RGB and RGB grey, as for files.
-        bits: Of each value that are kept: 8, to which floats are rounded, or 16, with which they stay as they are.
+        bits: How many of each value are kept: floats are rounded to 8, or with 16 stay as they are.
     """
 
     def __init__(self, source: Any, positions: NDArray[np.int64], *, size: Size, channels: int, bits: int = 8) -> None:
@@ -69,7 +69,7 @@ class GivenImages:
             pixels = np.array(item.convert("L" if self._channels == 1 else "RGB"))
             return torch.from_numpy(pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
         if isinstance(item, np.ndarray):
-            # torch knows no bytes in another order than the machine's
+            # torch knows only the machine's own byte order
             return torch.as_tensor(item.astype(item.dtype.newbyteorder("="), copy=False))
         if isinstance(item, Tensor):
             return item
@@ -121,7 +121,7 @@ def open_given(
         say: Shows a line.
 
     Raises:
-        DataError: There are too few images, or one that was looked at cannot be used.
+        DataError: There are too few images, or one of those that identify the set cannot be used.
     """
     positions = np.arange(_length(data))
     if valid is None:

@@ -27,7 +27,7 @@ BY_PILLOW: dict[bytes, Kind] = {
     b"GIF8": "GIF", b"BM": "BMP",
     b"II*\x00": "TIFF", b"MM\x00*": "TIFF", b"II+\x00": "TIFF", b"MM\x00+": "TIFF",
 }  # fmt: skip
-# the same by the brand of their first box, which an MP4 has as well
+# the same, by the brand in their first box; an MP4 begins with such a box too
 BRANDS: dict[bytes, Kind] = {b"avi": "AVIF", b"hei": "HEIC", b"hev": "HEIC", b"mif": "HEIC", b"msf": "HEIC"}
 # formats that fastle does not decode
 UNSUPPORTED = {
@@ -57,8 +57,8 @@ class Header:
             components and 4:4:4, 4:2:2 or 4:2:0 sampling, for a PNG of at most 8 bits and for any WebP; not for a
             progressive JPEG, CMYK or 16 bits.
         scan: The offset in bytes of the compressed pixels of a baseline JPEG; 0 for all others.
-        orientation: How the pixels of the file must be turned, 1 to 8; 1 is upright. WebP and some PNGs say so behind
-            their pixels, and count as upright where that part is missing. Images that Pillow decodes it turns as well.
+        orientation: How the pixels of the file must be turned, 1 to 8; 1 is upright. WebP and some PNGs state it after
+            their pixels, and count as upright where that part is missing. Pillow turns the images that it decodes.
         by_pillow: Whether Pillow decodes it, because torchvision cannot.
         deep: Whether its samples have more than 8 bits.
         reduced: Whether it is deep, and its decoder gives only the upper 8 bits.
@@ -80,7 +80,7 @@ def read_header(data: bytes) -> Header:
 
     Raises:
         ValueError: fastle cannot decode such a file. The message is the fault alone, in one line.
-        NotInstalled: It could, with another package.
+        NotInstalled: A package is missing that decodes it.
     """
     if fault := download_fault(data):
         raise ValueError(fault)

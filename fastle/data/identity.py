@@ -1,4 +1,4 @@
-"""The identity of a split: a fingerprint of its images' names and sizes, by which a resumed run knows them again."""
+"""The identity of a split: a fingerprint of its images' names and sizes, by which a resumed run recognises them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Identity:
 def identify(files: Sequence[ImageFile]) -> Identity:
     """The identity of image files. It looks at their names and sizes and reads none."""
     names, sizes = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
-    # the same folder counts as the same wherever it is moved to, and however --data names it
+    # a folder keeps its identity when it is moved, and however --data names it
     above = _folder_of_all([file.name for file in files])
     for file in files:
         names.update(file.name[above:].encode("utf-8", "surrogateescape") + b"\0")

@@ -25,7 +25,7 @@ from .shard_classes import shard_classes
 from .shard_index import open_shards
 from .shards import ShardFiles
 
-HELD_OUT = 5  # of so many images of a class, one is held out to test
+HELD_OUT = 5  # one in so many images of each class is held out to test
 Image = TypeVar("Image", Path, int)  # a file, or a row of an index
 Files = tuple[Sequence[ImageFile], list[str]]  # and the class of each
 
@@ -55,14 +55,14 @@ def open_labelled(config: DataConfig, root: Path, loading: Loading) -> tuple[Lab
             an image in a shard has no class.
         BadFiles: See `open_images`.
     """
-    said: set[str] = set()
+    shown: set[str] = set()
 
     def say_once(text: str) -> None:
-        if text not in said:
+        if text not in shown:
             loading.say(text)
-        said.add(text)
+        shown.add(text)
 
-    # both are decoded alike
+    # the decoder says the same of both
     once = replace(loading, say=say_once)
     shards = find_shards(root)
     train, test = _in_shards(root, shards, loading) if shards else _in_folders(root)

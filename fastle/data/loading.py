@@ -39,7 +39,7 @@ class Loading:
         processes: The number of processes on this machine that keep images in memory.
         say: Shows a message to the user.
         track: (items, description, total) → the same items, with a progress bar.
-        tally: Counts the files that are not decoded as somebody may think.
+        tally: Counts the files that Pillow decodes and those with more than 8 bits.
     """
 
     decoder: DecoderChoice = "auto"

@@ -109,7 +109,7 @@ def open_files(config: DataConfig, files: Sequence[ImageFile], loading: Loading)
 
 def _open_encoded(config: DataConfig, files: EncodedImages, loading: Loading, name: str) -> EncodedImages:
     images, faults = _checked(files, config, loading)
-    # whoever uses a model has no flag for them
+    # a command that uses a model has no flag to skip them
     _report_faults({name: faults}, config, loading, MEND)
     _say_remarks(config, loading)
     _not_empty(images, name)
@@ -122,7 +122,7 @@ def decode_files(config: DataConfig, paths: Sequence[Path], loading: Loading | N
     Args:
         config: See `open_images`.
         paths: The files.
-        loading: Says of how many images bits are dropped.
+        loading: Shows of how many images bits are dropped.
 
     Raises:
         DataError: A file cannot be used. The message names it.
@@ -135,7 +135,7 @@ def decode_files(config: DataConfig, paths: Sequence[Path], loading: Loading | N
         config.size, config.channels, _resizes(config), upscale=config.upscale, bits=config.bits, tally=loading.tally
     )
     images = unit(decoder([DiskFile(str(path)) for path in paths]))
-    # that Pillow is slower does not matter to a few
+    # with a few files, it does not matter that Pillow is slower
     for remark in loading.tally.remarks_on_depth(config.bits):
         loading.say(remark)
     return images

@@ -39,11 +39,11 @@ def on_its_side(orientation: int) -> bool:
 
 
 def turn(image: Tensor, orientation: int) -> Tensor:
-    """Turns or mirrors the pixels of a file, (C, H, W), to the image that is meant, interleaved like a decoder's."""
+    """Turns or mirrors decoded pixels, (C, H, W), as an orientation asks; interleaved, like those of a decoder."""
     if orientation == UPRIGHT:
         return image
     if on_its_side(orientation):
         image = image.transpose(-2, -1)
     mirrored = [dim for dim, orientations in ((-1, (2, 3, 6, 7)), (-2, (3, 4, 7, 8))) if orientation in orientations]
-    # resizing takes another path, and might round differently, if the layout were another than an upright image's
+    # in another layout than an upright image's, resizing would take another path and might round differently
     return image.flip(mirrored).permute(1, 2, 0).contiguous().permute(2, 0, 1)

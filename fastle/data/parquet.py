@@ -54,7 +54,7 @@ def image_column(parquet: Any, shard: str) -> str:
 
 
 def read_labels(shard: str) -> list[str]:
-    """The class of each row, from the column "label": a text, or a number, which `datasets` has a name for.
+    """The class of each row, from the column "label": a text, or a number that `datasets` has a name for.
 
     Raises:
         DataError: There is no such column, or a row has no class.
@@ -75,7 +75,7 @@ def read_labels(shard: str) -> list[str]:
 
 
 def read_row(shard: str, column: str, group: int, row: int) -> bytes:
-    """The encoded image of a row of a row group; nothing for a null, which has the fault of an empty file."""
+    """The encoded image of a row of a row group; empty for a null, which is reported as an empty file is."""
     return _row_group(shard, column, group)[row].as_py() or b""
 
 

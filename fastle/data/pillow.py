@@ -31,15 +31,15 @@ READERS = {
     "WebP": ("PIL.WebPImagePlugin", "WebPImageFile"),
     "HEIC": ("pillow_heif", "HeifImageFile"),
 }
-# what may be missing
+# formats whose decoders may be missing
 MISSING = {
     "AVIF": "is an AVIF, which this Pillow cannot decode: pip install --upgrade pillow",
     "HEIC": 'is a HEIC, which needs pillow-heif: pip install "fastle[heic]"',
 }
 # tags of a TIFF
 SUBFILE_TYPE, BITS, PHOTOMETRIC, DNG_VERSION = 254, 258, 262, 50706
-# what Pillow's readers raise of mutated files, and what its code for their tags may. A header that promises more pixels
-# than memory holds is damaged, too
+# what Pillow's readers and its code for tags raise for damaged files. a header that promises more pixels than memory
+# holds is damaged, too
 DAMAGED = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, RuntimeError, MemoryError,
     struct.error,
@@ -123,7 +123,7 @@ def _opened(data: bytes, kind: str) -> Iterator[Image.Image]:
     except Refused:
         raise
     except (*DAMAGED, DecompressionBombError) as error:
-        # of a header, Pillow raises a SyntaxError in the words of whatever failed inside
+        # for a damaged header, Pillow raises a SyntaxError with the text of an inner error
         words = "" if isinstance(error, SyntaxError) else " ".join(str(error).split())
         fault = words or f"the header of the {kind} is damaged"
         raise ValueError(f"does not decode: {fault}") from None
@@ -142,7 +142,7 @@ def _reader(kind: str) -> Callable[[io.BytesIO], Image.Image]:
 
 def _check_kind(image: Image.Image) -> None:
     tags = getattr(image, "tag_v2", {})
-    # of a raw photograph that is built like a TIFF, Pillow would take the thumbnail
+    # from a raw photograph that is built like a TIFF, Pillow would take the thumbnail
     if tags.get(SUBFILE_TYPE, 0) & 1 or DNG_VERSION in tags:
         raise Refused("is a raw photograph, which fastle cannot decode")
     if image.mode in ("I", "F"):
@@ -154,21 +154,21 @@ def _is_deep(image: Image.Image, data: bytes, kind: str) -> bool:
     if kind == "TIFF":
         return max(getattr(image, "tag_v2", {}).get(BITS, (1,))) > 8
     if kind == "AVIF":
-        # of the third byte in this box, a bit says that there are 10 or 12
+        # a bit of the third byte in this box says that there are 10 or 12
         box = data.find(b"av1C")
         return box >= 0 and any(byte & 0x40 for byte in data[box + 6 : box + 7])
     return int(image.info.get("bit_depth", 8)) > 8
 
 
 def sixteen(image: Image.Image, tags: Mapping[int, Any]) -> NDArray[np.uint16]:
-    """Grey samples of 9 to 16 bits, (H, W), of which 65535 is white.
+    """Grey samples of 9 to 16 bits, (H, W), scaled so that 65535 is white.
 
     Args:
         image: Of a mode in `DEEP`.
         tags: Of the TIFF that it comes from; empty for others.
     """
     (bits,) = tags.get(BITS, (16,))
-    # native bytes, of which torch knows no others
+    # in the machine's byte order, the only one that torch knows
     grey = np.asarray(image).astype(np.uint16)
     if bits < 16:
         # the upper bits once more below the lower ones: the largest value becomes 65535, and the upper 8 bits stay

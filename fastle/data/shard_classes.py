@@ -56,8 +56,8 @@ def shard_classes(
     by_shard = [(split_of(f"{prefixes[shard]}image")[0], path) for path, shard in zip(paths, shards, strict=True)]
     named = (places for places in (by_member, by_shard) if SPLITS.keys() <= {code for code, _ in places})
     places, splits = next(((places, SPLITS) for places in named), ([(0, path) for path in paths], {0: "all"}))
-    untold = [i for i in range(len(index.shards)) if i not in labels]
-    tags = {i: member_classes(index.shards[i]) for i in loading.track(untold, "looking for .cls", len(untold))}
+    archives = [i for i in range(len(index.shards)) if i not in labels]
+    tags = {i: member_classes(index.shards[i]) for i in loading.track(archives, "looking for .cls", len(archives))}
     tagged = next((f"{index.shards[i]}, {key}.cls" for i, keys in tags.items() for key in keys), "")
     classes: dict[str, dict[str, list[int]]] = {split: {} for split in splits.values()}
     for row, (code, path) in enumerate(places):

@@ -51,7 +51,7 @@ NO_SPLIT = 255
 SHARE = 20  # one image in so many is held out, as of a folder
 LONGEST = 2**31 - 1
 
-# of this process, so that splits share them
+# those that this process has open: splits share them
 _open_indexes: WeakValueDictionary[tuple[str, str], ShardIndex] = WeakValueDictionary()
 
 
@@ -111,7 +111,7 @@ def _stored_index(
 
 
 def known_faults(files: ShardFiles, rules: str, find: Callable[[], dict[int, str]]) -> dict[int, str]:
-    """The bad images among those of shards. Each set is checked once: of millions of images, that takes hours.
+    """The bad images among those of shards. Each set is checked once, since millions of images take hours.
 
     Args:
         files: The images.
@@ -125,7 +125,7 @@ def known_faults(files: ShardFiles, rules: str, find: Callable[[], dict[int, str
         if isinstance(known, dict) and known.get("of") == key:
             return {int(position): fault for position, fault in known["faults"].items()}
     except (OSError, ValueError, KeyError, AttributeError):
-        # it is not there, or not in order: they are checked again
+        # missing or damaged: they are checked again
         pass
     faults = find()
     with suppress(FastleError, OSError):
@@ -137,7 +137,7 @@ def known_faults(files: ShardFiles, rules: str, find: Callable[[], dict[int, str
 def _temporary_index(
     root: Path, paths: list[str], columns: list[str], fingerprint: str, loading: Loading, fault: str
 ) -> ShardIndex | str:
-    """An index in a file without a name, where the cache folder cannot keep it."""
+    """An index in a temporary file, because none can be written to the cache folder."""
     loading.say(f"index: not kept, so that every start reads all shards: {cache_folder()} cannot be written ({fault})")
     file = tempfile.TemporaryFile()  # noqa: SIM115 (the index holds it)
     _build(file, root, paths, fingerprint, loading)
@@ -265,7 +265,7 @@ def write_columns(file: BinaryIO, end: int, values: dict[str, NDArray[Any]], abo
 
 
 def shard_prefixes(paths: Sequence[str], root: Path) -> list[str]:
-    """What stands before the names of each shard's images: nothing of a single shard, else the shard's path."""
+    """The prefix of the names of each shard's images: "" for a single shard, else the shard's path."""
     if len(paths) == 1:
         return [""]
     folder = root if root.is_dir() else Path(os.path.commonpath([os.path.dirname(path) for path in paths]))  # noqa: PTH120
@@ -291,7 +291,7 @@ def make_splits(codes: NDArray[np.uint8], places: NDArray[np.uint64], root: str)
 
     Args:
         codes: (N,) the split that a path names, or `NO_SPLIT`.
-        places: (N,) of a hash of the path: the first ones are held out.
+        places: (N,) hashes of the paths: the images with the lowest are held out.
         root: For messages.
 
     Returns:
@@ -310,7 +310,7 @@ def make_splits(codes: NDArray[np.uint8], places: NDArray[np.uint64], root: str)
     if len(rest) <= len(parts):
         raise DataError(f"{root}: {len(rest)} images are too few for {len(parts) + 1} splits: add images")
     share = -(-len(rest) // SHARE)
-    # sorting a twentieth is faster than all
+    # sorting a twentieth is faster than sorting all
     least = np.argpartition(places[rest], share * len(parts) - 1)[: share * len(parts)]
     least = least[np.argsort(places[rest[least]], kind="stable")]
     for part, code in enumerate(parts):

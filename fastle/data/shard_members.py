@@ -16,7 +16,7 @@ from .header import download_fault
 from .parquet import open_parquet
 from .shards import DEFLATED, ROW_BITS, STORED, read_member
 
-# of compressed files that are called .tar
+# the first bytes of compressed files that are named .tar
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 LONGEST_CLASS = 200  # bytes of a label
 
@@ -61,7 +61,7 @@ def member_classes(path: str) -> dict[str, str]:
 
 
 def key_of(name: str) -> str:
-    """What the entries of one sample have in common to WebDataset: the name up to the first dot behind its folder."""
+    """The key by which WebDataset groups the entries of a sample: the name up to the first dot behind its folder."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]
 

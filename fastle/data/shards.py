@@ -1,7 +1,7 @@
 """Images in shards, read in place: tar, zip and parquet files, whose members an index finds (see `shard_index`).
 
-There may be a hundred million images. An index holds 16 bytes for each, and a split 4 more; an object for an image is
-made when somebody asks for that image, and its name is read from the index's file when somebody asks for the name.
+There may be a hundred million images. An index holds 16 bytes for each, and a split 4 more. The object for an image is
+made on demand, and so its name is read from the index's file.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class ShardIndex:
         shards: The paths of the shards.
         columns: Of the parquet files among them, the columns of encoded images.
         shard: (N,) int32, which shard holds an image.
-        start: (N,) int64, where: the first byte of a tar's member, of a zip's header of it, or row group and row.
-        size: (N,) int32, its bytes in the shard; 0 in a parquet file.
+        start: (N,) int64, where it lies: the first byte of a tar's member or of a zip's header, or row group and row.
+        size: (N,) int32, how many bytes it takes in the shard; 0 in a parquet file.
         split: (N,) uint8, of `SPLIT_CODES`; another number for images of no split.
         file: Open for as long as this lives, holds the names.
         names, name_ends: Where in `file` the names lie, one behind the other, and where each ends.
@@ -66,7 +66,7 @@ class ShardIndex:
         return f"{self.shards[self.shard[row]]}, {self.member(row)}"
 
     def member(self, row: int) -> str:
-        """The name that the shard has for an image."""
+        """The name of an image within its shard."""
         begin = 0 if row == 0 else self._end(row - 1)
         member = bytes(read_at(self.file, self.names.start + begin, self._end(row) - begin))
         return member.decode("utf-8", "surrogateescape")

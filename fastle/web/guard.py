@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# what the page may load and who may show it: nothing from elsewhere, and nobody else
+# the page may load nothing from elsewhere, and no other page may embed it
 HEADERS = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'self'; img-src 'self' blob:; base-uri 'none'; form-action 'none'; "
@@ -37,7 +37,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            # there is nothing but HTTP: whoever wants more gets no answer
+            # only HTTP is served: other requests get no answer
             return
 
         async def send_with_headers(message: Message) -> None:
@@ -60,5 +60,5 @@ class Guard:
 
 
 def _is_link(path: str, headers: Headers) -> bool:
-    """Whether somebody follows a link to the page, which may stand anywhere."""
+    """Whether a request follows a link to the page, from wherever that stands."""
     return path == "/" and headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"

@@ -1,7 +1,7 @@
 """The page of one or several runs: curves, grids, figures, settings, machines and commands, in one HTML file.
 
 The file needs no other and loads none: styles, script, pictures and numbers are in it, and its own policy forbids
-requests. What a run directory holds is text of others, and is escaped.
+requests. What a run directory holds may come from others, and is escaped.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def make_page(runs: Sequence[Run]) -> str:
         "notes": "".join(f"<p>{escape(f'{run.name}: {note}')}</p>" for run in runs for note in run.notes),
     }
     page = (PARTS / "report.html").read_text(encoding="utf-8")
-    # piece by piece, so that no part is searched for the places of others
+    # piece by piece, so that braces within a part are not taken for a placeholder
     first, *pieces = page.split("{{")
     return first + "".join(parts[name] + rest for name, _, rest in (piece.partition("}}") for piece in pieces))
 

@@ -1,7 +1,7 @@
 """The files of onnxruntime-web, which computes ONNX in a browser.
 
 They are 14 MB, so fastle does not carry them: they come from npm's registry once and stay in fastle's cache, or from
-where the user says. Wherever they come from, their checksums are those of one version, which the tests try.
+where the user says. Wherever they come from, their checksums are those of one version, with which the tests run.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def read_runtime(source: str | None, say: Callable[[str], None]) -> dict[str, by
     Args:
         source: The npm package, as an archive, a folder or the address of an archive; None for the one in fastle's
             cache, which npm's registry fills.
-        say: Is told what is downloaded.
+        say: Shows what is downloaded.
 
     Raises:
         RuntimeFilesError: They cannot be read or fetched, or have other checksums.

@@ -84,7 +84,7 @@ class _Model:
     """Calls a model, one request after the other."""
 
     def __init__(self) -> None:
-        # one thread, since each that calls torch brings as many more as `_spare_a_core` leaves it
+        # one thread, since each that calls torch starts as many more as `_spare_a_core` allows
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model", initializer=_spare_a_core)
         self._waiting = 0
 
@@ -105,7 +105,7 @@ class _Model:
 
 
 def _part_of(shape: tuple[int, ...], cells: str | None) -> tuple[int, ...]:
-    """The shape of latents, or of parts of them that are so many rows and columns large, written "R,C"."""
+    """The shape of latents or, if `cells` is "R,C", of parts of R rows and C columns."""
     if cells is None:
         return shape
     extents = [int(extent) if re.fullmatch("[0-9]{1,4}", extent) else 0 for extent in cells.split(",")]

@@ -72,7 +72,7 @@ def _write(demo: Demo, folder: Path, runtime: dict[str, bytes], licenses: dict[s
         "base.css": BASE.read_bytes(),
         "model.json": json.dumps(demo.manifest("onnx")).encode(),
         **{f"pictures/{i}.png": picture.png() for i, picture in enumerate(demo.pictures)},
-        # a host that does not know .mjs serves it as no script
+        # a host that does not know .mjs would not serve it as a script
         **{f"runtime/{name.replace('.mjs', '.js')}": runtime[name] for name in FILES},
         **{f"runtime/{name}": content for name, content in licenses.items()},
         "LICENSE": own_license.encode(),
@@ -89,7 +89,7 @@ def _this_package() -> tuple[str, str]:
     """The version and the licence of fastle."""
     try:
         package = metadata.distribution("fastle")
-        # what setuptools leaves in a checkout holds no licence, and the checkout does
+        # the metadata that setuptools leaves in a checkout holds no licence, but the checkout does
         beside = Path(str(package.locate_file("LICENSE")))
         in_checkout = (beside.parent / "setup.py").is_file()
         text = beside.read_text(encoding="utf-8") if in_checkout else package.read_text("licenses/LICENSE")
