@@ -216,7 +216,7 @@ def columns(row: Row) -> list[Column]:
         result += [
             Column(f"steps to\n{target} dB", partial(_reached, target, lambda reached: f"{reached[0]:,}")),
             Column("seconds", partial(_reached, target, lambda reached: f"{reached[1]:.1f}")),
-            Column("time ×", partial(_reached, target, partial(_against, ours["reached"][target]))),
+            Column("time ×", partial(_reached, target, partial(_times_ours, ours["reached"][target]))),
         ]
     return [*result, Column("best\ndB", lambda name, side: f"{side['best']:.2f}" if side["best"] else "–")]
 
@@ -225,7 +225,7 @@ def _reached(target: str, text: Callable[[Sequence[float]], str], name: str, sid
     return text(side["reached"][target]) if side["reached"][target] else "–"
 
 
-def _against(ours: Sequence[float] | None, reached: Sequence[float]) -> str:
+def _times_ours(ours: Sequence[float] | None, reached: Sequence[float]) -> str:
     return ratio(reached[1], ours[1]) if ours else "–"
 
 

@@ -285,7 +285,7 @@ def exact(shape: ViewShape, batch: ViewBatch, result: Result) -> Result:
     images, gradients = ([x.detach().double() for x in xs] for xs in (batch.images, batch.cotangents))
     amount = shape.amount
     if isinstance(amount, float):
-        keep = _kept(result[0][0], int(amount * math.prod(shape.images[2:])))
+        keep = _unmasked(result[0][0], int(amount * math.prod(shape.images[2:])))
         values, backwards = [x * keep for x in images], [g * keep for g in gradients]
     elif shape.operator == "hole":
         inside = torch.zeros_like(images[0][:, :1])
@@ -314,7 +314,7 @@ def _hat(corner: Tensor, side: int, n: int, extent: int) -> Tensor:
     return (1 - (position - torch.arange(extent, device=corner.device)).abs()).clamp_min(0)
 
 
-def _kept(view: Tensor, count: int) -> Tensor:
+def _unmasked(view: Tensor, count: int) -> Tensor:
     """(B, 1, H, W) float64: 0 at the `count` pixels of each sample that are least in the view's first channel, else 1.
 
     In a right result those are the masked ones, exactly 0. If a result masks more or fewer pixels, or not the same in

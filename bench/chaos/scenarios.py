@@ -93,7 +93,7 @@ def _finish(field: Field, expected: State) -> str:
             break
         # what the errors about a damaged config.json and damaged checkpoints recommend
         field.end(field.start(["check", str(field.run), "--restore-config"], program="fastle"))
-        if checkpoints(field.run) and not _good(field.run):
+        if checkpoints(field.run) and not _any_intact(field.run):
             shutil.rmtree(field.run)
     else:
         return f"not finished after {TRIES} tries"
@@ -109,7 +109,7 @@ def _finish(field: Field, expected: State) -> str:
     return ""
 
 
-def _good(run: Path) -> bool:
+def _any_intact(run: Path) -> bool:
     for path in checkpoints(run):
         with contextlib.suppress(FastleError):
             load_checkpoint(path)

@@ -42,7 +42,7 @@ def run(flags: argparse.Namespace, console: Output) -> None:
             perceptual=flags.perceptual,
             progress=lambda seen: progress.update(task, completed=seen),
         )
-    _tell(loaded.path, checkpoint, figures, len(images), flags.data, flags.weights or "model", console)
+    _report(loaded.path, checkpoint, figures, len(images), flags.data, flags.weights or "model", console)
 
 
 def _load(
@@ -71,7 +71,7 @@ def _open(config: DataConfig, data: str | None, device: torch.device, console: O
     return open_images(config, "test", make_loading("auto", "none", device, console))
 
 
-def _tell(
+def _report(
     run: Path,
     checkpoint: Checkpoint | None,
     figures: dict[str, Metrics],

@@ -1,4 +1,4 @@
-"""fastle-train: its flags, and what they ask for. `train_run` does it, and needs torch, which takes seconds to import."""
+"""fastle-train's flags. `train_run` does what they ask for, and needs torch, which takes seconds to import."""
 
 from __future__ import annotations
 

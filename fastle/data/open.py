@@ -161,7 +161,7 @@ def _open(
     """The usable images of a split, the known faults of the others, and the files of both, if there are any."""
     check_split(split)
     if decoder is None:
-        return _place(_open_arrays(config, split), config, loading), [], None
+        return _to_device(_open_arrays(config, split), config, loading), [], None
     root = _root(config)
     if config.dataset == "celeba":
         images = celeba.open_celeba(root, split, decoder)
@@ -188,7 +188,7 @@ def _open_arrays(config: DataConfig, split: Split) -> ArrayImages:
     return cifar10.open_cifar10(_root(config), split)
 
 
-def _place(images: ArrayImages, config: DataConfig, loading: Loading) -> ArrayImages:
+def _to_device(images: ArrayImages, config: DataConfig, loading: Loading) -> ArrayImages:
     """Moves images that are held in memory to the GPU, if there is one and the cache is "device" or "auto"."""
     if loading.decoder != "auto":
         raise DataError(

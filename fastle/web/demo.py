@@ -155,7 +155,7 @@ def open_demo(
     elif not isinstance(config.size, int):
         remark = "\n".join([*([remark] if remark else []), _not_square(name, config)])
     own = min(config.sides)
-    pictures = _of_grid(path, own, config.channels) if config.size == own and size in (None, own) else []
+    pictures = _grid_pictures(path, own, config.channels) if config.size == own and size in (None, own) else []
     if size is None:
         size = max(own, LARGE) if saved and config.latent is None else own
     hole = None if ratio is None else hole_side(ratio, (1, config.channels, size, size))
@@ -183,7 +183,7 @@ def _not_square(name: str, config: ModelConfig) -> str:
     return f"{name} was trained on images of {own} px; the brush shows square ones"
 
 
-def _of_grid(run: Path, size: int, channels: int) -> list[Picture]:
+def _grid_pictures(run: Path, size: int, channels: int) -> list[Picture]:
     paths = grids(run)
     if not paths:
         return []

@@ -55,9 +55,9 @@ def read_runtime(source: str | None, say: Callable[[str], None]) -> dict[str, by
         return _of_cache(cache_folder() / f"onnxruntime-web-{VERSION}", say)
     if re.match("https?://", source):
         say(f"downloading onnxruntime-web {VERSION} from {source}")
-        return _good(_of_archive(_fetch(source), source), source)
+        return _checked(_of_archive(_fetch(source), source), source)
     path = Path(source).expanduser()
-    return _good(_of_folder(path) if path.is_dir() else _of_archive(_read(path), source), source)
+    return _checked(_of_folder(path) if path.is_dir() else _of_archive(_read(path), source), source)
 
 
 def read_licenses() -> dict[str, bytes]:
@@ -82,17 +82,17 @@ def read_licenses() -> dict[str, bytes]:
 
 def _of_cache(folder: Path, say: Callable[[str], None]) -> dict[str, bytes]:
     try:
-        return _good({name: (folder / name).read_bytes() for name in FILES}, str(folder))
+        return _checked({name: (folder / name).read_bytes() for name in FILES}, str(folder))
     except (OSError, RuntimeFilesError):
         # not there yet, or damaged
         say(f"downloading onnxruntime-web {VERSION} from {URL} into {folder}")
-    files = _good(_of_archive(_fetch(URL), URL), URL)
+    files = _checked(_of_archive(_fetch(URL), URL), URL)
     for name, content in files.items():
         write_atomic(folder / name, content, "make room, or set XDG_CACHE_HOME to another folder")
     return files
 
 
-def _good(files: dict[str, bytes], source: str) -> dict[str, bytes]:
+def _checked(files: dict[str, bytes], source: str) -> dict[str, bytes]:
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != FILES[name]:
             raise RuntimeFilesError(f"{source}: its {name} is not that of onnxruntime-web {VERSION}: {WAY_OUT}")
