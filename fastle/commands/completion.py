@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import shtab
 
-import fastle
+from fastle.method.pretrained import shipped_models
 
 from . import main, train
 from .cli import Output
 
 # metavars of texts that are not paths; all other texts are
 NO_PATHS = ("NAME", "TEXT")
-# what `fastle.method.pretrained.shipped_models` returns, without importing torch
-SHIPPED = sorted(path.parent.name for path in Path(fastle.__file__).parent.glob("weights/*/config.json"))
+SHIPPED = shipped_models()
 # shtab's scripts for bash know by a name that ends in "_files" that they must escape what it returns
 MODELS = {
     "bash": "_fastle_model_files",
