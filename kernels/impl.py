@@ -1,10 +1,11 @@
-"""Chooses the implementation of an operator, and tells whether torch is tracing the call."""
+"""Chooses the implementation of an operator, tells whether torch is tracing the call, and makes a device current."""
 
 from __future__ import annotations
 
 import functools
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, ParamSpec, TypeVar
 
 import torch
@@ -95,6 +96,11 @@ def _warn_slow(operator: str, obstacle: str) -> None:
 @functools.cache
 def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=2)
+
+
+def device_guard(device: torch.device) -> AbstractContextManager[object]:
+    """Makes `device` current: Triton launches on the current device, wherever the arguments are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def traced(*tensors: Tensor) -> bool:

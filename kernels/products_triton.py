@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .sigreg_launch import device_guard, launch_on
+from .impl import device_guard
+from .sigreg_launch import launch_on
 
 PARTS = 3
 BLOCK = 1024

@@ -5,6 +5,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .sigreg_knots import basis_mean
+
+_mean = triton.constexpr_function(basis_mean)
+
+
+@triton.constexpr_function
+def _high(number):
+    """The 24 leading bits of a number, which fp32 holds."""
+    shifted = number * (2**29 + 1)
+    return shifted - (shifted - number)
+
 
 @triton.jit
 def _sincos(p, step):
@@ -70,3 +81,22 @@ def basis_factors(p, step: tl.constexpr, first_block: tl.constexpr, REACH: tl.co
     for _block in tl.static_range(first_block):
         cos_q, sin_q = rotate(cos_q, sin_q, cos_2h, sin_2h)
     return cosines, sines, cos_q, sin_q, cos_2h, sin_2h
+
+
+@triton.jit
+def _less_mean(total, count, mean: tl.constexpr, LOW: tl.constexpr):
+    """`total` less the expectation of `count` rows: its part that fp32 holds, or if LOW what that leaves out."""
+    part: tl.constexpr = mean - _high(mean) if LOW else _high(mean)
+    return total if mean == 0 else tl.fma(count, tl.full([1, 1], -part, tl.float32), total)
+
+
+@triton.jit
+def less_expected(
+    sums, count, LOW: tl.constexpr, FIRST: tl.constexpr, GROUP: tl.constexpr, REACH: tl.constexpr, STEP: tl.constexpr
+):
+    """`_less_mean` of the sums of all functions."""
+    SUMS: tl.constexpr = 4 * REACH + 2
+    rest = ()
+    for i in tl.static_range(GROUP * SUMS):
+        rest = rest + (_less_mean(sums[i], count, _mean(i % SUMS, FIRST + i // SUMS, REACH, STEP), LOW),)
+    return rest

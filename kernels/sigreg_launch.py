@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import math
@@ -113,8 +112,3 @@ def group_constants(knots: Knots) -> list[dict[str, Any]]:
 def knot_constants(knots: Knots) -> dict[str, Any]:
     """The compile-time arguments of all kernels."""
     return {"STEP": knots.step(torch.float32), "LIVE": knots.live, "REACH": knots.reach}
-
-
-def device_guard(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Makes `device` current: Triton launches on the current device, wherever the arguments are."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -22,14 +22,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .sigreg_basis_triton import basis_factors, rotate
+from .impl import device_guard
+from .sigreg_basis_triton import basis_factors, less_expected, rotate
 from .sigreg_deviations_triton import finish_kernel, inverse_count, phi, place, store_deviations
-from .sigreg_knots import Knots, basis_mean
+from .sigreg_knots import Knots
 from .sigreg_launch import (
     BM,
     CHUNK,
     FEWEST_ROWS,
-    device_guard,
     finish_constants,
     group_constants,
     knot_constants,
@@ -38,21 +38,20 @@ from .sigreg_launch import (
     split_rows,
 )
 
-_mean = triton.constexpr_function(basis_mean)
-
-
-@triton.constexpr_function
-def _high(number):
-    """The 24 leading bits of a number, which fp32 holds."""
-    shifted = number * (2**29 + 1)
-    return shifted - (shifted - number)
-
 
 @triton.jit
 def _load_rows(p_ptr, n, end, m, M):
     """Rows n of P [BN, BM], 0 outside, and the mask of what lies inside."""
     mask = (n < end)[:, None] & (m < M)[None, :]
     return tl.load(p_ptr + n.to(tl.int64)[:, None] * M + m[None, :], mask=mask, other=0.0), mask
+
+
+@triton.jit
+def _share(p_ptr, weights_ptr, samples, M, rows, splits, BM: tl.constexpr):
+    """The program's slices [BM], split and test, the end of its split's rows, and its test's part of P and of ω."""
+    m, split, batch = place(M, splits, BM)
+    end = tl.minimum((split + 1) * rows, samples)
+    return m, split, batch, end, p_ptr + batch * samples * M, weights_ptr + batch * samples
 
 
 @triton.jit
@@ -67,22 +66,31 @@ def _load_weights(weights_ptr, n, end, WEIGHTED: tl.constexpr):
 
 
 @triton.jit
-def _less_mean(total, count, mean: tl.constexpr, LOW: tl.constexpr):
-    """`total` less the expectation of `count` rows: its part that fp32 holds, or if LOW what that leaves out."""
-    part: tl.constexpr = mean - _high(mean) if LOW else _high(mean)
-    return total if mean == 0 else tl.fma(count, tl.full([1, 1], -part, tl.float32), total)
-
-
-@triton.jit
-def _less_expected(
-    sums, count, LOW: tl.constexpr, FIRST: tl.constexpr, GROUP: tl.constexpr, REACH: tl.constexpr, STEP: tl.constexpr
-):
-    """`_less_mean` of the sums of all functions."""
+def _add_rows(
+    sums, factors, weights, inside, GROUP: tl.constexpr, REACH: tl.constexpr, WEIGHTED: tl.constexpr
+):  # fmt: skip
+    """The sums of all functions, with what rows of these `basis_factors` add to them."""
     SUMS: tl.constexpr = 4 * REACH + 2
-    rest = ()
-    for i in tl.static_range(GROUP * SUMS):
-        rest = rest + (_less_mean(sums[i], count, _mean(i % SUMS, FIRST + i // SUMS, REACH, STEP), LOW),)
-    return rest
+    cosines, sines, cos_q, sin_q, cos_2h, sin_2h = factors
+    added = ()
+    for block in tl.static_range(GROUP):
+        if block > 0:
+            cos_q, sin_q = rotate(cos_q, sin_q, cos_2h, sin_2h)
+        if WEIGHTED:
+            weighted_cos = cos_q * weights
+            weighted_sin = sin_q * weights
+        else:
+            weighted_cos = tl.where(inside, cos_q, 0.0)
+            weighted_sin = tl.where(inside, sin_q, 0.0)
+        added = added + (sums[block * SUMS] + weighted_cos, sums[block * SUMS + 1] + weighted_sin)
+        for j in tl.static_range(REACH):
+            added = added + (
+                tl.fma(weighted_cos, cosines[j], sums[block * SUMS + 4 * j + 2]),
+                tl.fma(weighted_sin, sines[j], sums[block * SUMS + 4 * j + 3]),
+                tl.fma(weighted_sin, cosines[j], sums[block * SUMS + 4 * j + 4]),
+                tl.fma(weighted_cos, sines[j], sums[block * SUMS + 4 * j + 5]),
+            )
+    return added
 
 
 # "do_not_specialize": Triton would compile a kernel anew for a size of 1
@@ -100,10 +108,7 @@ def _sums_kernel(
     BM: tl.constexpr,
 ):  # fmt: skip
     SUMS: tl.constexpr = 4 * REACH + 2
-    m, split, batch = place(M, splits, BM)
-    end = tl.minimum((split + 1) * rows, samples)
-    p_ptr += batch * samples * M
-    weights_ptr += batch * samples
+    m, split, batch, end, p_ptr, weights_ptr = _share(p_ptr, weights_ptr, samples, M, rows, splits, BM)
     sums = ()
     for _i in tl.static_range(GROUP * SUMS):
         sums = sums + (tl.zeros([BN, BM], tl.float32),)
@@ -116,31 +121,13 @@ def _sums_kernel(
             p = next_p
             # the next rows load while these are worked on
             next_p, _mask = _load_rows(p_ptr, n + BN, end, m, M)  # [BN, BM]
-            cosines, sines, cos_q, sin_q, cos_2h, sin_2h = basis_factors(p, STEP, FIRST, REACH)
+            factors = basis_factors(p, STEP, FIRST, REACH)
             weights = _load_weights(weights_ptr, n, end, WEIGHTED)
             chunk += weights
-            added = ()
-            for block in tl.static_range(GROUP):
-                if block > 0:
-                    cos_q, sin_q = rotate(cos_q, sin_q, cos_2h, sin_2h)
-                if WEIGHTED:
-                    weighted_cos = cos_q * weights
-                    weighted_sin = sin_q * weights
-                else:
-                    weighted_cos = tl.where((n < end)[:, None], cos_q, 0.0)
-                    weighted_sin = tl.where((n < end)[:, None], sin_q, 0.0)
-                added = added + (sums[block * SUMS] + weighted_cos, sums[block * SUMS + 1] + weighted_sin)
-                for j in tl.static_range(REACH):
-                    added = added + (
-                        tl.fma(weighted_cos, cosines[j], sums[block * SUMS + 4 * j + 2]),
-                        tl.fma(weighted_sin, sines[j], sums[block * SUMS + 4 * j + 3]),
-                        tl.fma(weighted_sin, cosines[j], sums[block * SUMS + 4 * j + 4]),
-                        tl.fma(weighted_cos, sines[j], sums[block * SUMS + 4 * j + 5]),
-                    )
-            sums = added
+            sums = _add_rows(sums, factors, weights, (n < end)[:, None], GROUP, REACH, WEIGHTED)
         count += chunk
-        sums = _less_expected(sums, chunk, False, FIRST, GROUP, REACH, STEP)
-    sums = _less_expected(sums, count, True, FIRST, GROUP, REACH, STEP)
+        sums = less_expected(sums, chunk, False, FIRST, GROUP, REACH, STEP)
+    sums = less_expected(sums, count, True, FIRST, GROUP, REACH, STEP)
 
     if WHOLE:
         inverse = inverse_count(counts_ptr, batch, samples, WEIGHTED)
@@ -203,6 +190,29 @@ def _block_coefficients(
     return coefficients
 
 
+@triton.jit
+def _combination(
+    coefficients, factors, GROUP: tl.constexpr, REACH: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr
+):  # fmt: skip
+    """The combination [BN, BM] of all functions with these coefficients, at rows of these `basis_factors`."""
+    SUMS: tl.constexpr = 4 * REACH + 2
+    cosines, sines, cos_q, sin_q, cos_2h, sin_2h = factors
+    total = tl.zeros([BN, BM], tl.float32)
+    for block in tl.static_range(GROUP):
+        if block > 0:
+            cos_q, sin_q = rotate(cos_q, sin_q, cos_2h, sin_2h)
+        with_cos = coefficients[block * SUMS] + tl.zeros([BN, BM], tl.float32)
+        with_sin = coefficients[block * SUMS + 1] + tl.zeros([BN, BM], tl.float32)
+        for j in tl.static_range(REACH):
+            with_cos = tl.fma(coefficients[block * SUMS + 4 * j + 2], cosines[j], with_cos)
+            with_cos = tl.fma(coefficients[block * SUMS + 4 * j + 5], sines[j], with_cos)
+            with_sin = tl.fma(coefficients[block * SUMS + 4 * j + 3], sines[j], with_sin)
+            with_sin = tl.fma(coefficients[block * SUMS + 4 * j + 4], cosines[j], with_sin)
+        total = tl.fma(cos_q, with_cos, total)
+        total = tl.fma(sin_q, with_sin, total)
+    return total
+
+
 @triton.jit(do_not_specialize=["samples", "rows", "splits"])
 def _gradient_kernel(
     p_ptr,  # [B*N, M]
@@ -215,11 +225,7 @@ def _gradient_kernel(
     STEP: tl.constexpr, LIVE: tl.constexpr, REACH: tl.constexpr, FIRST: tl.constexpr, GROUP: tl.constexpr,
     WEIGHTED: tl.constexpr, STATISTIC: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    SUMS: tl.constexpr = 4 * REACH + 2
-    m, split, batch = place(M, splits, BM)
-    end = tl.minimum((split + 1) * rows, samples)
-    p_ptr += batch * samples * M
-    weights_ptr += batch * samples
+    m, split, batch, end, p_ptr, weights_ptr = _share(p_ptr, weights_ptr, samples, M, rows, splits, BM)
     gradient_ptr += batch * 2 * LIVE * M
     grad_p_ptr += batch * samples * M
     scale = tl.zeros([BM], tl.float32)
@@ -239,20 +245,8 @@ def _gradient_kernel(
         mask = next_mask
         # the next rows load while these are worked on
         next_p, next_mask = _load_rows(p_ptr, n + BN, end, m, M)  # [BN, BM]
-        cosines, sines, cos_q, sin_q, cos_2h, sin_2h = basis_factors(p, STEP, FIRST, REACH)
-        total = tl.zeros([BN, BM], tl.float32)
-        for block in tl.static_range(GROUP):
-            if block > 0:
-                cos_q, sin_q = rotate(cos_q, sin_q, cos_2h, sin_2h)
-            with_cos = coefficients[block * SUMS] + tl.zeros([BN, BM], tl.float32)
-            with_sin = coefficients[block * SUMS + 1] + tl.zeros([BN, BM], tl.float32)
-            for j in tl.static_range(REACH):
-                with_cos = tl.fma(coefficients[block * SUMS + 4 * j + 2], cosines[j], with_cos)
-                with_cos = tl.fma(coefficients[block * SUMS + 4 * j + 5], sines[j], with_cos)
-                with_sin = tl.fma(coefficients[block * SUMS + 4 * j + 3], sines[j], with_sin)
-                with_sin = tl.fma(coefficients[block * SUMS + 4 * j + 4], cosines[j], with_sin)
-            total = tl.fma(cos_q, with_cos, total)
-            total = tl.fma(sin_q, with_sin, total)
+        factors = basis_factors(p, STEP, FIRST, REACH)
+        total = _combination(coefficients, factors, GROUP, REACH, BN, BM)
         if WEIGHTED:
             total *= _load_weights(weights_ptr, n, end, WEIGHTED)
         places = grad_p_ptr + n.to(tl.int64)[:, None] * M + m[None, :]
@@ -271,10 +265,11 @@ def statistics(p: Tensor, weights: Tensor | None, samples: int, knots: Knots) ->
     least = least_rows(samples, programs, multiprocessors)
     rows, splits = split_rows(samples, programs, launch.programs * multiprocessors, least)
     whole = splits == 1 and len(groups) == 1
-    # an argument that a kernel does not read is P
+    weights_ptr, counts_ptr = _weights_and_counts(p, weights)
     tensors = {
+        # without a second stage no kernel reads it
         "partial_ptr": p if whole else p.new_empty(batch, splits, knots.basis_size, slices),
-        "counts_ptr": p if weights is None else weights.sum(-1),
+        "counts_ptr": counts_ptr,
         "statistics_ptr": p.new_empty(batch, slices),
         "deviations_ptr": p.new_empty(batch, 2, knots.live, slices),
     }
@@ -283,8 +278,8 @@ def statistics(p: Tensor, weights: Tensor | None, samples: int, knots: Knots) ->
     with device_guard(p.device):
         for constants in groups:
             _sums_kernel[(tiles * splits * batch,)](
-                p_ptr=p, weights_ptr=p if weights is None else weights, **tensors, **sizes, rows=rows,
-                **constants, **options, WHOLE=whole, CHUNK=CHUNK, num_warps=launch.warps,
+                p_ptr=p, weights_ptr=weights_ptr, **tensors, **sizes, rows=rows, **constants, **options, WHOLE=whole,
+                CHUNK=CHUNK, num_warps=launch.warps,
             )  # fmt: skip
         if not whole:
             constants = finish_constants(splits, launch, knots)
@@ -301,17 +296,22 @@ def projection_gradient(
     batch, tiles = p.shape[0] // samples, triton.cdiv(p.shape[1], BM)
     launch, multiprocessors = launch_on(p.device)
     rows, splits = split_rows(samples, tiles * batch, launch.programs * multiprocessors, FEWEST_ROWS)
+    weights_ptr, counts_ptr = _weights_and_counts(p, weights)
     grad_p = torch.empty_like(p)
     to_statistics = gradient.ndim == 2
+    gradient_ptr = deviations if to_statistics else gradient.contiguous()
     stride_b, stride_m = gradient.stride() if to_statistics else (0, 0)
     with device_guard(p.device):
         for constants in group_constants(knots):
             _gradient_kernel[(tiles * splits * batch,)](
-                p_ptr=p, weights_ptr=p if weights is None else weights,
-                counts_ptr=p if weights is None else weights.sum(-1), upstream_ptr=gradient,
-                gradient_ptr=deviations if to_statistics else gradient.contiguous(), grad_p_ptr=grad_p,
-                samples=samples, M=p.shape[1], rows=rows, splits=splits, stride_b=stride_b, stride_m=stride_m,
-                **constants, WEIGHTED=weights is not None, STATISTIC=to_statistics, num_warps=launch.warps,
-                enable_fp_fusion=True,
+                p_ptr=p, weights_ptr=weights_ptr, counts_ptr=counts_ptr, upstream_ptr=gradient,
+                gradient_ptr=gradient_ptr, grad_p_ptr=grad_p, samples=samples, M=p.shape[1], rows=rows, splits=splits,
+                stride_b=stride_b, stride_m=stride_m, **constants, WEIGHTED=weights is not None,
+                STATISTIC=to_statistics, num_warps=launch.warps, enable_fp_fusion=True,
             )  # fmt: skip
     return grad_p
+
+
+def _weights_and_counts(p: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The weights and their sums [B]; without weights, the kernels read neither, and P stands in for both."""
+    return (p, p) if weights is None else (weights, weights.sum(-1))
