@@ -1,6 +1,6 @@
 """The halving convolution with its SiLU and means, and its gradients, in Triton; `halving_conv` has the formulas.
 
-    t       a tap and a channel of the blocks: row r = t // 2KP, column c = t // KP % 2, channel k = t % KP
+    t       a tap and a channel of the blocks: tap 2r + c = t // KP, of row r and column c, and channel k = t % KP
     KP      channels of a block, filled up to a power of two
     BW, BN  pixels of a row and output channels of a tile
 
@@ -9,10 +9,14 @@ The convolution's result is written nowhere. The gradients compute it again: its
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .impl import device_guard
 
 # launch table: the fastest of a few on an H100, for 256 images of 128 px and 128 outputs in bf16 (µs: 214 forward, 503
 # and 486 to 537 for the gradients; with eight warps 231, 787 and 574)
@@ -23,35 +27,31 @@ OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
 
 
 @triton.jit
+def _taps(KP: tl.constexpr):
+    """The tap 2r + c and the channel k of each t, [4KP]."""
+    t = tl.arange(0, 4 * KP)
+    return t // KP, t % KP
+
+
+@triton.jit
 def _pixels(x_ptr, sample, row, column, W, K, SB, SI, KP: tl.constexpr):
     """The blocks that a row's pixels read: [BW, 4KP], zeros outside."""
-    t = tl.arange(0, 4 * KP)
-    r, c, k = t // (2 * KP), t // KP % 2, t % KP
+    tap, k = _taps(KP)
+    r, c = tap // 2, tap % 2
     x_ptr += sample.to(tl.int64) * SB
     offset = (row + r)[None, :] * SI + (column[:, None] + c[None, :]) * K + k[None, :]
     return tl.load(x_ptr + offset, mask=(column < W)[:, None] & (k < K)[None, :], other=0.0)
 
 
 @triton.jit
-def _weights(w_ptr, n, N, K, SN, SK, SR, SC, KP: tl.constexpr):
-    """[4KP, BN]."""
-    t = tl.arange(0, 4 * KP)
-    r, c, k = t // (2 * KP), t // KP % 2, t % KP
-    offset = (k * SK + r * SR + c * SC)[:, None] + (n * SN)[None, :]
-    return tl.load(w_ptr + offset, mask=(k < K)[:, None] & (n < N)[None, :], other=0.0)
+def _weights(w_ptr, tap, k, n, N, K, SN, SK, SR, SC):
+    """The weights at taps, channels and outputs, whose shapes are broadcast; zeros outside."""
+    offset = k * SK + tap // 2 * SR + tap % 2 * SC + n * SN
+    return tl.load(w_ptr + offset, mask=(k < K) & (n < N), other=0.0)
 
 
 @triton.jit
-def _weights_turned(w_ptr, n, N, K, SN, SK, SR, SC, KP: tl.constexpr):
-    """The same, turned: [BN, 4KP]."""
-    t = tl.arange(0, 4 * KP)
-    r, c, k = t // (2 * KP), t // KP % 2, t % KP
-    offset = (k * SK + r * SR + c * SC)[None, :] + (n * SN)[:, None]
-    return tl.load(w_ptr + offset, mask=(k < K)[None, :] & (n < N)[:, None], other=0.0)
-
-
-@triton.jit
-def _slopes(p, gy_ptr, gs_ptr, sample, row, column, n, H, W, N):
+def _gradient_to_p(p, gy_ptr, gs_ptr, sample, row, column, n, H, W, N):
     """The gradient to the convolution's result p, [BW, BN], zeros outside."""
     mask = (column < W)[:, None] & (n < N)[None, :]
     base = sample.to(tl.int64) * (H * W * N)
@@ -77,7 +77,8 @@ def _conv_forward_kernel(
     sample, i = pair // (H // 2), pair % (H // 2)
     start, first = (tl.program_id(0) % across) * BW, tl.program_id(1) * BN
     column, n = start + tl.arange(0, BW), first + tl.arange(0, BN)
-    w = _weights(w_ptr, n, N, K, SN, SK, SR, SC, KP)
+    tap, k = _taps(KP)
+    w = _weights(w_ptr, tap[:, None], k[:, None], n[None, :], N, K, SN, SK, SR, SC)  # [4KP, BN]
     base = sample.to(tl.int64) * (H * W * N)
     mask = (column < W)[:, None] & (n < N)[None, :]
     p0 = tl.dot(_pixels(x_ptr, sample, 2 * i, column, W, K, SB, SI, KP), w, input_precision="ieee")
@@ -109,15 +110,15 @@ def _images_kernel(
     sample, row = line // H, line % H
     column = (tl.program_id(0) % across) * BW + tl.arange(0, BW)
     x = _pixels(x_ptr, sample, row, column, W, K, SB, SI, KP)
+    tap, k = _taps(KP)
     gradient = tl.zeros((BW, 4 * KP), tl.float32)
     for first in range(0, N, BN):
         n = first + tl.arange(0, BN)
-        p = tl.dot(x, _weights(w_ptr, n, N, K, SN, SK, SR, SC, KP), input_precision="ieee")
-        g = _slopes(p, gy_ptr, gs_ptr, sample, row, column, n, H, W, N).to(x.dtype)
-        turned = _weights_turned(w_ptr, n, N, K, SN, SK, SR, SC, KP)
+        w = _weights(w_ptr, tap[:, None], k[:, None], n[None, :], N, K, SN, SK, SR, SC)  # [4KP, BN]
+        p = tl.dot(x, w, input_precision="ieee")
+        g = _gradient_to_p(p, gy_ptr, gs_ptr, sample, row, column, n, H, W, N).to(x.dtype)
+        turned = _weights(w_ptr, tap[None, :], k[None, :], n[:, None], N, K, SN, SK, SR, SC)  # [BN, 4KP]
         gradient = tl.dot(g, turned, gradient, input_precision="ieee")
-    t = tl.arange(0, 4 * KP)
-    tap, k = t // KP, t % KP
     offset = (row * W + column)[:, None] * (4 * K) + (tap * K + k)[None, :]
     mask = (column < W)[:, None] & (k < K)[None, :]
     gx_ptr += sample.to(tl.int64) * (H * W * 4 * K)
@@ -136,16 +137,15 @@ def _weight_kernel(
     across = tl.cdiv(W, BW)
     tiles = B * H * across
     share = tl.cdiv(tiles, tl.num_programs(0))
-    w = _weights(w_ptr, n, N, K, SN, SK, SR, SC, KP)
+    tap, k = _taps(KP)
+    w = _weights(w_ptr, tap[:, None], k[:, None], n[None, :], N, K, SN, SK, SR, SC)  # [4KP, BN]
     sums = tl.zeros((4 * KP, BN), tl.float32)
     for tile in range(program * share, tl.minimum((program + 1) * share, tiles)):
         row, column = tile // across, (tile % across) * BW + tl.arange(0, BW)
         x = _pixels(x_ptr, row // H, row % H, column, W, K, SB, SI, KP)
         p = tl.dot(x, w, input_precision="ieee")
-        g = _slopes(p, gy_ptr, gs_ptr, row // H, row % H, column, n, H, W, N).to(x.dtype)
+        g = _gradient_to_p(p, gy_ptr, gs_ptr, row // H, row % H, column, n, H, W, N).to(x.dtype)
         sums = tl.dot(tl.trans(x), g, sums, input_precision="ieee")
-    t = tl.arange(0, 4 * KP)
-    tap, k = t // KP, t % KP
     offset = ((program * 4 + tap) * K + k)[:, None] * N + n[None, :]
     tl.store(gw_ptr + offset, sums, mask=(k < K)[:, None] & (n < N)[None, :])
 
@@ -165,10 +165,8 @@ def forward(blocks: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     means = blocks.new_empty(batch, height // 2, width // 2, 2 * outputs)
     grid = (batch * (height // 2) * triton.cdiv(width, fixed["BW"]), triton.cdiv(outputs, fixed["BN"]))
     if grid[0]:
-        blocks, *strides = _rows(blocks)
-        _conv_forward_kernel[grid](
-            blocks, weight, y, means, height, width, outputs, channels, *strides, *weight.stride(), **fixed, **OPTIONS
-        )
+        with device_guard(blocks.device):
+            _conv_forward_kernel[grid](y_ptr=y, s_ptr=means, **_inputs(blocks, weight), **fixed, **OPTIONS)
     return y.permute(0, 3, 1, 2), means.permute(0, 3, 1, 2)
 
 
@@ -179,11 +177,11 @@ def images_gradient(to_y: Tensor, to_means: Tensor, blocks: Tensor, weight: Tens
     fixed = constants(channels, len(weight), width, IMAGES_BN)
     programs = batch * height * triton.cdiv(width, fixed["BW"])
     if programs:
-        blocks, *strides = _rows(blocks)
-        _images_kernel[(programs,)](
-            _last(to_y), _last(to_means), blocks, weight, gradient, height, width, len(weight), channels,
-            *strides, *weight.stride(), **fixed, **OPTIONS,
-        )  # fmt: skip
+        with device_guard(blocks.device):
+            _images_kernel[(programs,)](
+                gy_ptr=_last(to_y), gs_ptr=_last(to_means), gx_ptr=gradient, **_inputs(blocks, weight), **fixed,
+                **OPTIONS,
+            )  # fmt: skip
     return gradient
 
 
@@ -193,11 +191,11 @@ def weight_gradient(to_y: Tensor, to_means: Tensor, blocks: Tensor, weight: Tens
     outputs, fixed = len(weight), constants(channels, len(weight), width)
     tiles = batch * height * triton.cdiv(width, fixed["BW"])
     sums = blocks.new_empty(max(1, min(PROGRAMS, tiles)), 2, 2, channels, outputs, dtype=torch.float32)
-    blocks, *strides = _rows(blocks)
-    _weight_kernel[(len(sums), triton.cdiv(outputs, fixed["BN"]))](
-        _last(to_y), _last(to_means), blocks, weight, sums, batch, height, width, outputs, channels,
-        *strides, *weight.stride(), **fixed, **OPTIONS,
-    )  # fmt: skip
+    with device_guard(blocks.device):
+        _weight_kernel[(len(sums), triton.cdiv(outputs, fixed["BN"]))](
+            gy_ptr=_last(to_y), gs_ptr=_last(to_means), gw_ptr=sums, B=batch, **_inputs(blocks, weight), **fixed,
+            **OPTIONS,
+        )  # fmt: skip
     return sums.sum(0).permute(3, 2, 0, 1).to(weight.dtype).contiguous()
 
 
@@ -207,11 +205,15 @@ def _sizes(blocks: Tensor) -> tuple[int, int, int, int]:
     return batch, height - 1, width - 1, channels
 
 
-def _rows(blocks: Tensor) -> tuple[Tensor, int, int]:
-    """The blocks, a row's without gaps and channels-last, and the strides of samples and rows."""
+def _inputs(blocks: Tensor, weight: Tensor) -> dict[str, Any]:
+    """The arguments for blocks and weight, which all kernels share; a row's blocks without gaps and channels-last."""
     if blocks.stride(1) != 1 or blocks.stride(3) != blocks.shape[1]:
         blocks = _last(blocks)
-    return blocks, blocks.stride(0), blocks.stride(2)
+    _, height, width, channels = _sizes(blocks)
+    sizes = {"H": height, "W": width, "N": len(weight), "K": channels}
+    strides = {"SB": blocks.stride(0), "SI": blocks.stride(2)}
+    weight_strides = dict(zip(("SN", "SK", "SR", "SC"), weight.stride(), strict=True))
+    return {"x_ptr": blocks, "w_ptr": weight} | sizes | strides | weight_strides
 
 
 def _last(maps: Tensor) -> Tensor:

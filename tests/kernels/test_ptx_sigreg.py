@@ -1,6 +1,6 @@
 """kernels.sigreg as compiled for GPUs that need not be there: the PTX is executed and held to the formula in float64.
 
-Slices are the unit vectors, so that samples are projections, and each statistic and slope is one number of a kernel.
+Slices are the unit vectors, so that samples are projections, and each statistic and gradient is one number of a kernel.
 """
 
 from __future__ import annotations
