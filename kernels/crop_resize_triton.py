@@ -11,12 +11,14 @@ Without assertions, clamped boxes keep every read inside the image.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .images import empty_like, launch_groups, pad_views, planes
+from .images import empty_like, launches, planes
 from .images_triton import divide, load_corner, select_view
 
 # launch table; not tuned on a GPU yet
@@ -172,20 +174,15 @@ def forward(
 ) -> list[Tensor]:  # fmt: skip
     """Dense images (B, C, H, W) → (B, C, *size) each."""
     results = [empty_like(image, size) for image in images]
-    for group in launch_groups(images):
-        image = images[group[0]]
+    boxes = _box_arguments(top, left, heights, widths, height, width)
+    for image, views in launches(x=images, y=results):
         count, inner = planes(image)
         columns = min(MAX_COLUMNS, triton.next_power_of_2(size[1] * inner))
         rows = min(TILE // columns, triton.next_power_of_2(size[0]))
         tiles = triton.cdiv(size[0], rows) * triton.cdiv(size[1] * inner, columns)
-        if count == 0:
-            continue
-        _forward_kernel[(count * tiles, len(group))](
-            *pad_views([images[k] for k in group]), *pad_views([results[k] for k in group]),
-            top, left, top if heights is None else heights, left if widths is None else widths,
-            height, width, count // len(image), *image.shape[2:], *size,
-            INNER=inner, VIEWS=len(group), VARIES_H=heights is not None, VARIES_W=widths is not None,
-            SCALED=image.dtype == torch.uint8, BI=rows, BE=columns, **OPTIONS,
+        _forward_kernel[(count * tiles, views["VIEWS"])](
+            **views, **boxes, per_sample=count // len(image), H=image.shape[2], W=image.shape[3], OH=size[0],
+            OW=size[1], INNER=inner, SCALED=image.dtype == torch.uint8, BI=rows, BE=columns, **OPTIONS,
         )  # fmt: skip
     return results
 
@@ -196,19 +193,31 @@ def backward(
 ) -> list[Tensor]:  # fmt: skip
     """Dense gradients to the outputs → gradients to the images (B, C, *size)."""
     results = [empty_like(gradient, size) for gradient in gradients]
-    for group in launch_groups(gradients):
-        gradient = gradients[group[0]]
+    boxes = _box_arguments(top, left, heights, widths, height, width)
+    for gradient, views in launches(g=gradients, dx=results):
         count, inner = planes(gradient)
-        if count == 0:
-            continue
         largest = (size[0] if heights is not None else height) * (size[1] if widths is not None else width) * inner
         box_programs = triton.cdiv(largest, PIXELS)
         columns = min(MAX_COLUMNS, triton.next_power_of_2(size[1] * inner))
-        _backward_kernel[(count * (box_programs + triton.cdiv(size[0], ZERO_ROWS)), len(group))](
-            *pad_views([gradients[k] for k in group]), *pad_views([results[k] for k in group]),
-            top, left, top if heights is None else heights, left if widths is None else widths,
-            height, width, count // len(gradient), box_programs, *size, *gradient.shape[2:],
-            INNER=inner, VIEWS=len(group), VARIES_H=heights is not None, VARIES_W=widths is not None,
-            PIXELS=PIXELS, ZERO_ROWS=ZERO_ROWS, BE=columns, **OPTIONS,
+        _backward_kernel[(count * (box_programs + triton.cdiv(size[0], ZERO_ROWS)), views["VIEWS"])](
+            **views, **boxes, per_sample=count // len(gradient), box_programs=box_programs, H=size[0], W=size[1],
+            OH=gradient.shape[2], OW=gradient.shape[3], INNER=inner, PIXELS=PIXELS, ZERO_ROWS=ZERO_ROWS, BE=columns,
+            **OPTIONS,
         )  # fmt: skip
     return results
+
+
+def _box_arguments(
+    top: Tensor, left: Tensor, heights: Tensor | None, widths: Tensor | None, height: int, width: int
+) -> dict[str, Any]:
+    """The kernels' arguments for the boxes; sizes that they do not read point to the corners."""
+    return {
+        "top_ptr": top,
+        "left_ptr": left,
+        "heights_ptr": top if heights is None else heights,
+        "widths_ptr": left if widths is None else widths,
+        "height": height,
+        "width": width,
+        "VARIES_H": heights is not None,
+        "VARIES_W": widths is not None,
+    }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .impl import device_guard
 
 Images = Tensor | Sequence[Tensor]
 MAX_VIEWS = 4  # image batches that one launch takes
@@ -68,10 +71,15 @@ def result_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.uint8 else dtype
 
 
+def scale(image: Tensor) -> float:
+    """What the values of an image are multiplied by: 1/255 for uint8, which becomes [0, 1], and 1 for all others."""
+    return 1 / 255 if image.dtype == torch.uint8 else 1.0
+
+
 def to_compute_dtype(image: Tensor) -> Tensor:
     """The image in fp32, or fp64 if it is fp64; uint8 is scaled to [0, 1]."""
     if image.dtype == torch.uint8:
-        return image.float() * (1 / 255)
+        return image.float() * scale(image)
     return image if image.dtype == torch.float64 else image.float()
 
 
@@ -100,7 +108,7 @@ def planes(image: Tensor) -> tuple[int, int]:
     return (batch, channels) if is_channels_last(image) else (batch * channels, 1)
 
 
-def launch_groups(images: Sequence[Tensor]) -> list[list[int]]:
+def _launch_groups(images: Sequence[Tensor]) -> list[list[int]]:
     """Indices of batches that share a launch: same shape, dtype and layout, at most MAX_VIEWS in each group."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, image in enumerate(images):
@@ -108,6 +116,20 @@ def launch_groups(images: Sequence[Tensor]) -> list[list[int]]:
     return [group[i : i + MAX_VIEWS] for group in groups.values() for i in range(0, len(group), MAX_VIEWS)]
 
 
-def pad_views(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """MAX_VIEWS tensors: the last one is repeated for those that are missing, which no program reads or writes."""
-    return [*tensors, *[tensors[-1]] * (MAX_VIEWS - len(tensors))]
+def launches(**batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    """The launches of a kernel on image batches, none for empty ones; meanwhile, the batches' device is current.
+
+    Args:
+        batches: what the kernel reads and writes, by its name for them. Those named first are grouped.
+
+    Yields:
+        The first batch of a group, and arguments of the kernel: for each name, say x, the pointers x0_ptr to x3_ptr;
+        and VIEWS, the number of batches. Missing pointers repeat the last one, and no program follows them.
+    """
+    grouped = next(iter(batches.values()))
+    with device_guard(grouped[0].device):
+        for group in _launch_groups(grouped):
+            if len(grouped[group[0]]):
+                places = [*group, *[group[-1]] * (MAX_VIEWS - len(group))]
+                pointers = {f"{name}{i}_ptr": of[k] for name, of in batches.items() for i, k in enumerate(places)}
+                yield grouped[group[0]], pointers | {"VIEWS": len(group)}

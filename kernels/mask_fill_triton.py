@@ -9,12 +9,11 @@ A program fills BI channels of a plane. It reads a plane that fits into its regi
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .images import empty_like, launch_groups, pad_views, planes
+from .images import empty_like, launches, planes, scale
 from .images_triton import divide, load_corner, select_view
 
 # launch table; not tuned on a GPU yet
@@ -96,20 +95,15 @@ def num_warps(values: int) -> int:
 def fill(images: list[Tensor], top: Tensor, left: Tensor, height: int, width: int, *, adjoint: bool) -> list[Tensor]:
     """Dense images → images with filled rectangles; with `adjoint`, the gradients to those → to the images."""
     filled = [empty_like(image) for image in images]
-    for group in launch_groups(images):
-        image = images[group[0]]
+    for image, views in launches(x=images, y=filled):
         count, inner = planes(image)
-        if count == 0:
-            continue
         pixels = image.shape[2] * image.shape[3]
         channels = min(MAX_CHANNELS, triton.next_power_of_2(inner))
         held = triton.next_power_of_2(pixels) * channels <= MAX_HELD
         block = triton.next_power_of_2(pixels) if held else BLOCK // channels
-        _fill_kernel[(count * triton.cdiv(inner, channels), len(group))](
-            *pad_views([images[k] for k in group]), *pad_views([filled[k] for k in group]),
-            top, left, height, width, count // len(image), *image.shape[2:],
-            1 / 255 if image.dtype == torch.uint8 else 1.0,
-            INNER=inner, VIEWS=len(group), ADJOINT=adjoint, HELD=held, BP=block, BI=channels,
-            num_warps=num_warps(block * channels), enable_fp_fusion=True,
+        _fill_kernel[(count * triton.cdiv(inner, channels), views["VIEWS"])](
+            **views, top_ptr=top, left_ptr=left, height=height, width=width, per_sample=count // len(image),
+            H=image.shape[2], W=image.shape[3], scale=scale(image), INNER=inner, ADJOINT=adjoint, HELD=held, BP=block,
+            BI=channels, num_warps=num_warps(block * channels), enable_fp_fusion=True,
         )  # fmt: skip
     return filled

@@ -8,12 +8,11 @@ A program computes the mask of BP pixels of a sample and applies it to all chann
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .images import empty_like, is_channels_last, launch_groups, pad_views
+from .images import empty_like, is_channels_last, launches, scale
 from .images_triton import divide, select_view
 
 # launch table; not tuned on a GPU yet
@@ -83,19 +82,14 @@ def _mask_kernel(
 def mask(images: list[Tensor], seeds: Tensor, limit: int, patch: int, bits: int, rounds: int) -> list[Tensor]:
     """Dense images → masked images; `limit` and `patch` as in `random_mask`; π has `rounds` rounds on `bits` bits."""
     results = [empty_like(image) for image in images]
-    for group in launch_groups(images):
-        image = images[group[0]]
+    for image, views in launches(x=images, y=results):
         batch, channels, height, width = image.shape
-        if batch == 0:
-            continue
         channels_last = is_channels_last(image)
-        _mask_kernel[(batch * triton.cdiv(height * width, BP), len(group))](
-            *pad_views([images[k] for k in group]), *pad_views([results[k] for k in group]),
-            seeds, limit, channels, height, width,
-            channels if channels_last else 1, 1 if channels_last else height * width,
-            1 / 255 if image.dtype == torch.uint8 else 1.0,
-            PATCH=patch, LOW_BITS=bits // 2, HIGH_BITS=bits - bits // 2, ROUNDS=rounds, VIEWS=len(group),
-            BP=BP, BI=min(MAX_CHANNELS, triton.next_power_of_2(channels)) if channels_last else 1,
-            num_warps=WARPS, enable_fp_fusion=True,
+        _mask_kernel[(batch * triton.cdiv(height * width, BP), views["VIEWS"])](
+            **views, seeds_ptr=seeds, limit=limit, C=channels, H=height, W=width, PS=channels if channels_last else 1,
+            CS=1 if channels_last else height * width, scale=scale(image), PATCH=patch, LOW_BITS=bits // 2,
+            HIGH_BITS=bits - bits // 2, ROUNDS=rounds, BP=BP,
+            BI=min(MAX_CHANNELS, triton.next_power_of_2(channels)) if channels_last else 1, num_warps=WARPS,
+            enable_fp_fusion=True,
         )  # fmt: skip
     return results
