@@ -15,8 +15,8 @@ from torch import Tensor
 from .images import dense
 from .impl import traced
 
-Images = list[Tensor]
-ImagesOperator = Callable[..., Images]
+Batches = list[Tensor]
+ImagesOperator = Callable[..., Batches]
 
 
 def linear_operator(
@@ -34,7 +34,7 @@ def linear_operator(
         empty_adjoint: makes one uninitialised gradient to an image from one gradient to a result and the arguments.
     """
 
-    def dense_adjoint(gradients: Images, *rest: Any) -> Images:
+    def dense_adjoint(gradients: Batches, *rest: Any) -> Batches:
         return adjoint([dense(gradient) for gradient in gradients], *rest)
 
     schema = f"(Tensor[] images, {arguments}) -> Tensor[]"
@@ -62,7 +62,7 @@ def linear_operator(
             adjoint_operator = backward if torch.is_grad_enabled() else dense_adjoint
             return None, *_vjp(adjoint_operator, ctx, gradients, ctx.needs_input_grad[1:])
 
-    def call(images: Images, *rest: Any) -> Images:
+    def call(images: Batches, *rest: Any) -> Batches:
         return operator(images, *rest) if traced(*images) else list(Eager.apply(rest, *images))
 
     return call

@@ -84,16 +84,6 @@ def mask_channels(images: Images, seeds: Tensor, *, ratio: float, impl: Impl = "
     return masked[0] if isinstance(images, Tensor) else tuple(masked)
 
 
-def patch_mask(seeds: Tensor, size: Sequence[int], *, ratio: float, patch: int = 1) -> Tensor:
-    """(B, 1, H, W) bool, False where `mask_patches` masks images of `size` (H, W). It may wait for a GPU."""
-    return _kept_patches(seeds, size, _count(ratio, size, patch), patch)
-
-
-def channel_mask(seeds: Tensor, channels: int, *, ratio: float) -> Tensor:
-    """(B, C, 1, 1) bool, False where `mask_channels` masks."""
-    return _kept_channels(seeds, channels, _limit(ratio))
-
-
 def _count(ratio: float, size: Sequence[int], patch: int) -> int:
     if not 0 <= ratio <= 1:
         raise ValueError(f"mask_patches: ratio must be from 0 to 1, not {ratio}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from fastle.kernels.crop_resize import crop_resize
 from fastle.kernels.mask_fill import mask_fill
-from fastle.kernels.random_mask import channel_mask, mask_channels, mask_patches, patch_mask
+from fastle.kernels.random_mask import mask_channels, mask_patches
 from tests.kernels import crop_resize_cases as crops
 from tests.kernels import mask_fill_cases as fills
 from tests.kernels.views import DEVICE
@@ -30,6 +30,18 @@ def some_seeds(number: int, seed: int = 3) -> Tensor:
     for i, value in enumerate([2**32 - 1, 0, 2**31, 2**31 - 1][:number]):
         seeds[i] = value
     return seeds.to(DEVICE)
+
+
+def patch_mask(seeds: Tensor, size: Sequence[int], *, ratio: float, patch: int = 1) -> Tensor:
+    """(B, 1, H, W) bool, False where `mask_patches` masks images of `size` (H, W)."""
+    ones = torch.ones(len(seeds), 1, *size, device=seeds.device)
+    return mask_patches(ones, seeds, ratio=ratio, patch=patch, impl="torch") > 0
+
+
+def channel_mask(seeds: Tensor, channels: int, *, ratio: float) -> Tensor:
+    """(B, C, 1, 1) bool, False where `mask_channels` masks."""
+    ones = torch.ones(len(seeds), channels, 1, 1, device=seeds.device)
+    return mask_channels(ones, seeds, ratio=ratio, impl="torch") > 0
 
 
 @dataclass(frozen=True)

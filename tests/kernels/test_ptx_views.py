@@ -5,7 +5,7 @@ A result in bf16 may be off by one rounding, and a mask not at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from fastle.kernels import crop_resize as crop_resize_module
-from fastle.kernels.random_mask import channel_mask, mask_channels, mask_patches, patch_mask
+from fastle.kernels.images import Images
+from fastle.kernels.random_mask import mask_channels, mask_patches
 from tests.kernels import crop_resize_cases as crops
 from tests.kernels import mask_fill_cases as holes
 from tests.kernels import views
-from tests.kernels.image_operators import some_seeds
+from tests.kernels.image_operators import channel_mask, patch_mask, some_seeds
 from tests.kernels.views import laid_out, made
 from tests.ptx.executor import DeviceAssert
 from tests.ptx.launches import every_arch, executed, marks, other_archs
 
 pytestmark = marks
 
-Images = Tensor | Sequence[Tensor]
 Exact = Callable[[Tensor], Tensor]
 
 
