@@ -206,9 +206,9 @@ class SelfTeaching(nn.Module):
         encoder = self.model.encoder
         with phase("encode"):
             encoded, encoded_masked = encoder.features((x, y), self._encoder_depth)
-            z_clean, z_masked = self._latents(encoded[-1], encoded_masked[-1])
+            z = self._latents(encoded[-1], encoded_masked[-1])
         with phase("decode"):
-            xhat_clean, xhat_masked = self.model.decoder(torch.cat((z_clean, z_masked))).chunk(2)
+            xhat_clean, xhat_masked = self.model.decoder(z).chunk(2)
         with phase("views"):
             targets, views_clean, views_masked = self.transform.views((x, xhat_clean, xhat_masked), draws.view)
         wanted, (clean_full, masked_full, *seen) = self._judged(
@@ -220,7 +220,7 @@ class SelfTeaching(nn.Module):
         with phase("judge"):
             consistency = F.mse_loss(self.judge.normalize(clean_full[-1]), self.judge.normalize(masked_full[-1]))
         clean, masked = (_average(*terms) for terms in self._agreements(wanted, seen_clean, seen_masked))
-        regularizer = self._sigreg(draws, z_clean, z_masked)
+        regularizer = self._sigreg(draws, z, branches=2)
         weights = self.config.consistency_weight, self.config.masked_weight
         agreement = (weights[0] * consistency + clean + weights[1] * masked) / (weights[0] + 1 + weights[1])
         total = agreement + self.config.sigreg_weight * regularizer
@@ -230,14 +230,15 @@ class SelfTeaching(nn.Module):
             clean=clean,
             masked=masked,
             sigreg=regularizer,
-            latent=z_clean.detach(),
+            latent=z[: len(x)].detach(),
         )
 
-    def _latents(self, *codes: Tensor) -> Sequence[Tensor]:
-        """The latents of both branches, which BatchNorm normalises one by one, or together."""
+    def _latents(self, *codes: Tensor) -> Tensor:
+        """The latents of both branches, one after the other, which BatchNorm normalises one by one or together."""
+        latent = self.model.encoder.latent
         if self.config.branch_statistics == "own":
-            return [self.model.encoder.latent(code) for code in codes]
-        return self.model.encoder.latent(torch.cat(codes)).chunk(len(codes))
+            return torch.cat([latent(code) for code in codes])
+        return latent(torch.cat(codes))
 
     def _judged(
         self, targets: Sequence[Tensor], views: Sequence[Tensor], x: Tensor, encoded: Features
@@ -286,13 +287,15 @@ class SelfTeaching(nn.Module):
                 branches.append((torch.stack(errors).mean(), full_view))
         return branches
 
-    def _sigreg(self, draws: Draws, *latents: Tensor) -> Tensor:
-        """The mean of SIGReg over latents of one shape, in one call."""
+    def _sigreg(self, draws: Draws, z: Tensor, branches: int = 1) -> Tensor:
+        """The mean of SIGReg over the branches' latents, which lie one after the other in `z`."""
         assert draws.slices is not None
         with phase("SIGReg"):
-            # a spatial latent is tested position by position: (B, c, h, w) → (h·w, B, c)
-            tests = [z[None] if z.ndim == 2 else z.flatten(2).permute(2, 0, 1) for z in latents]
-            return sigreg(tests[0] if len(tests) == 1 else torch.cat(tests), draws.slices)
+            samples = z.unflatten(0, (branches, -1))
+            if z.ndim == 4:
+                # a spatial latent is tested position by position: (branches, B, c, h, w) → (branches, h·w, B, c)
+                samples = samples.flatten(3).permute(0, 3, 1, 2)
+            return sigreg(samples, draws.slices)
 
 
 Objective = PixelBaseline | SelfTeaching
