@@ -1,4 +1,4 @@
-"""Checkpoints, and atomic writes: a file is written to a temporary name, flushed and renamed, so it is whole or absent.
+"""Checkpoints, and the configuration of a run.
 
 A checkpoint is one safetensors file. Its tensors are named `section.name`. Its metadata is one text: the crc32 of the
 rest in hexadecimal, a space, and a JSON object of the step, what the run is and is trained on, and the crc32 of every
@@ -11,7 +11,6 @@ errors; the trainer decides what a checkpoint holds.
 from __future__ import annotations
 
 import json
-import os
 import re
 import zlib
 from collections.abc import Callable, Collection, Mapping
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from .config import ConfigError, RunConfig
 from .errors import FastleError
-from .files import Header, one_line, open_regular, parse_json, read_header, read_json, read_tensor
+from .files import Header, one_line, open_regular, parse_json, read_header, read_json, read_tensor, write_atomic
 from .options import shown
 
 FORMAT = 2  # of the metadata; 1 had no checksums, and did not say so
@@ -36,7 +35,7 @@ NAME = r"step-[0-9]{8,12}\.safetensors"  # of a checkpoint
 
 
 class CheckpointError(FastleError):
-    """A run or a checkpoint is missing, cannot be read, or cannot be written."""
+    """A run or a checkpoint is missing or cannot be used, or what is to be saved is not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,35 +68,6 @@ class Checkpoint:
         return CheckpointError(f"{self.path} {fault}{way_out(self.path)}")
 
 
-def write_atomic(
-    path: Path, content: bytes, way_out: str = "make room or give another --run, then run the same command again"
-) -> None:
-    """Writes a file completely or not at all. Once this returns, the file survives a power cut.
-
-    Args:
-        path: The file.
-        content: What it holds.
-        way_out: What the error tells the user to do.
-
-    Raises:
-        CheckpointError: The disk is full or the folder is not writable. An earlier file of that name is left untouched.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_directory(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"cannot write {path}: {error.strerror or error}; {way_out} (what was saved before is intact)"
-        ) from None
-
-
 def save_checkpoint(run: Path, step: int, sections: dict[str, dict[str, Tensor]], metadata: dict[str, Any]) -> Path:
     """Writes `checkpoints/step-NNNNNNNN.safetensors`, and deletes all but the `KEPT` newest checkpoints.
 
@@ -111,7 +81,8 @@ def save_checkpoint(run: Path, step: int, sections: dict[str, dict[str, Tensor]]
         metadata: Any JSON object.
 
     Raises:
-        CheckpointError: A tensor is not finite, and nothing was written. Else see `write_atomic`.
+        CheckpointError: A tensor is not finite, and nothing was written.
+        CannotWrite: See `write_atomic`.
     """
     saved = {section: {n: t.detach().cpu().contiguous() for n, t in ts.items()} for section, ts in sections.items()}
     path = run / "checkpoints" / f"step-{step:08d}.safetensors"
@@ -313,7 +284,7 @@ def write_run_config(run: Path, config: Mapping[str, Any]) -> Path:
         config: As `RunConfig.to_dict` gives it.
 
     Raises:
-        CheckpointError: See `write_atomic`.
+        CannotWrite: See `write_atomic`.
     """
     path = run / "config.json"
     write_atomic(path, json.dumps({"format": RUN_FORMAT, **config}, indent=2).encode() + b"\n")
@@ -397,11 +368,3 @@ def way_out(path: Path) -> str:
 
 def _step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-").removesuffix(".safetensors"))
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

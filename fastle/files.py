@@ -1,9 +1,10 @@
-"""Reads files that may be damaged or made by somebody else: JSON, and tensors in the safetensors format.
+"""Reads files that may be damaged or made by somebody else (JSON, and tensors in the safetensors format), and writes.
 
 Everything is checked before it is believed: what kind of file it is, its size, how deep its JSON nests, and that the
 header of a tensor file describes its bytes exactly. Tensors are read, not mapped: a mapped file that another process
 truncates kills the process that looks at it. Tensors take as much memory as the file. JSON is limited to `LARGEST_JSON`
-bytes, because it takes many times as much.
+bytes, because it takes many times as much. A file is written to a temporary name, flushed and renamed, so that it is
+whole or absent.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import Any, BinaryIO, NoReturn
 import torch
 from torch import Tensor
 
+from .errors import FastleError
+
 LARGEST_JSON = 2**18  # bytes of a file, a header or a line
 DEEPEST_JSON = 16  # objects and lists within each other
 # a string that does not end goes on to the end of the file: no backtracking, which would take minutes
@@ -34,6 +37,10 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U16": torch.uint16,
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+
+
+class CannotWrite(FastleError):
+    """A file cannot be written: the disk is full, or the folder is not writable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +172,41 @@ def read_tensor(file: BinaryIO, entry: Entry) -> Tensor:
         return torch.empty(entry.shape, dtype=entry.dtype)
     data = read_at(file, entry.start, entry.end - entry.start)
     return torch.frombuffer(data, dtype=entry.dtype).view(entry.shape)
+
+
+def write_atomic(path: Path, content: bytes, way_out: str = "make room, then run the same command again") -> None:
+    """Writes a file completely or not at all. Once this returns, the file survives a power cut.
+
+    Args:
+        path: The file, whose folder is made if need be.
+        content: What it holds.
+        way_out: What the error tells the user to do.
+
+    Raises:
+        CannotWrite: An earlier file of that name is left untouched.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CannotWrite(
+            f"cannot write {path}: {error.strerror or error}; {way_out} (what was saved before is intact)"
+        ) from None
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def one_line(error: Exception) -> str:

@@ -29,11 +29,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.common.figures import write_report
-from fastle.checkpoint import write_atomic
 from fastle.commands.cli import Parser, one_line_errors
 from fastle.commands.outputs import check_output
 from fastle.config import ConfigError
 from fastle.data.images import ArrayImages
+from fastle.files import write_atomic
 from fastle.method.model import Autoencoder
 from fastle.training.evaluate import evaluate
 

@@ -35,11 +35,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.reproduce.measure import Record, RowRunner, summarize, trained
 from bench.reproduce.report import markdown, save_reconstructions, save_samples
 from bench.reproduce.rows import PROBED, ROWS, Group, Plan, Row, ScaleName, make_plan, pick_rows, same_settings
-from fastle.checkpoint import write_atomic
 from fastle.commands.cli import Parser
 from fastle.config import ConfigError, DataConfig
 from fastle.data import open_images
 from fastle.errors import FastleError
+from fastle.files import write_atomic
 from fastle.folders import Split
 from fastle.machine import environment, find_device
 from fastle.method.model import Autoencoder

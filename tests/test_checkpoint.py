@@ -1,8 +1,7 @@
-"""Checkpoints and atomic files: whole or not there, readable or named in one line."""
+"""Checkpoints: whole or not there, readable or named in one line."""
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -28,9 +27,9 @@ from fastle.checkpoint import (
     read_run_config,
     save_checkpoint,
     signed,
-    write_atomic,
 )
 from fastle.errors import FastleError
+from fastle.files import CannotWrite
 
 
 def save(run: Path, step: int, value: float = 0.0) -> Path:
@@ -300,22 +299,6 @@ def test_a_run_that_is_not_there(tmp_path: Path) -> None:
         read_run_config(tmp_path)
 
 
-def test_a_failed_write_leaves_the_earlier_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "file"
-    write_atomic(path, b"before")
-
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match="No space left on device"):
-        write_atomic(path, b"after")
-    assert path.read_bytes() == b"before"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
-
-
 def test_a_full_disk(tmp_path: Path) -> None:
     """On a real file system of 1 MiB: the earlier checkpoint stays whole and is the newest."""
     mount = subprocess.run(
@@ -325,7 +308,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         pytest.skip(f"cannot mount a small tmpfs: {mount.stderr.decode().strip()}")
     try:
         small = save(tmp_path, 1, value=3.0)
-        with pytest.raises(CheckpointError, match="No space left on device"):
+        with pytest.raises(CannotWrite, match="No space left on device"):
             save_checkpoint(tmp_path, 2, {"model": {"big": torch.zeros(2**20)}}, {"step": 2})
         assert latest_checkpoint(tmp_path) == small
         assert load_checkpoint(small).section("model")["a.weight"].eq(3.0).all()

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # a room may import from itself and from the rooms of lower floors
 FLOORS = (
-    ("errors", "files", "choices"),
-    ("extras", "folders", "options"),
+    ("errors", "choices"),
+    ("extras", "files", "folders", "options"),
     ("config",),
     ("checkpoint", "hub", "lengths", "machine", "phases", "kernels"),
     ("method",),

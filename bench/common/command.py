@@ -21,11 +21,11 @@ from rich.console import Console
 from bench.common.measure import FULL, QUICK, Case, Effort, measure
 from bench.common.plot import Panel, save_plot
 from bench.common.table import Column, Row, digits, show
-from fastle.checkpoint import write_atomic
 from fastle.commands.cli import Parser
 from fastle.commands.outputs import check_output
 from fastle.config import ConfigError
 from fastle.errors import FastleError
+from fastle.files import write_atomic
 from fastle.machine import environment, find_device
 
 WIDTH = 120  # columns of what is printed into a file

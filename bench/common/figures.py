@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from fastle.checkpoint import write_atomic
 from fastle.commands.cli import Parser
 from fastle.commands.outputs import check_output
+from fastle.files import write_atomic
 from fastle.machine import environment
 
 

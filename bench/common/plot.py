@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.common.table import Row, digits
-from fastle.checkpoint import write_atomic
+from fastle.files import write_atomic
 
 # Okabe and Ito's colours, which colour-blind people can tell apart
 OURS, PEER = "#D55E00", "#0072B2"

@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from bench.reproduce.rows import Plan, same_settings
-from fastle.checkpoint import has_checkpoint, write_atomic
+from fastle.checkpoint import has_checkpoint
 from fastle.choices import StepMode
 from fastle.config import ConfigError, RunConfig
 from fastle.data import Images, open_images
+from fastle.files import write_atomic
 from fastle.folders import split_paths
 from fastle.method.model import Autoencoder, unit_range
 from fastle.training.evaluate import Metrics, evaluate, evenly_spaced, validation_psnr

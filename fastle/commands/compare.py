@@ -10,9 +10,9 @@ from typing import Any
 from PIL import Image
 from rich.table import Table
 
-from fastle.checkpoint import CheckpointError, checkpoints, read_run_config, write_atomic
+from fastle.checkpoint import CheckpointError, checkpoints, read_run_config
 from fastle.config import ConfigError, RunConfig, written
-from fastle.files import read_json
+from fastle.files import read_json, write_atomic
 from fastle.options import shown
 from fastle.training.report import grids, read_metrics
 

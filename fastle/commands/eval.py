@@ -13,9 +13,10 @@ import torch
 from rich.progress import Progress
 from rich.table import Table
 
-from fastle.checkpoint import Checkpoint, CheckpointError, latest_checkpoint, read_run_config, write_atomic
+from fastle.checkpoint import Checkpoint, CheckpointError, latest_checkpoint, read_run_config
 from fastle.config import ConfigError, DataConfig
 from fastle.data import IN_MEMORY, Images, open_images, open_tree
+from fastle.files import write_atomic
 from fastle.machine import pick_device
 from fastle.method.model import Autoencoder
 from fastle.method.pretrained import hole_ratio_of, is_saved_model, of_run

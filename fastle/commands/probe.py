@@ -11,8 +11,8 @@ import torch
 from rich.progress import Progress
 from rich.table import Table
 
-from fastle.checkpoint import write_atomic
 from fastle.data.labelled import open_labelled
+from fastle.files import write_atomic
 from fastle.machine import pick_device
 from fastle.training.loop import make_loading
 from fastle.training.probe import probe

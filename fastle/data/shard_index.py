@@ -29,9 +29,8 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from fastle.checkpoint import write_atomic
 from fastle.errors import DataError, FastleError
-from fastle.files import one_line, open_regular, read_header, read_json, read_tensor
+from fastle.files import one_line, open_regular, read_header, read_json, read_tensor, write_atomic
 from fastle.folders import KINDS
 
 from .cache import VERSION as CACHE_VERSION

@@ -17,10 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastle.checkpoint import write_atomic
 from fastle.errors import FastleError
 from fastle.extras import missing_extra
-from fastle.files import one_line
+from fastle.files import one_line, write_atomic
 
 from .conv import shortcut
 from .model import STRIDE, Autoencoder, Decoder, Encoder

@@ -32,10 +32,9 @@ from fastle.checkpoint import (
     newest_good_checkpoint,
     not_finite,
     read_run_config,
-    write_atomic,
 )
 from fastle.config import ConfigError, ModelConfig, RunConfig
-from fastle.files import one_line, open_regular, read_header, read_json, read_tensor
+from fastle.files import one_line, open_regular, read_header, read_json, read_tensor, write_atomic
 from fastle.hub import HUB_ID, download_folder, upload_folder
 from fastle.options import check_names, from_fields, shown
 

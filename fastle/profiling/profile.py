@@ -25,11 +25,11 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, record_function
 
-from fastle.checkpoint import write_atomic
 from fastle.choices import StepMode
 from fastle.config import ConfigError, CropResizeConfig, Precision, RunConfig
 from fastle.data import Feed, Images, Loading, open_images
 from fastle.errors import FastleError
+from fastle.files import write_atomic
 from fastle.machine import allocated_memory, peak_memory, quiet_profiler, synchronize
 from fastle.training.plain_step import PlainStep, StartingPoint
 from fastle.training.trainer import Trainer

@@ -15,9 +15,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fastle.checkpoint import CheckpointError, write_atomic
+from fastle.checkpoint import CheckpointError
 from fastle.config import Size, sides_of
-from fastle.files import one_line, open_regular, parse_json
+from fastle.files import one_line, open_regular, parse_json, write_atomic
 from fastle.method.model import unit_range
 from fastle.options import pair_text
 

@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from fastle.checkpoint import CheckpointError, read_run_config, write_atomic
+from fastle.checkpoint import CheckpointError, read_run_config
 from fastle.config import RunConfig, written
-from fastle.files import one_line, read_json
+from fastle.files import one_line, read_json, write_atomic
 from fastle.training.display import format_metric, format_seconds
 from fastle.training.report import TERMS, grids, read_grid, read_metrics, read_starts
 

@@ -16,11 +16,10 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from fastle.checkpoint import write_atomic
 from fastle.data.cache import cache_folder
 from fastle.errors import FastleError
 from fastle.extras import missing_extra
-from fastle.files import one_line
+from fastle.files import one_line, write_atomic
 
 VERSION = "1.30.0"
 URL = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
