@@ -76,6 +76,7 @@ def why_no_gpu() -> str:
     """Why PyTorch cannot use a GPU, in words that follow a colon."""
     try:
         torch.cuda.init()
+    # a PyTorch that was built without CUDA raises AssertionError, one that finds no driver or no GPU RuntimeError
     except (RuntimeError, AssertionError) as error:
         return str(error).split(". ")[0].split("\n")[0].strip(" .")
     return "PyTorch finds none"
@@ -118,8 +119,8 @@ def free_memory(device: torch.device) -> int:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
-        # outside Linux: all the memory that the machine has
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        # outside Linux nothing says it: assume half of what the machine has
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> int:

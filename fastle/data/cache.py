@@ -27,7 +27,7 @@ from torch import Tensor
 from fastle.config import Size, sides_of
 from fastle.errors import DataError
 from fastle.files import one_line, open_regular, read_header
-from fastle.machine import format_bytes
+from fastle.machine import format_bytes, free_memory
 from fastle.options import pair_text
 
 from .bits import dtype_of, unit
@@ -191,9 +191,9 @@ def _choose_place(loading: Loading, size: int, path: Path) -> Place | None:
             "free, so that every epoch decodes them again; set XDG_CACHE_HOME to a larger disk"
         )
         return None
-    if loading.device.type == "cuda" and 3 * size <= torch.cuda.mem_get_info(loading.device)[0]:
+    if loading.device.type == "cuda" and 3 * size <= free_memory(loading.device):
         return "device"
-    return "host" if 2 * size * loading.processes <= _free_memory() else "disk"
+    return "host" if 2 * size * loading.processes <= free_memory(torch.device("cpu")) else "disk"
 
 
 def first_existing(folder: Path) -> Path:
@@ -212,18 +212,6 @@ def why_read_only(folder: Path) -> str | None:
             return None
     except OSError as error:
         return error.strerror or str(error)
-
-
-def _free_memory() -> int:
-    """The bytes of host memory that can be allocated."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    # not Linux: assume half of the memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _fingerprint(files: Sequence[ImageFile]) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from fastle.errors import FastleError
+from fastle.machine import allocated_memory, peak_memory
 from fastle.method.objective import Losses
 
 from .memory import out_of_memory
@@ -133,13 +134,18 @@ class StepGraph:
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
-        torch.cuda.reset_peak_memory_stats()
-        with _recording(graph, stream):
-            losses = step(self._images)
-            values = {field.name: getattr(losses, field.name) for field in fields(losses) if field.name != "latent"}
-            self._names = [name for name, value in values.items() if value is not None]
-            terms = torch.stack([values[name].detach() for name in self._names])
-        return graph, terms, losses.latent.detach(), torch.cuda.max_memory_allocated()
+        recorded: list[Tensor] = []
+
+        def record() -> None:
+            with _recording(graph, stream):
+                losses = step(self._images)
+                values = {field.name: getattr(losses, field.name) for field in fields(losses) if field.name != "latent"}
+                self._names = [name for name, value in values.items() if value is not None]
+                recorded.extend((torch.stack([values[name].detach() for name in self._names]), losses.latent.detach()))
+
+        memory = allocated_memory(self._images.device) + peak_memory(record, self._images.device)
+        terms, latent = recorded
+        return graph, terms, latent, memory
 
     def _compare(self, expected: float, wanted: list[Tensor], changed: list[Tensor]) -> None:
         """Compares the first step's loss, and how it changed the moments, with the replay's."""

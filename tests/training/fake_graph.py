@@ -17,6 +17,8 @@ from torch import Generator, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fastle.training import capture
+
 
 class FakeGraph(TorchDispatchMode):
     """Records every operator below autograd."""
@@ -108,10 +110,9 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Allocator:
         "Stream": Stream,
         "current_stream": Stream,
         "stream": lambda stream: nullcontext(),
-        "reset_peak_memory_stats": lambda: None,
-        "max_memory_allocated": lambda: 123,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(capture, "peak_memory", lambda call, device: (call(), 123)[1])
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", allocator.end, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_releasePool", allocator.release, raising=False)
     return allocator
