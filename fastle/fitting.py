@@ -258,7 +258,7 @@ def process_group(device: torch.device, world_size: int) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # the error has its own line
+        # the command prints the error of this rank; a rank that cannot part in time adds nothing to it
         with _ends_after(END_SECONDS, ""):
             dist.destroy_process_group()
         raise

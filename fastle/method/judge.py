@@ -49,10 +49,10 @@ def make_judge(name: JudgeName | OwnConfig, encoder: Encoder) -> Encoder:
 
 
 @torch.no_grad()
-def update_ema(judge: Encoder, encoder: Encoder, decay: float = EMA_DECAY) -> None:
-    """judge ← decay · judge + (1 − decay) · encoder, for the parameters: a judge uses no running statistics."""
+def update_ema(judge: Encoder, encoder: Encoder) -> None:
+    """Moves the EMA judge's parameters towards the encoder's by 1 − `EMA_DECAY`; no judge uses running statistics."""
     for average, parameter in zip(judge.parameters(), encoder.parameters(), strict=True):
-        average.lerp_(parameter, 1 - decay)
+        average.lerp_(parameter, 1 - EMA_DECAY)
 
 
 class FrozenFeatures(nn.Module):

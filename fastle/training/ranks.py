@@ -170,8 +170,10 @@ class Ranks:
         return f"fastle/{self._run}/{name}"
 
     def _is_first_to_speak(self) -> bool:
+        """Whether no other rank has said yet what went wrong."""
         try:
             return bool(self._voice_store.add(self._key("spoken"), 1) == 1)
+        # the store ends with the process that holds it; a fault said twice is better than one that nobody says
         except RuntimeError:
             return True
 
