@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fastle.config import JudgeDepth, JudgeName, JudgeStatistics, OwnConfig
 
-from .model import Encoder, Features, unit_range
+from .model import Encoder, Features, normalize_channels, unit_range
 
 EMA_DECAY = 0.999
 
@@ -91,11 +91,7 @@ class FrozenJudge(nn.Module):
 
     def normalize(self, code: Tensor, statistics_of: Tensor | None = None) -> Tensor:
         """The code, each channel with mean 0 and variance 1 by its own statistics or those of another code."""
-        if statistics_of is None:
-            return F.batch_norm(code, None, None, training=True, eps=self.eps)
-        dims = [d for d in range(code.ndim) if d != 1]
-        variance, mean = torch.var_mean(statistics_of, dims, correction=0, keepdim=True)
-        return (code - mean) * torch.rsqrt(variance + self.eps)
+        return normalize_channels(code, statistics_of, self.eps)
 
     def name(self) -> str:
         """The class of the network and a digest of its weights, by which a run that goes on knows it again."""

@@ -149,14 +149,9 @@ class Encoder(nn.Module):
             A tensor of the same shape.
         """
         norm = self.norm
-        if statistics_of is None:
-            flat = F.batch_norm(_flat(code), None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
-            return flat.view_as(code)
-        channels = (1, -1) + (1,) * (code.ndim - 2)
-        dims = [d for d in range(code.ndim) if d != 1]
-        variance, mean = torch.var_mean(statistics_of, dims, correction=0)
-        scale = norm.weight * torch.rsqrt(variance + norm.eps)
-        return (code - mean.view(channels)) * scale.view(channels) + norm.bias.view(channels)
+        # flat, as BatchNorm1d gets it in `latent`: both round alike
+        flat = _flat(code) if statistics_of is None else code
+        return normalize_channels(flat, statistics_of, norm.eps, norm.weight, norm.bias).view_as(code)
 
     @property
     def eps(self) -> float:
@@ -336,6 +331,27 @@ def made_in_python(own: OwnNetworks) -> str:
         f"the model is your own ({own.encoder}, {own.decoder}), which only Python can make: load it with "
         "fastle.Autoencoder.from_pretrained(RUN, model=(encoder, decoder))"
     )
+
+
+def normalize_channels(
+    code: Tensor, statistics_of: Tensor | None, eps: float, weight: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """A code (B, C, ...), each channel normalised by a mean and a variance, then scaled and shifted.
+
+    Args:
+        code: of one batch.
+        statistics_of: whose mean and variance normalise, a tensor of the same shape; None for the code itself.
+        eps: is added to the variance.
+        weight, bias: (C,) each; None for neither.
+    """
+    if statistics_of is None:
+        return F.batch_norm(code, None, None, weight, bias, training=True, eps=eps)
+    dims = [d for d in range(code.ndim) if d != 1]
+    variance, mean = torch.var_mean(statistics_of, dims, correction=0, keepdim=True)
+    scale = torch.rsqrt(variance + eps)
+    if weight is None or bias is None:
+        return (code - mean) * scale
+    return (code - mean) * (weight.view_as(scale) * scale) + bias.view_as(mean)
 
 
 def _flat(latent: Tensor) -> Tensor:
