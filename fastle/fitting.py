@@ -9,14 +9,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from rich.console import Console
 from torch import nn
 
-from .choices import CacheChoice, DecoderChoice, DeviceName, LoggerName, StepMode
+from .choices import (
+    CACHE,
+    DECODER,
+    DEVICE,
+    LOG,
+    STEP,
+    CacheChoice,
+    DecoderChoice,
+    LoggerName,
+    StepMode,
+)
 from .config import OPTIONS, ConfigError, DataConfig, RunConfig
 from .data import Identity, Images, Loading, open_training, open_tree
 from .data.given import open_all_given, open_given, shape_of
@@ -27,7 +37,7 @@ from .method.model import Autoencoder
 from .method.transforms import Transform
 from .presets import default_run, make_config
 from .training.evaluate import evaluate as measure
-from .training.loop import make_loading, train
+from .training.loop import Execution, Hooks, make_loading, train
 from .training.report import read_metrics
 
 MEETING_SECONDS = 60.0  # for ranks to meet
@@ -115,20 +125,12 @@ def fit(
         raise ConfigError("valid has no effect with a dataset on disk, which has its own images to validate")
     if images is not None and (decoder, cache) != ("auto", "auto"):
         raise ConfigError("decoder and cache have no effect on images given in Python, which are not decoded")
-    for name, value, choices in (
-        ("device", str(device).split(":")[0], get_args(DeviceName)),
-        ("step", step, ("auto", *get_args(StepMode))),
-        ("decoder", decoder, get_args(DecoderChoice)),
-        ("cache", cache, get_args(CacheChoice)),
-        ("log", log, (None, *get_args(LoggerName))),
-    ):
-        if value not in choices:
-            raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, not {value}")
+    # "cuda:1" is a device of the kind "cuda"
+    kind = str(device).split(":")[0]
+    for option, value in ((DEVICE, kind), (STEP, step), (DECODER, decoder), (CACHE, cache), (LOG, log)):
+        option.check(value)
     rank, world_size = from_torchrun("RANK", 0), from_torchrun("WORLD_SIZE", 1)
-    if isinstance(progress, Console):
-        console = progress
-    else:
-        console = Console(quiet=rank > 0) if progress else Console(stderr=True, force_terminal=False, quiet=rank > 0)
+    console = _console(progress, quiet=rank > 0)
     place = device if isinstance(device, torch.device) else pick_device(device, console)
     made, own = own_parts(
         made,
@@ -139,6 +141,10 @@ def fit(
         transform=None if isinstance(transform, str) else transform,
     )
     path = Path(default_run(made) if run is None else run)
+    execution = Execution(
+        device=place, mode=pick_mode(step, place, world_size), decoder=decoder, cache=cache, rank=rank,
+        world_size=world_size,
+    )  # fmt: skip
 
     def open_images(run_config: RunConfig, loading: Loading) -> tuple[Images, Images, Identity]:
         if images is None:
@@ -149,20 +155,13 @@ def fit(
         trainer = train(
             made,
             path,
-            device=place,
+            execution,
             console=console,
-            mode=pick_mode(step, place, world_size),
-            decoder=decoder,
-            cache=cache,
+            progress=bool(progress),
             overwrite=overwrite,
             accept_new_data=accept_new_data,
-            rank=rank,
-            world_size=world_size,
             open_images=open_images,
-            on_report=on_report,
-            on_checkpoint=on_checkpoint,
-            shown=bool(progress),
-            log=log,
+            hooks=Hooks(on_report=on_report, on_checkpoint=on_checkpoint, log=log),
             own=own,
         )
     return Result(trainer.model.eval(), read_metrics(path / "metrics.jsonl"), path)
@@ -227,6 +226,13 @@ def _config(config: RunConfig | str | None, data: Any, images: Any, settings: di
         channels, side = shape
         known = {"channels": channels} | ({} if side % 8 else {"size": side})
     return make_config("folder", **(known | settings))
+
+
+def _console(progress: bool | Console, *, quiet: bool) -> Console:
+    """Where a training prints: its progress on the caller's console or on stdout, its warnings alone on stderr."""
+    if isinstance(progress, Console):
+        return progress
+    return Console(quiet=quiet) if progress else Console(stderr=True, force_terminal=False, quiet=quiet)
 
 
 def pick_mode(requested: StepMode | Literal["auto"], device: torch.device, world_size: int) -> StepMode:

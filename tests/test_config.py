@@ -33,7 +33,7 @@ from fastle.method.model import Autoencoder
 from fastle.method.transforms import make_transform
 from fastle.presets import make_config
 from fastle.training.evaluate import evaluate
-from fastle.training.loop import train
+from fastle.training.loop import Execution, train
 
 
 def test_presets_are_the_methods_table() -> None:
@@ -338,7 +338,7 @@ def test_a_run_of_before_loads_evaluates_and_goes_on(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(fastle.training.loop, "VALIDATION_IMAGES", 8)
     longer = make_config("shapes", recipe="post", **config_flags(config) | {"steps": 6})
-    train(longer, run, device=device, console=Console(quiet=True))
+    train(longer, run, Execution(device=device), console=Console(quiet=True))
     row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["step"] == 6
     expected = {"total": 0.7967566, "consistency": 4.619723e-4, "clean": 1.1655607, "sigreg": 0.6877044}

@@ -19,7 +19,7 @@ from fastle.config import RunConfig
 from fastle.method.objective import Draws
 from fastle.method.transforms import Boxes, ViewDraw
 from fastle.presets import make_config
-from fastle.training.loop import train
+from fastle.training.loop import Execution, train
 from fastle.training.memory import OutOfMemory
 from fastle.training.report import read_metrics
 from fastle.training.trainer import Trainer
@@ -84,7 +84,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(row: str, monkeypatch: pytest
 def test_a_run_on_the_gpu_learns_and_resumes(tmp_path: Path, precision: str, mode: StepMode) -> None:
     for steps in (20, 40):
         config = small(steps=steps, precision=precision, lr=3e-3)
-        train(config, tmp_path, device=CUDA, mode=mode, console=Console(quiet=True))
+        train(config, tmp_path, Execution(device=CUDA, mode=mode), console=Console(quiet=True))
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert rows[-1]["step"] == 40 and rows[-1]["total"] < rows[0]["total"]
     assert load_checkpoint(latest_checkpoint(tmp_path)).metadata["step"] == 40

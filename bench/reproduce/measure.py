@@ -29,8 +29,9 @@ from fastle.files import write_atomic
 from fastle.folders import split_paths
 from fastle.method.model import Autoencoder, unit_range
 from fastle.training.evaluate import Metrics, evaluate, evenly_spaced, validation_psnr
-from fastle.training.loop import NonFiniteLoss, train
+from fastle.training.loop import Execution, train
 from fastle.training.probe import linear_accuracy, nearest_accuracy
+from fastle.training.window import NonFiniteLoss
 
 Record = dict[str, Any]
 BATCH = 500
@@ -145,7 +146,7 @@ class RowRunner:
         if mode != "eager":
             # each run compiles its own model, and torch counts all of them towards one limit
             torch.compiler.reset()
-        train(config, path, device=self._device, console=Console(quiet=True), mode=mode)
+        train(config, path, Execution(device=self._device, mode=mode), console=Console(quiet=True))
         return Autoencoder.from_pretrained(path, self._device)
 
     def _evaluate(self, model: Autoencoder, config: RunConfig, split: Any) -> dict[str, Metrics]:

@@ -14,12 +14,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import NoReturn
 
 from rich.console import Console
 
 import fastle
-from fastle.choices import DeviceName
 from fastle.errors import FastleError, SaidByAnother
 from fastle.options import Option
 from fastle.training.signals import Interrupted, raising_signals
@@ -27,7 +26,6 @@ from fastle.training.signals import Interrupted, raising_signals
 COLUMNS = 80
 # for a terminal without UTF-8
 PLAIN = {"–": "-", "—": "-", "→": "->", "×": "x", "…": "...", "σ": "sigma", "λ": "lambda", "‘": "'", "’": "'"}
-DEVICE = Option(name="device", choices=get_args(DeviceName), help="where to compute", default="a GPU if there is one")
 
 
 class Parser(argparse.ArgumentParser):

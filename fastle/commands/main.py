@@ -7,9 +7,10 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
+from fastle.choices import DEVICE
 from fastle.options import Option
 
-from .cli import DEVICE, Output, Parser, add_option, one_line_errors
+from .cli import Output, Parser, add_option, one_line_errors
 
 # what RUN and MODEL may be
 RUN = "a run directory"

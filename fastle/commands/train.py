@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from fastle.choices import CacheChoice, DecoderChoice, LoggerName, StepMode
+from fastle.choices import CACHE, DECODER, DEVICE, LOG, STEP
 from fastle.config import OPTIONS, ConfigError, RunConfig
 from fastle.folders import SHARDS
 from fastle.options import Group, Option
 from fastle.presets import default_run, make_config
 
-from .cli import DEVICE, Output, Parser, add_option, one_line_errors
+from .cli import Output, Parser, add_option, one_line_errors
 from .settings import read_settings, settings_text
 from .show import show_config
 
@@ -23,28 +22,10 @@ FLAGS = {
     flag.name: flag
     for flag in (
         Option(name="download", kind=bool, help="fetch CIFAR-10 or CelebA into --data first", group="data"),
-        replace(DEVICE, group="speed"),
-        Option(
-            name="step",
-            choices=("auto", *get_args(StepMode)),
-            help="compiled: by torch.compile; captured: that and the update as one CUDA graph",
-            default="captured on one GPU, compiled on several, eager on a CPU",
-            group="speed",
-        ),
-        Option(
-            name="decoder",
-            choices=get_args(DecoderChoice),
-            help="what decodes image files: dali and torchvision give the same pixels, dali-gpu others",
-            default="dali where it can be had",
-            group="speed",
-        ),
-        Option(
-            name="cache",
-            choices=get_args(CacheChoice),
-            help="where decoded images are kept, for later runs too; none decodes them in every epoch",
-            default="the first of device, host and disk that has room",
-            group="speed",
-        ),
+        DEVICE,
+        STEP,
+        DECODER,
+        CACHE,
         Option(
             name="profile",
             kind=int,
@@ -60,12 +41,7 @@ FLAGS = {
             group="output",
             metavar="DIR",
         ),
-        Option(
-            name="log",
-            choices=get_args(LoggerName),
-            help="a logger that gets metrics and grids too; if it fails, the run goes on",
-            group="output",
-        ),
+        LOG,
         Option(name="overwrite", kind=bool, help="start anew where there is a run already", group="output"),
         Option(
             name="accept_new_data",

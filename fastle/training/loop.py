@@ -6,7 +6,9 @@ computes exactly what an uninterrupted one would have.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from fastle.choices import CacheChoice, DecoderChoice, LoggerName, StepMode
 from fastle.config import ConfigError, RunConfig, TrainConfig
 from fastle.data import Feed, Identity, Images, Loading, open_training
 from fastle.data.order import rank_share
-from fastle.errors import DataError, FastleError
+from fastle.errors import DataError
 from fastle.lengths import steps_per_epoch, total_steps
 from fastle.method.model import Autoencoder
 from fastle.method.objective import Losses
@@ -31,10 +33,10 @@ from .evaluate import validation_psnr
 from .loggers import GuardedLogger
 from .precision import precision_on, takes_tf32, with_precision
 from .ranks import Agreement, Ranks, versions
-from .report import effective_rank, latent_spread
 from .run import RunDirectory
 from .signals import SAVE, STOPPING, Interrupted, Signals
 from .trainer import FASTLES, Trainer
+from .window import Window
 
 LOG_EVERY = 20  # steps between rows of metrics
 # and on a GPU at least this many seconds: a row makes it wait for the host, some 10 ms with the eigenvalues
@@ -44,28 +46,53 @@ SAVE_SECONDS = 300.0  # a checkpoint is written at least this often, when a row 
 VALIDATION_IMAGES = 500
 
 
-class NonFiniteLoss(FastleError):
-    """The loss or a weight is NaN or infinite."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How this process computes a run, which may be computed otherwise when it goes on.
+
+    Attributes:
+        device: The device of this process.
+        mode: How steps are computed; it affects rounding only.
+        decoder, cache: See `fastle.data.Loading`.
+        rank, world_size: See `Trainer`.
+    """
+
+    device: torch.device
+    mode: StepMode = "eager"
+    decoder: DecoderChoice = "auto"
+    cache: CacheChoice = "auto"
+    rank: int = 0
+    world_size: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """What is told of a run beside its directory, on rank 0.
+
+    Attributes:
+        on_report, on_checkpoint: See `fastle.fit`.
+        log: A logger that gets the rows of metrics and the grids.
+    """
+
+    on_report: Callable[[dict[str, Any], Autoencoder], object] | None = None
+    on_checkpoint: Callable[[Path], object] | None = None
+    log: LoggerName | None = None
+
+
+NO_HOOKS = Hooks()
 
 
 def train(
     config: RunConfig,
     path: Path,
+    execution: Execution,
     *,
-    device: torch.device,
     console: Console,
-    mode: StepMode = "eager",
-    decoder: DecoderChoice = "auto",
-    cache: CacheChoice = "auto",
+    progress: bool = True,
     overwrite: bool = False,
     accept_new_data: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
     open_images: Callable[[RunConfig, Loading], tuple[Images, Images, Identity]] | None = None,
-    on_report: Callable[[dict[str, Any], Autoencoder], object] | None = None,
-    on_checkpoint: Callable[[Path], object] | None = None,
-    shown: bool = True,
-    log: LoggerName | None = None,
+    hooks: Hooks = NO_HOOKS,
     own: OwnParts = FASTLES,
 ) -> Trainer:
     """Starts or resumes the run in a directory, and trains to its end.
@@ -73,17 +100,13 @@ def train(
     Args:
         config: What to compute.
         path: The run directory, created if need be.
-        device: The device of this process.
+        execution: How to compute it.
         console: Where rank 0 displays its progress.
-        mode: How steps are computed. It affects rounding only, and a resumed run may use another.
-        decoder, cache: See `fastle.data.Loading`. A resumed run may use others.
+        progress: Whether it does. Warnings about slow or unexpected choices are printed in any case.
         overwrite: Whether to start anew if the directory holds a run already.
         accept_new_data: Whether a run goes on with other training images than those that it was saved with.
-        rank, world_size: See `Trainer`.
         open_images: Opens the images to train and to validate, and identifies the first; by default those of `config`.
-        on_report, on_checkpoint: See `fastle.fit`.
-        shown: Whether rank 0 displays its progress; what is slower or other than it might seem is said in any case.
-        log: A logger that gets the rows of metrics and the grids of rank 0 beside the run directory.
+        hooks: What else is told of the run.
         own: See `Trainer`.
 
     Returns:
@@ -93,15 +116,12 @@ def train(
         FastleError: The images, the directory or a checkpoint cannot be used, or the loss is not finite.
         Interrupted: A signal arrived. The run has been saved.
     """
+    device, rank, world_size = execution.device, execution.rank, execution.world_size
     _check_batch_size(config.train, world_size)
-    automatic, config = config, with_precision(config, device, None if overwrite else path)
     main, say = rank == 0, partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    if main and config != automatic and config.train.precision == "bf16":
-        say(f"computing in bf16, as {'--precision auto does here' if precision_on(device) == 'bf16' else 'before'}")
-    if main and takes_tf32(device, config.train.precision):
-        say("convolutions and matrix products multiply in TF32, SIGReg in fp32")
-    logger = GuardedLogger(log, say) if log is not None and main else None
-    run = RunDirectory(path, overwrite=overwrite, say=say, on_checkpoint=on_checkpoint, logger=logger)
+    config = _settle_precision(config, device, None if overwrite else path, say)
+    logger = GuardedLogger(hooks.log, say) if hooks.log is not None and main else None
+    run = RunDirectory(path, overwrite=overwrite, say=say, on_checkpoint=hooks.on_checkpoint, logger=logger)
     with (
         Signals(say, run.last_good_checkpoint) as signals,
         Ranks(rank, world_size, run.last_good_checkpoint) as ranks,
@@ -111,14 +131,16 @@ def train(
         ranks.together(lambda: run.open(config) if main else None)
 
         # images
-        loading = make_loading(decoder, cache, device, console, processes=world_size)
+        loading = make_loading(execution.decoder, execution.cache, device, console, processes=world_size)
         images, valid_images, identity = ranks.together(
             lambda: open_training(config.data, loading) if open_images is None else open_images(config, loading)
         )
         total = ranks.together(lambda: total_steps(config, steps_per_epoch(len(images), config.train.batch_size)))
 
         # trainer
-        trainer = Trainer(config, device, mode=mode, rank=rank, world_size=world_size, total_steps=total, own=own)
+        trainer = Trainer(
+            config, device, mode=execution.mode, rank=rank, world_size=world_size, total_steps=total, own=own
+        )
         resumed = ranks.together(
             lambda: run.resume(trainer, images=identity, total=total, accept_new_data=accept_new_data)
         )
@@ -131,20 +153,37 @@ def train(
             images, batch_size=config.train.batch_size, seed=config.train.seed, device=device,
             start_step=trainer.done, stop_step=total, rank=rank, world_size=world_size,
         )  # fmt: skip
-        with feed, Display(console, total, shown=main, rows=shown) as display:
+        with feed, Display(console, total, shown=main, rows=progress) as display:
             display.tell(f"{len(images):,} training images, {len(valid_images):,} to validate, {total:,} steps")
             if resumed:
                 display.say(resumed)
-            try:
-                with signals.mode("after the step"):
-                    _loop(trainer, run, feed, valid_images, display, signals, on_report)
-            except DataError:
-                # an image that cannot be read must not cost the steps since the last checkpoint
-                if main and trainer.weights_are_finite():
-                    run.save(trainer)
-                raise
+            with signals.mode("after the step"), _saving_before_bad_images(trainer, run):
+                _loop(trainer, run, feed, valid_images, display, signals, hooks.on_report)
             display.tell(f"done: see {path}/grids and {path}/curves.png; `fastle eval {path}` measures the test split")
     return trainer
+
+
+def _settle_precision(
+    config: RunConfig, device: torch.device, kept: Path | None, say: Callable[[str], object]
+) -> RunConfig:
+    """The configuration as `with_precision` gives it, after a line about the formats that it did not name itself."""
+    automatic, config = config, with_precision(config, device, kept)
+    if config != automatic and config.train.precision == "bf16":
+        say(f"computing in bf16, as {'--precision auto does here' if precision_on(device) == 'bf16' else 'before'}")
+    if takes_tf32(device, config.train.precision):
+        say("convolutions and matrix products multiply in TF32, SIGReg in fp32")
+    return config
+
+
+@contextmanager
+def _saving_before_bad_images(trainer: Trainer, run: RunDirectory) -> Iterator[None]:
+    """Saves the steps since the last checkpoint where an image that cannot be read ends the run."""
+    try:
+        yield
+    except DataError:
+        if trainer.rank == 0 and trainer.weights_are_finite():
+            run.save(trainer)
+        raise
 
 
 def _common_facts(trainer: Trainer, images: Identity, total: int) -> dict[str, Any]:
@@ -291,64 +330,3 @@ def seconds_of_window(trainer: Trainer) -> float:
     """How long a window of metrics lasts at least."""
     # ranks find a loss that is not finite at the same step
     return LOG_SECONDS if trainer.device.type == "cuda" and trainer.world_size == 1 else 0.0
-
-
-class Window:
-    """The steps since the last row of metrics. Their loss terms stay on the device until the row is due.
-
-    Args:
-        trainer, clock, feed: Where the metrics come from.
-        run: Asked for its last good checkpoint if the loss is not finite.
-    """
-
-    def __init__(self, trainer: Trainer, clock: Clock, feed: Feed, run: RunDirectory) -> None:
-        self._trainer, self._clock, self._feed, self._run = trainer, clock, feed, run
-        self._terms: list[dict[str, Tensor]] = []
-        self._elapsed, self._wait = clock.elapsed(), feed.wait
-
-    def add(self, terms: dict[str, Tensor]) -> None:
-        """Adds the loss terms of one step."""
-        self._terms.append(terms)
-
-    def seconds(self) -> float:
-        """How long the window has lasted."""
-        return self._clock.elapsed() - self._elapsed
-
-    def close(self, latent: Tensor) -> dict[str, Any]:
-        """The metrics of the window; a new window begins.
-
-        Args:
-            latent: The latent of the newest step, (B, D) or (B, c, h, w).
-
-        Raises:
-            NonFiniteLoss: A loss of the window, or a weight after it, is NaN or infinite.
-        """
-        self._check_finite()
-        means = {name: float(torch.stack([terms[name] for terms in self._terms]).mean()) for name in self._terms[0]}
-        elapsed, wait, rate = self._clock.elapsed(), self._feed.wait, self._clock.images_per_second()
-        row = {
-            **means,
-            "latent_spread": float(latent_spread(latent)),
-            "effective_rank": float(effective_rank(latent)),
-            "images_per_second": None if rate is None else round(rate, 1),
-            # as a share of the window's time
-            "data_wait": round((wait - self._wait) / max(elapsed - self._elapsed, 1e-9), 4),
-        }
-        self._terms, self._elapsed, self._wait = [], elapsed, wait
-        return row
-
-    def _check_finite(self) -> None:
-        """Raises NonFiniteLoss, naming the step and its terms, if a loss or a weight is not finite."""
-        finite = torch.stack([terms["total"] for terms in self._terms]).isfinite().tolist()
-        if not all(finite):
-            bad = finite.index(False)
-            values = ", ".join(f"{name} {float(value):.4g}" for name, value in self._terms[bad].items())
-            fault = f"the loss of step {self._trainer.done - len(finite) + bad + 1} is not finite ({values})"
-        elif not self._trainer.weights_are_finite():
-            fault = f"after step {self._trainer.done} the weights are not finite"
-        else:
-            return
-        raise NonFiniteLoss(
-            f"{fault}; {self._run.last_good_checkpoint()}; try a lower --lr"
-            + (" or --precision fp32" if self._trainer.config.train.precision == "bf16" else "")
-        )

@@ -17,7 +17,8 @@ from bench.reproduce.report import markdown
 from bench.reproduce.rows import ROWS, SCALES, ScaleName, make_plan, pick_rows, same_settings
 from fastle.config import ConfigError, IdentityConfig, RunConfig
 from fastle.presets import make_config
-from fastle.training.loop import NonFiniteLoss, train
+from fastle.training.loop import Execution, train
+from fastle.training.window import NonFiniteLoss
 from scripts import reproduce
 
 IMAGES = {"train": 38, "valid": 2, "test": 24}
@@ -143,11 +144,11 @@ def test_an_interrupted_row_continues_and_keeps_its_search(
     done: list[tuple[float, int | None]] = []
     limit = 2
 
-    def counted(config: RunConfig, path: Path, **more: Any) -> None:
+    def counted(config: RunConfig, path: Path, execution: Execution, **more: Any) -> None:
         if len(done) == limit:
             raise KeyboardInterrupt
         done.append((config.train.lr, config.train.steps))
-        train(config, path, **more)
+        train(config, path, execution, **more)
 
     monkeypatch.setattr(measure, "train", counted)
     assert command("identity") == 130 and done == [(1e-3, 1), (2e-3, 1)]
@@ -159,7 +160,7 @@ def test_an_interrupted_row_continues_and_keeps_its_search(
     config = make_plan(pick_rows(["identity"])[0], "small", data=None, images=IMAGES, steps=4).run(done[2][0], 0)
     run = tmp_path / "runs" / "small-trial-4" / "identity" / f"lr-{done[2][0]:g}-seed-0"
     data = RunConfig.from_dict(json.loads((run / "config.json").read_text())).data
-    train(replace(config, data=data), whole, device=torch.device("cpu"), console=Console(quiet=True))
+    train(replace(config, data=data), whole, Execution(device=torch.device("cpu")), console=Console(quiet=True))
     name = "checkpoints/step-00000004.safetensors"
     assert (run / name).read_bytes() == (whole / name).read_bytes()
 
@@ -180,9 +181,9 @@ def test_changed_settings_and_overwrite_start_a_row_anew(
     assert capsys.readouterr().out.count("done before") == 1
     trained: list[Path] = []
 
-    def counted(config: RunConfig, path: Path, **more: Any) -> None:
+    def counted(config: RunConfig, path: Path, execution: Execution, **more: Any) -> None:
         trained.append(path)
-        train(config, path, **more)
+        train(config, path, execution, **more)
 
     monkeypatch.setattr(measure, "train", counted)
     assert command("identity", "--overwrite") == 0
@@ -196,10 +197,10 @@ def test_changed_settings_and_overwrite_start_a_row_anew(
 def test_a_failing_row_is_recorded_and_the_table_continues(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def diverge(config: RunConfig, path: Path, **more: Any) -> None:
+    def diverge(config: RunConfig, path: Path, execution: Execution, **more: Any) -> None:
         if isinstance(config.objective.transform, IdentityConfig) or config.train.lr == 2e-3:
             raise NonFiniteLoss("the loss of step 1 is not finite (total nan); there is no earlier checkpoint; try …")
-        train(config, path, **more)
+        train(config, path, execution, **more)
 
     monkeypatch.setattr(measure, "train", diverge)
     assert command("identity", "noise") == 1

@@ -16,7 +16,7 @@ import fastle.training.loop
 from fastle.checkpoint import latest_checkpoint
 from fastle.commands import cli
 from fastle.errors import FastleError
-from fastle.training.loop import train
+from fastle.training.loop import Execution, train
 from fastle.training.run import RunDirectory
 from fastle.training.signals import Interrupted, raising_signals
 from tests.training.runs import CPU, config
@@ -118,7 +118,7 @@ def test_a_run_whose_output_is_closed_saves(
     monkeypatch.setattr(RunDirectory, "save_pictures", lambda *_: None)
     # a line before the steps, and one of the first report
     with pytest.raises(Interrupted, match="stopped and saved at step 5"):
-        train(config(steps=40), tmp_path, device=CPU, console=cli.Output(file=Closed(1)))
+        train(config(steps=40), tmp_path, Execution(device=CPU), console=cli.Output(file=Closed(1)))
     assert latest_checkpoint(tmp_path).name == "step-00000005.safetensors"
     assert capsys.readouterr().err == "the output was closed; stopping\n"
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastle.checkpoint import latest_checkpoint, load_checkpoint
 from fastle.config import RunConfig
 from fastle.presets import make_config
-from fastle.training.loop import train
+from fastle.training.loop import Execution, train
 
 CPU = torch.device("cpu")
 STEPS = 12
@@ -31,10 +31,11 @@ def config(**flags: Any) -> RunConfig:
     return replace(whole, model=model, data=replace(whole.data, size=16))
 
 
-def go(run: Path, run_config: RunConfig | None = None, **more: Any) -> str:
+def go(run: Path, run_config: RunConfig | None = None, *, world_size: int = 1, **more: Any) -> str:
     output = io.StringIO()
     console = Console(file=output, width=200)
-    train(config() if run_config is None else run_config, run, device=CPU, console=console, **more)
+    execution = Execution(device=CPU, world_size=world_size)
+    train(config() if run_config is None else run_config, run, execution, console=console, **more)
     return output.getvalue()
 
 

@@ -17,7 +17,7 @@ from fastle.config import ConfigError, TrainConfig
 from fastle.method.objective import Losses
 from fastle.training import trainer as trainer_module
 from fastle.training.capture import StepGraph
-from fastle.training.loop import train
+from fastle.training.loop import Execution, train
 from fastle.training.memory import OutOfMemory
 from fastle.training.trainer import Trainer
 from tests.training import fake_graph
@@ -142,10 +142,8 @@ def test_rate_that_is_a_tensor_may_change_between_steps(monkeypatch: pytest.Monk
 def test_captured_run_resumes_exactly(tmp_path: Path) -> None:
     for name, lengths in (("whole", (9,)), ("parts", (4, 9))):
         for steps in lengths:
-            train(
-                config(steps=steps, judge="ema"), tmp_path / name, device=CPU, mode="captured",
-                console=Console(quiet=True),
-            )  # fmt: skip
+            execution = Execution(device=CPU, mode="captured")
+            train(config(steps=steps, judge="ema"), tmp_path / name, execution, console=Console(quiet=True))
     rows = [(tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1] for name in ("whole", "parts")]
     # all but the rates
     assert rows[0].split('"images_per_second"')[0] == rows[1].split('"images_per_second"')[0]
@@ -250,7 +248,8 @@ def test_a_replay_that_computes_another_gradient_is_refused(monkeypatch: pytest.
 def test_the_fallback_is_reported_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     refusing(monkeypatch, RuntimeError("old driver"), after=7)
     output = io.StringIO()
-    train(config(steps=3), tmp_path, device=CPU, mode="captured", console=Console(file=output, width=200))
+    execution = Execution(device=CPU, mode="captured")
+    train(config(steps=3), tmp_path, execution, console=Console(file=output, width=200))
     assert output.getvalue().count("steps cannot be captured (old driver): they are compiled") == 1
     assert "compiled and captured" not in output.getvalue()
 

@@ -18,7 +18,7 @@ import fastle.training.loop
 from fastle.checkpoint import latest_checkpoint, load_checkpoint
 from fastle.data.order import batch_indices
 from fastle.presets import make_config
-from fastle.training.loop import train
+from fastle.training.loop import Execution, train
 from fastle.training.report import read_metrics
 from fastle.training.run import RunDirectory
 
@@ -91,7 +91,7 @@ def test_two_ranks_go_on_where_one_has_stopped(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(fastle.training.loop, "VALIDATION_IMAGES", 16)
     monkeypatch.setattr(RunDirectory, "save_pictures", lambda *_: None)
     config = make_config("shapes", steps=3, batch_size=8, slices=8, hidden=8, map_channels=8)
-    train(config, tmp_path / "run", device=torch.device("cpu"), console=Console(file=io.StringIO()))
+    train(config, tmp_path / "run", Execution(device=torch.device("cpu")), console=Console(file=io.StringIO()))
     process = torchrun(tmp_path, "--steps", "6")
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output

@@ -31,11 +31,12 @@ from fastle.errors import DataError
 from fastle.method.model import Autoencoder
 from fastle.method.objective import Losses
 from fastle.presets import make_config
-from fastle.training.loop import NonFiniteLoss, train
+from fastle.training.loop import Execution, train
 from fastle.training.report import read_metrics
 from fastle.training.run import RunDirectory
 from fastle.training.signals import STOP, Interrupted
 from fastle.training.trainer import Trainer
+from fastle.training.window import NonFiniteLoss
 from tests.training.killing import Killed, kill_after
 from tests.training.runs import CPU, STEPS, assert_same, config, go, small_folder, weights
 
@@ -219,7 +220,7 @@ def test_a_signal_while_the_step_is_compiled_ends_it_at_once(tmp_path: Path, mon
     monkeypatch.setattr(Trainer, "__call__", compile_step)
     output = io.StringIO()
     with pytest.raises(Interrupted):
-        train(config(), tmp_path, device=CPU, console=Console(file=output, width=200), mode="compiled")
+        train(config(), tmp_path, Execution(device=CPU, mode="compiled"), console=Console(file=output, width=200))
     assert "SIGTERM: stopping; there is no earlier checkpoint" in output.getvalue()
     assert not has_checkpoint(tmp_path)
 
@@ -261,7 +262,7 @@ def test_a_signal_ends_a_validation_and_the_step_is_saved(tmp_path: Path, monkey
         console = Console(file=output, width=200)
         # the request is seen after the next step
         with pytest.raises(Interrupted, match="stopped and saved at step 3"):
-            train(config(), tmp_path / "run", device=CPU, console=console)
+            train(config(), tmp_path / "run", Execution(device=CPU), console=console)
     go(tmp_path / "run")
     go(tmp_path / "whole")
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "run"))

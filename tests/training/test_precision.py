@@ -46,11 +46,11 @@ def test_a_run_keeps_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_from_python_too_a_line_says_that_nobody_chose_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fastle.training.loop, "VALIDATION_IMAGES", 4)
     automatic, chosen = (config(steps=2, precision=precision) for precision in ("auto", "bf16"))
-    assert "bf16" not in go(tmp_path / "new", automatic, shown=False)
-    assert "bf16" not in go(tmp_path / "kept", chosen, shown=False)
-    assert "computing in bf16, as before" in go(tmp_path / "kept", automatic, shown=False)
+    assert "bf16" not in go(tmp_path / "new", automatic, progress=False)
+    assert "bf16" not in go(tmp_path / "kept", chosen, progress=False)
+    assert "computing in bf16, as before" in go(tmp_path / "kept", automatic, progress=False)
     monkeypatch.setattr(fastle.training.loop, "precision_on", lambda device: "bf16")
-    assert "computing in bf16, as --precision auto does here" in go(tmp_path / "kept", automatic, shown=False)
+    assert "computing in bf16, as --precision auto does here" in go(tmp_path / "kept", automatic, progress=False)
 
 
 def test_configurations_of_before_the_choice_are_fp32() -> None:

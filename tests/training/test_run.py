@@ -20,10 +20,10 @@ from fastle.method.objective import Losses
 from fastle.presets import make_config
 from fastle.training import lock
 from fastle.training.lock import RunLock, RunLocked
-from fastle.training.loop import NonFiniteLoss
 from fastle.training.report import read_metrics
 from fastle.training.run import MOVING, REPLACED, RunDirectory
 from fastle.training.trainer import Trainer
+from fastle.training.window import NonFiniteLoss
 from tests.training.killing import Killed, kill_after
 from tests.training.runs import STEPS, assert_same, config, go, small_folder, weights
 

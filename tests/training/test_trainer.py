@@ -19,7 +19,7 @@ from fastle.choices import StepMode
 from fastle.config import RunConfig
 from fastle.method.model import DownBlock
 from fastle.presets import make_config
-from fastle.training.loop import train
+from fastle.training.loop import Execution, train
 from fastle.training.trainer import CannotCompile, Trainer, compile_options
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
@@ -36,7 +36,7 @@ def config(**flags: Any) -> RunConfig:
 
 def go(run: Path, mode: StepMode, **flags: Any) -> str:
     output = io.StringIO()
-    train(config(**flags), run, device=CPU, mode=mode, console=Console(file=output, width=200))
+    train(config(**flags), run, Execution(device=CPU, mode=mode), console=Console(file=output, width=200))
     return output.getvalue()
 
 
