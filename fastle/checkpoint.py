@@ -95,7 +95,7 @@ def save_checkpoint(run: Path, step: int, sections: dict[str, dict[str, Tensor]]
     text = json.dumps({**metadata, "format": FORMAT, "checksums": checksums})
     content = safetensors.torch.save(
         {f"{section}.{name}": tensor for section, tensors in saved.items() for name, tensor in tensors.items()},
-        metadata={"fastle": signed(text)},
+        metadata={"fastle": with_checksum(text)},
     )
     write_atomic(path, content)
     for old in [other for other in checkpoints(run) if _step_of(other) <= step][:-KEPT]:
@@ -106,7 +106,7 @@ def save_checkpoint(run: Path, step: int, sections: dict[str, dict[str, Tensor]]
     return path
 
 
-def signed(text: str) -> str:
+def with_checksum(text: str) -> str:
     """A checkpoint's metadata: a JSON object with its crc32 before it."""
     return f"{zlib.crc32(text.encode()):08x} {text}"
 
@@ -198,16 +198,16 @@ def check_sections(checkpoint: Checkpoint, wanted: Mapping[str, Mapping[str, Ten
     Raises:
         CheckpointError: A tensor is missing, or is of another shape or type, or has no business there.
     """
-    found = checkpoint.tensors
+    held = checkpoint.tensors
     needed = {f"{section}.{name}": tensor for section, tensors in wanted.items() for name, tensor in tensors.items()}
     for name, tensor in needed.items():
-        if name not in found:
+        if name not in held:
             raise checkpoint.unfit(f"holds no {name}")
-        if found[name].shape != tensor.shape:
-            raise checkpoint.unfit(f"holds {name} of shape {tuple(found[name].shape)}, not {tuple(tensor.shape)}")
-        if found[name].dtype != tensor.dtype:
-            raise checkpoint.unfit(f"holds {name} as {found[name].dtype}, not {tensor.dtype}")
-    if unknown := sorted(found.keys() - needed.keys()):
+        if held[name].shape != tensor.shape:
+            raise checkpoint.unfit(f"holds {name} of shape {tuple(held[name].shape)}, not {tuple(tensor.shape)}")
+        if held[name].dtype != tensor.dtype:
+            raise checkpoint.unfit(f"holds {name} as {held[name].dtype}, not {tensor.dtype}")
+    if unknown := sorted(held.keys() - needed.keys()):
         raise checkpoint.unfit(f"holds {shown(unknown[0])}, of which this run knows nothing")
 
 
@@ -241,10 +241,10 @@ def latest_checkpoint(run: Path) -> Path:
     Raises:
         CheckpointError: There is none.
     """
-    found = checkpoints(run)
-    if not found:
+    paths = checkpoints(run)
+    if not paths:
         raise CheckpointError(f"{run} holds no checkpoint: give a directory that fastle-train made with --run")
-    return found[-1]
+    return paths[-1]
 
 
 def has_checkpoint(run: Path) -> bool:
@@ -312,7 +312,7 @@ def _metadata(header: Header, path: Path) -> dict[str, Any]:
     has_checksum = not text.startswith("{")
     if has_checksum:
         text = text[9:]
-        if signed(text) != header.metadata["fastle"]:
+        if with_checksum(text) != header.metadata["fastle"]:
             raise ValueError("the checksum of its metadata is wrong")
     values = parse_json(text.encode())
     if not isinstance(values, dict):

@@ -41,8 +41,8 @@ def find_shards(root: Path) -> list[Path]:
         return _shards_below(root)
     pattern = not root.exists() and bool(re.search(r"[*?\[]", str(root)))
     # pathlib's takes no absolute pattern
-    found = sorted(Path(path) for path in glob(str(root))) if pattern else [root]  # noqa: PTH207
-    shards = [path for path in found if path.is_file() and _is_shard(path)]
+    paths = sorted(Path(path) for path in glob(str(root))) if pattern else [root]  # noqa: PTH207
+    shards = [path for path in paths if path.is_file() and _is_shard(path)]
     if pattern and not shards:
         raise DataError(f"{root} matches no shard ({', '.join(SHARDS)}): give a folder, a shard or another pattern")
     return shards

@@ -1,4 +1,4 @@
-"""How many images and steps a run has, found without torch and without reading an image."""
+"""How many images and steps a run has, without torch and without reading an image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TRAIN_IMAGES = {"shapes": 12_000, "cifar10": 45_000, "celeba": 162_770}
 
 
 def train_size(config: DataConfig) -> int | None:
-    """The number of training images, found without reading one; None for shards, and a folder that does not exist.
+    """The number of training images, without reading one; None for shards, and a folder that does not exist.
 
     Raises:
         DataError: The folder exists, but cannot be split.

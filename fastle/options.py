@@ -116,7 +116,7 @@ class Option:
         self._require(len(sides) <= 2 and all(re.fullmatch(r"[0-9]{1,9}", side) for side in sides), PAIR, text)
         return int(text) if len(sides) == 1 else tuple(map(int, sides))
 
-    def written(self, value: Any) -> Any:
+    def as_typed(self, value: Any) -> Any:
         """A value as people write it: of a pair, HEIGHTxWIDTH."""
         return pair_text(value) if self.pair else value
 
@@ -140,7 +140,7 @@ class Option:
 
     def _require(self, ok: bool, rule: str, value: Any) -> None:
         if not ok:
-            raise ConfigError(f"{self.flag} must be {rule}, not {shown(self.written(value))}")
+            raise ConfigError(f"{self.flag} must be {rule}, not {shown(self.as_typed(value))}")
 
 
 def pair_text(value: Any) -> Any:

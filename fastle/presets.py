@@ -175,7 +175,7 @@ def command_of(config: RunConfig) -> str | None:
             words.append(flag if value else f"--no-{flag[2:]}")
         else:
             values = (
-                ["DIR"] if name == "data" else list(value) if OPTIONS[name].many else [OPTIONS[name].written(value)]
+                ["DIR"] if name == "data" else list(value) if OPTIONS[name].many else [OPTIONS[name].as_typed(value)]
             )
             words += [flag, *map(str, values)]
     return " ".join(words)
@@ -185,8 +185,8 @@ def overrides_of(config: RunConfig) -> dict[str, Any] | None:
     """The fewest overrides with which `make_config` gives a configuration of its dataset; None if none do."""
     root = {} if config.data.root is None else {"data": config.data.root}
     masked = {"masked": True} if config.objective.masked else {}
-    found = [_overrides_of(config, root | masked | {"recipe": recipe}) for recipe in RECIPES]
-    return min((overrides for overrides in found if overrides is not None), key=len, default=None)
+    of_recipes = [_overrides_of(config, root | masked | {"recipe": recipe}) for recipe in RECIPES]
+    return min((overrides for overrides in of_recipes if overrides is not None), key=len, default=None)
 
 
 def _settings_of(config: RunConfig) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from fastle.checkpoint import read_run_config
 from fastle.commands.cli import one_line_errors
 from fastle.data import Images, Loading, open_images, open_tree
 from fastle.method.model import Autoencoder, unit_range
-from fastle.method.pretrained import of_run
+from fastle.method.pretrained import model_of_run
 from fastle.training.evaluate import evenly_spaced
 
 IMAGES, PROBES = 64, 16
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
 def measure_run(run: Path, data: Path | None) -> list[dict[str, Any]]:
     """The figures of a run's stages, one row for each."""
     config = read_run_config(run)
-    model, checkpoint, _ = of_run(run, "cpu")
+    model, checkpoint, _ = model_of_run(run, "cpu")
     images: Images
     images = open_images(config.data, "test") if data is None else open_tree(config.data, data, Loading())
     x = unit_range(images.batch(evenly_spaced(len(images), IMAGES)))

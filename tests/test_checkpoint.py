@@ -26,7 +26,7 @@ from fastle.checkpoint import (
     newest_good_checkpoint,
     read_run_config,
     save_checkpoint,
-    signed,
+    with_checksum,
 )
 from fastle.errors import FastleError
 from fastle.files import CannotWrite
@@ -129,7 +129,7 @@ def resign(**changes: Any) -> Callable[[Any], None]:
     def change(header: Any) -> None:
         values = json.loads(header["__metadata__"]["fastle"][9:]) | changes
         text = json.dumps({name: value for name, value in values.items() if value != "gone"})
-        header["__metadata__"] = {"fastle": signed(text)}
+        header["__metadata__"] = {"fastle": with_checksum(text)}
 
     return change
 

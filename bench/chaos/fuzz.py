@@ -25,7 +25,7 @@ from torch import Tensor
 from bench.common.memory import resident_memory
 from fastle.checkpoint import load_checkpoint, newest_good_checkpoint, read_run_config, save_checkpoint
 from fastle.errors import FastleError
-from fastle.method.pretrained import of_run
+from fastle.method.pretrained import model_of_run
 from fastle.presets import make_config
 from fastle.training.report import check_metrics
 from fastle.training.trainer import Trainer
@@ -103,7 +103,7 @@ class Bench:
         if damaged:
             raise FastleError(f"{len(damaged)} lines of metrics.jsonl are damaged")
         config = read_run_config(self.run)
-        model, checkpoint, _ = of_run(self.run, "cpu")
+        model, checkpoint, _ = model_of_run(self.run, "cpu")
         whole, _ = newest_good_checkpoint(self.run, self.trainer.check)
         if differences := [text for text in self.config.differences(config) if not text.startswith("data.root ")]:
             return f"the configuration is another: {differences}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastle.checkpoint import signed
+from fastle.checkpoint import with_checksum
 
 SIGNED = ", signed"  # of a mutation that renews the checksums
 # what a field may become
@@ -154,7 +154,7 @@ def _rewritten(data: bytes, change: Callable[[bytes], bytes]) -> bytes:
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     text = change(header["__metadata__"]["fastle"].partition(" ")[2].encode())
-    header["__metadata__"] = {"fastle": signed(text.decode())}
+    header["__metadata__"] = {"fastle": with_checksum(text.decode())}
     whole = json.dumps(header).encode()
     return len(whole).to_bytes(8, "little") + whole + data[8 + length :]
 

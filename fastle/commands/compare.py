@@ -11,7 +11,7 @@ from PIL import Image
 from rich.table import Table
 
 from fastle.checkpoint import CheckpointError, checkpoints, read_run_config
-from fastle.config import ConfigError, RunConfig, written
+from fastle.config import ConfigError, RunConfig, setting_as_typed
 from fastle.files import read_json, write_atomic
 from fastle.options import shown
 from fastle.training.report import grids, read_metrics
@@ -91,7 +91,7 @@ def _differing(configs: list[RunConfig]) -> list[RunColumn]:
     """The settings of each run that are not the same in all."""
     columns = [
         {
-            name.replace("_", "-"): shown(written(name, value))
+            name.replace("_", "-"): shown(setting_as_typed(name, value))
             for group in config.settings().values()
             for name, value in group.items()
         }

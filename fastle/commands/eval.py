@@ -19,7 +19,7 @@ from fastle.data import IN_MEMORY, Images, open_images, open_tree
 from fastle.files import write_atomic
 from fastle.machine import pick_device
 from fastle.method.model import Autoencoder
-from fastle.method.pretrained import hole_ratio_of, is_saved_model, of_run
+from fastle.method.pretrained import hole_ratio_of, is_saved_model, model_of_run
 from fastle.training.evaluate import Metrics, evaluate
 from fastle.training.loop import make_loading
 
@@ -108,11 +108,11 @@ def _report(
 
 
 def _pretrained(run: Path, device: torch.device, weights: str) -> tuple[Autoencoder, Checkpoint, str | None]:
-    """As `of_run`, which is called again if a run that is training deletes the checkpoint meanwhile."""
+    """As `model_of_run`, which is called again if a run that is training deletes the checkpoint meanwhile."""
     while True:
         newest = latest_checkpoint(run)
         try:
-            return of_run(run, device, weights)
+            return model_of_run(run, device, weights)
         except CheckpointError:
             if latest_checkpoint(run) == newest:
                 raise

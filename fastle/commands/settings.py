@@ -80,7 +80,7 @@ def settings_text(config: RunConfig) -> str:
         lines += ["", f"[{group}]"]
         for name, value in values.items():
             mark = "" if name in chosen or name == "dataset" else "# "
-            lines.append(f"{mark}{name.replace('_', '-')} = {_toml(OPTIONS[name].written(value))}")
+            lines.append(f"{mark}{name.replace('_', '-')} = {_toml(OPTIONS[name].as_typed(value))}")
     return "\n".join(lines)
 
 

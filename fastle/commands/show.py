@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastle.config import RunConfig, written
+from fastle.config import RunConfig, setting_as_typed
 from fastle.folders import find_shards
 from fastle.lengths import steps_per_epoch, total_steps, train_size
 
@@ -18,7 +18,7 @@ def show_config(config: RunConfig, path: Path, console: Output) -> None:
         console.say(wrapped(label, list(items)))
 
     for group, values in config.settings().items():
-        show(group, *(f"{name.replace('_', '-')} {written(name, value)}" for name, value in values.items()))
+        show(group, *(f"{name.replace('_', '-')} {setting_as_typed(name, value)}" for name, value in values.items()))
     count = f"{config.model.parameter_count / 1e6:.2f} M"
     latent = " x ".join(map(str, config.model.latent_shape))
     show("parameters", count, f"compression {config.model.compression:g}x", f"latent {latent}")

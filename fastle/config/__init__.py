@@ -20,7 +20,7 @@ from .objective import (
     transform_config,
 )
 from .own import OwnConfig, OwnNetworks
-from .run import OPTIONS, TUNED, RunConfig, written
+from .run import OPTIONS, TUNED, RunConfig, setting_as_typed
 from .training import Precision, TrainConfig
 from .transform import (
     DEFAULT_TRANSFORM,
@@ -68,7 +68,7 @@ __all__ = [
     "TrainConfig",
     "TransformConfig",
     "plain_size",
+    "setting_as_typed",
     "sides_of",
     "transform_config",
-    "written",
 ]

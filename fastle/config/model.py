@@ -12,7 +12,7 @@ from fastle.options import Checked, ConfigError, check_names, from_fields, optio
 from .data import Size, image_size, plain_size, sides_of
 from .own import OwnNetworks
 
-# features of the masked setting's latent
+# length of the masked setting's latent
 POOLED_LATENT = 128
 MOST_CHANNELS = 1_000  # of images
 MOST_WEIGHTS = 2**40  # of a layer
@@ -27,7 +27,7 @@ class ModelConfig(Checked):
         channels: of the images, at least 1.
         hidden: h, the width after the stem.
         map_channels: c, channels of the (c, height/8, width/8) map; divides 8 h.
-        latent: features of a pooled latent, or None for a spatial one (the map itself).
+        latent: length of a pooled latent, or None for a spatial one (the map itself).
         own: the caller's own encoder and decoder in place of fastle's, which alone have a width and a map.
     """
 
@@ -38,7 +38,7 @@ class ModelConfig(Checked):
         "channels of the encoder's map, whose sides are an eighth of the image's", at_least=1, group="model"
     )
     latent: int | None = option(
-        "features of a pooled latent",
+        "length of a pooled latent",
         at_least=1,
         group="model",
         default=f"no pooling, the latent is the map; {POOLED_LATENT} with --masked",
@@ -101,7 +101,7 @@ class ModelConfig(Checked):
 
     @property
     def parameter_count(self) -> int:
-        """The number of trainable parameters, found without making the model."""
+        """The number of trainable parameters, computed without making the model."""
         if self.own is not None:
             return self.own.parameter_count
         hidden, maps, pooled = self.hidden, self.map_channels, self.latent

@@ -44,9 +44,9 @@ OPTIONS: dict[str, Option] = {
 }
 
 
-def written(name: str, value: Any) -> Any:
+def setting_as_typed(name: str, value: Any) -> Any:
     """A setting of `RunConfig.settings` as people write it; names of the caller's own are text already."""
-    return OPTIONS[name].written(value) if name in OPTIONS else value
+    return OPTIONS[name].as_typed(value) if name in OPTIONS else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,25 +88,25 @@ class RunConfig:
         groups = {
             "data": self.data, "model": self.model, "objective": self.objective, "training": self.train
         }  # fmt: skip
-        shown: dict[str, dict[str, Any]] = {}
+        used: dict[str, dict[str, Any]] = {}
         for group, section in groups.items():
             names = self.objective.used() if section is self.objective else options_of(type(section))
             values = {options_of(type(section))[field].name: getattr(section, field) for field in names}
-            shown[group] = {name: value for name, value in values.items() if value not in (None, ())}
-        del shown["model"]["size"]
+            used[group] = {name: value for name, value in values.items() if value not in (None, ())}
+        del used["model"]["size"]
         if self.model.own is not None:
-            shown["model"] = {"encoder": self.model.own.encoder, "decoder": self.model.own.decoder}
+            used["model"] = {"encoder": self.model.own.encoder, "decoder": self.model.own.decoder}
         if isinstance(self.objective.judge, OwnConfig):
-            shown["objective"]["judge"] = self.objective.judge.own
+            used["objective"]["judge"] = self.objective.judge.own
         if self.train.schedule != "trapezoid":
-            del shown["training"]["decay"]
+            del used["training"]["decay"]
         if isinstance(transform, OwnConfig):
-            shown["objective"]["transform"] = transform.own
+            used["objective"]["transform"] = transform.own
         elif transform is not None:
             fields = options_of(type(transform)).items()
             values = {made.name: getattr(transform, field) for field, made in fields}
-            shown["objective"] |= {"transform": transform.name} | {k: v for k, v in values.items() if v is not None}
-        return shown
+            used["objective"] |= {"transform": transform.name} | {k: v for k, v in values.items() if v is not None}
+        return used
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dicts, as config.json holds them."""

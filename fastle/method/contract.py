@@ -135,15 +135,16 @@ def _check_network(what: str, network: nn.Module, images: Tensor) -> Features:
         changed = [name for name, buffer in network.named_buffers() if not torch.equal(buffer, before[name])]
     if changed:
         raise ConfigError(
-            f"{what} changes {changed[0]} when it is called{_such_as(network)}: the judge's views would spoil it; use "
-            "GroupNorm, or torchvision's FrozenBatchNorm2d"
+            f"{what} changes {changed[0]} when it is called{_mixing_layer(network)}: the judge's views would spoil it; "
+            "use GroupNorm, or torchvision's FrozenBatchNorm2d"
         )
     if not all(map(_close, features, _features(what, network, images))):
         raise ConfigError(f"{what} makes other features of the same images each time: leave out dropout and noise")
     others = _features(what, network, torch.stack((images[0], 1 - images[1])))
     if not all(_close(one[0], other[0]) for one, other in zip(features, others, strict=True)):
         raise ConfigError(
-            f"{what} mixes the images of a batch{_such_as(network)}: use GroupNorm, or torchvision's FrozenBatchNorm2d"
+            f"{what} mixes the images of a batch{_mixing_layer(network)}: use GroupNorm, or torchvision's "
+            "FrozenBatchNorm2d"
         )
     return features
 
@@ -157,7 +158,7 @@ def _check_judge(judge: FrozenJudge, images: Tensor) -> None:
 
 
 def _features(what: str, network: nn.Module, images: Tensor) -> Features:
-    made = _called(what, network, images)
+    made = _call(what, network, images)
     features = (made,) if isinstance(made, Tensor) else made
     if not isinstance(features, (tuple, list)) or not features or not all(isinstance(f, Tensor) for f in features):
         raise ConfigError(f"{what} returns {_described(made)}: it must return a tensor, or a tuple or list of tensors")
@@ -176,7 +177,7 @@ def _features(what: str, network: nn.Module, images: Tensor) -> Features:
 
 def _check_decoder(what: str, decoder: nn.Module, z: Tensor, images: Tensor) -> None:
     with _buffers_kept(decoder):
-        first, second = (_called(what, decoder, z) for _ in range(2))
+        first, second = (_call(what, decoder, z) for _ in range(2))
     if not isinstance(first, Tensor) or first.shape != images.shape:
         raise ConfigError(f"{what} returns {_described(first)} for latents {tuple(z.shape)}, not {tuple(images.shape)}")
     if not _close(first, second):
@@ -206,7 +207,7 @@ def _check_transform(transform: Transform, config: ModelConfig, device: torch.de
     def views() -> list[tuple[Tensor, ...]]:
         return transform.views(images, transform.draw(shape, Generator(device).manual_seed(0)))
 
-    first, second = (_called(what, views) for _ in range(2))
+    first, second = (_call(what, views) for _ in range(2))
     form = "views must return a tuple of views (B, C, h, w) for each batch"
     if not isinstance(first, (list, tuple)) or len(first) != len(images):
         raise ConfigError(f"{what}: {form}, not {_described(first)}")
@@ -233,7 +234,7 @@ def _check_step(objective: Objective, model: OwnAutoencoder) -> None:
         objective.train()(images, draws).total.backward()
 
     with _buffers_kept(model):
-        _called("a step", loss)
+        _call("a step", loss)
     lacking = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
     model.zero_grad()
     if lacking:
@@ -243,7 +244,7 @@ def _check_step(objective: Objective, model: OwnAutoencoder) -> None:
         )
 
 
-def _called(what: str, function: Callable[..., Any], *arguments: Tensor) -> Any:
+def _call(what: str, function: Callable[..., Any], *arguments: Tensor) -> Any:
     """What a function of the caller's returns."""
     inputs = ", ".join(str(tuple(argument.shape)) for argument in arguments)
     try:
@@ -275,9 +276,10 @@ def _close(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool((one - other).abs().max() <= TOLERANCE * one.abs().max())
 
 
-def _such_as(network: nn.Module) -> str:
-    found = [name for name, module in network.named_modules() if isinstance(module, MIXING)]
-    return f" ({type(network.get_submodule(found[0])).__name__} at {found[0]})" if found else ""
+def _mixing_layer(network: nn.Module) -> str:
+    """The first layer of a kind that mixes images, for a message: " (BatchNorm2d at bn1)", or "" if there is none."""
+    names = [name for name, module in network.named_modules() if isinstance(module, MIXING)]
+    return f" ({type(network.get_submodule(names[0])).__name__} at {names[0]})" if names else ""
 
 
 def _described(value: Any) -> str:

@@ -55,7 +55,7 @@ def export_model(model: Autoencoder, path: Path, *, form: Format, part: Part = "
     """
     graph = _Part(model, part).eval()
     write, read = (_write_onnx, _read_onnx) if form == "onnx" else (_write_program, _read_program)
-    with tempfile.TemporaryDirectory(prefix="fastle-") as folder, _said(f"{form} of {part}"):
+    with tempfile.TemporaryDirectory(prefix="fastle-") as folder, _naming_errors(f"{form} of {part}"):
         made = Path(folder) / "model"
         write(graph, graph.example(TRACED, (1, 2)), made)
         difference = _check(model, graph, read(made))
@@ -177,9 +177,9 @@ def _read_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.from_numpy(session.run(None, {source.name: x.numpy()})[0])
 
 
-def _blocks(stages: nn.Sequential) -> Iterator[Any]:
-    # which it does not know the types of
-    return iter(stages)
+def _blocks(blocks: nn.Sequential) -> Iterator[Any]:
+    # a Sequential does not know the types of its blocks
+    return iter(blocks)
 
 
 def _shortcut_weight(reduce: nn.Conv2d) -> Tensor:
@@ -219,7 +219,7 @@ def _extra(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _said(what: str) -> Iterator[None]:
+def _naming_errors(what: str) -> Iterator[None]:
     """Names what was exported in an error, and keeps the exporters' warnings for themselves."""
     try:
         with warnings.catch_warnings():

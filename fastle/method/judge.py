@@ -3,11 +3,13 @@
 The weights of a judge are E's at this step, as constants ("step-frozen"), E's own with gradients into them ("live"), or
 their exponential moving average, as constants ("ema"). It does not update the running statistics.
 
-A judge of depth "code" compares what E's BatchNorm makes of its input. Deeper comparisons add the outputs of E's
-shallower stages, each channel with the mean and variance of a batch instead of a BatchNorm, and average the stages'
-mean squared errors. Statistics "own", the author's choice, normalise each batch of views by itself; "target" normalises
-J(T x̂) by the mean and variance of J(T x). Own statistics remove a common scale from the comparison: a judge that is
-nearly linear in contrast then accepts reconstructions with too little contrast.
+A judge of depth "code" compares what E's BatchNorm makes of the code. Deeper comparisons add the features before it,
+which are the outputs of E's shallower stages. Each of their channels is normalised by the mean and variance of a batch
+instead of a BatchNorm, and the mean squared errors of all features are averaged.
+
+Statistics "own", the author's choice, normalise each batch of views by itself; "target" normalises J(T x̂) by the mean
+and variance of J(T x). Own statistics remove a common scale from the comparison: a judge that is nearly linear in
+contrast then accepts reconstructions with too little contrast.
 """
 
 from __future__ import annotations
@@ -116,7 +118,7 @@ def network_features(network: nn.Module, batches: Sequence[Tensor]) -> Features:
 def compare(
     judge: Judge, targets: Sequence[Features], branches: Sequence[Sequence[Features]], statistics: JudgeStatistics
 ) -> list[list[Tensor]]:
-    """The mean over the judge's stages of mse(J(T x), J(T x̂)): for each branch a scalar for each target.
+    """The mean over the judge's features of mse(J(T x), J(T x̂)): for each branch a scalar for each target.
 
     Args:
         judge: normalises codes.
@@ -134,21 +136,21 @@ class _Comparison:
     """Compares views with one target; see `compare`."""
 
     def __init__(self, judge: Judge, target: Features, statistics: JudgeStatistics) -> None:
-        self._judge, self._target, self._shared = judge, target, statistics == "target"
+        self._judge, self._target, self._by_target = judge, target, statistics == "target"
         self._code = judge.normalize(target[-1])
 
     def __call__(self, view: Features) -> Tensor:
-        """The mean over the stages of mse(J(T x), J(T x̂)), a scalar."""
-        like = self._target[-1] if self._shared else None
+        """The mean over the features of mse(J(T x), J(T x̂)), a scalar."""
+        like = self._target[-1] if self._by_target else None
         errors = [F.mse_loss(self._judge.normalize(view[-1], like), self._code)]
         for ours, wanted in zip(view[:-1], self._target[:-1], strict=True):
             errors.append(self._error(ours.to(self._code.dtype), wanted.to(self._code.dtype)))
         return errors[0] if len(errors) == 1 else torch.stack(errors).mean()
 
     def _error(self, view: Tensor, target: Tensor) -> Tensor:
-        """The mean squared error of one stage's features, (B, C, ...), normalised channel by channel."""
+        """The mean squared error of one feature, (B, C, ...), normalised channel by channel."""
         eps = self._judge.eps
-        if not self._shared:
+        if not self._by_target:
             ours, wanted = (F.batch_norm(x, None, None, training=True, eps=eps) for x in (view, target))
             return F.mse_loss(ours, wanted)
         dims = [d for d in range(target.ndim) if d != 1]
@@ -160,29 +162,29 @@ class _Comparison:
 def errors_in_two_passes(judge: Encoder, targets: Sequence[Features], branches: Sequence[Sequence[Features]]) -> Tensor:
     """`compare` with the targets' statistics, in the form of a graph: (branches, targets).
 
-    A graph reduces the maps of a batch in several passes, and would do so for every stage, target and branch. Here the
-    first pass is over the pixels of each image, and leaves so little that one more is enough for all of them.
+    A graph reduces the maps of a batch in several passes, and would do so for every feature, target and branch. Here
+    the first pass is over the pixels of each image, and leaves so little that one more is enough for all of them.
     """
-    norm, stages = judge.norm, len(targets[0])
-    wanted = [_as_map(stage, norm) for target in targets for stage in target]
+    norm, count = judge.norm, len(targets[0])
+    wanted = [_as_map(feature, norm) for target in targets for feature in target]
     moments = [torch.var_mean(maps, (2, 3), correction=0) for maps in wanted]
     # a channel's variance is the mean of those within the images, and that between them
     within = torch.cat([variance for variance, _ in moments], 1).mean(0)
     between = torch.var(torch.cat([mean for _, mean in moments], 1), 0, correction=0)
     squares = []
     for views in branches:
-        seen = [_as_map(stage, norm) for view in views for stage in view]
+        seen = [_as_map(feature, norm) for view in views for feature in view]
         for index, (ours, theirs) in enumerate(zip(seen, wanted, strict=True)):
-            # the BatchNorm's weights scale the code, and nothing scales the blocks before it
-            scale = norm.weight.square() if index % stages == stages - 1 else 1.0
-            squares.append(_squares(ours, theirs).mean((2, 3)) * scale / (stages * ours.shape[1]))
+            # the BatchNorm's weights scale the code, and nothing scales the features before it
+            scale = norm.weight.square() if index % count == count - 1 else 1.0
+            squares.append(_squares(ours, theirs).mean((2, 3)) * scale / (count * ours.shape[1]))
     errors = torch.cat(squares, 1).mean(0) / (within + between + norm.eps).repeat(len(branches))
     return errors.unflatten(0, (len(branches), len(targets), -1)).sum(2)
 
 
-def _as_map(stage: Tensor, norm: nn.BatchNorm1d) -> Tensor:
-    """(B, C, h, w) of features of any number of dimensions, in the precision of the statistics."""
-    return (stage if stage.ndim == 4 else stage.reshape(*stage.shape[:2], -1, 1)).to(norm.weight.dtype)
+def _as_map(feature: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+    """(B, C, h, w) of a feature of any number of dimensions, in the precision of the statistics."""
+    return (feature if feature.ndim == 4 else feature.reshape(*feature.shape[:2], -1, 1)).to(norm.weight.dtype)
 
 
 def _squares(view: Tensor, target: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class UpBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Maps images to latents. As the judge, it maps images to the representations that the loss compares."""
+    """Maps images to latents. As the judge, it maps images to the features that the loss compares."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -126,10 +126,10 @@ class Encoder(nn.Module):
             ValueError: the images have another shape than the model's.
         """
         # no layer before the BatchNorm mixes samples, so one pass over all batches changes nothing
-        stages = self._trunk(batches, depth)
+        features = self._trunk(batches, depth)
         if len(batches) == 1:
-            return [tuple(stages)]
-        return list(zip(*(stage.chunk(len(batches)) for stage in stages), strict=True))
+            return [tuple(features)]
+        return list(zip(*(feature.chunk(len(batches)) for feature in features), strict=True))
 
     def latent(self, code: Tensor) -> Tensor:
         """The latent of a code, the last of `features`; its arguments and effects are those of the BatchNorm."""
@@ -137,7 +137,7 @@ class Encoder(nn.Module):
         return z.view_as(code)
 
     def normalize(self, code: Tensor, statistics_of: Tensor | None = None) -> Tensor:
-        """The judge's representations J of a batch, from its code.
+        """The code of a batch as a judge compares it: normalised, scaled and shifted as by the BatchNorm.
 
         The running statistics stay as they are: views are off-distribution and would spoil them.
 

@@ -1,10 +1,10 @@
 """The objectives: every row of docs/method.md, section 1, as pure functions of a batch and its draws.
 
     x   batch              E, D  encoder and decoder        T  transformation, the same draw for every view of a sample
-    z   E(x)               x̂     D(z)                       J  the judge (see judge.py); J may compare several stages
+    z   E(x)               x̂     D(z)                       J  the judge (see judge.py), of one or several features
 
-mse(J(a), J(b)) stands for the mean over the judge's stages. The consistency term has no target: it compares codes, each
-normalised by the statistics of its own batch.
+mse(J(a), J(b)) stands for the mean over the judge's features. The consistency term has no target: it compares codes,
+each normalised by the statistics of its own batch.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class PixelBaseline(nn.Module):
 
 
 class SelfTeaching(nn.Module):
-    """Rows 1 to 6: agreement of representations, and SIGReg on the code.
+    """Rows 1 to 6: agreement of the judge's features, and SIGReg on the latent.
 
     Args:
         model: the autoencoder to train, already on its device: the step-frozen judge shares its encoder's memory.
@@ -139,12 +139,14 @@ class SelfTeaching(nn.Module):
         self.transform = make_transform(config.transform) if transform is None else transform
         # in tuples, or they would be registered
         self._judge: tuple[Judge] = (make_judge(config.judge, model.encoder) if judge is None else judge,)
-        self._live, self._averages = (judge is None and config.judge == name for name in ("live", "ema"))
+        self._is_live, self._is_ema = (judge is None and config.judge == name for name in ("live", "ema"))
         # an average's features of the images are not the encoder's, nor are those of another network
-        self._shares = judge is None and not self._averages
-        self._encoder_depth: JudgeDepth = config.judge_depth if self._shares and self.transform.full_view else "code"
+        self._has_encoder_weights = judge is None and not self._is_ema
+        self._encoder_depth: JudgeDepth = (
+            config.judge_depth if self._has_encoder_weights and self.transform.full_view else "code"
+        )
         self._frozen: tuple[FrozenFeatures, ...] = ()
-        if isinstance(self.judge, Encoder) and self._shares and not self._live:
+        if isinstance(self.judge, Encoder) and self._has_encoder_weights and not self._is_live:
             self._frozen = (FrozenFeatures(self.judge, config.judge_depth),)
 
     @property
@@ -177,7 +179,7 @@ class SelfTeaching(nn.Module):
 
     def update_judge(self) -> None:
         """Moves the EMA judge after the optimizer's step; the other judges share the encoder's memory."""
-        if isinstance(self.judge, Encoder) and self._averages:
+        if isinstance(self.judge, Encoder) and self._is_ema:
             update_ema(self.judge, self.model.encoder)
 
     def _plain(self, x: Tensor, draws: Draws) -> Losses:
@@ -251,9 +253,9 @@ class SelfTeaching(nn.Module):
             x: the images.
             encoded: the encoder's features of x, of its own depth.
         """
-        judge, depth, live = self.judge, self.config.judge_depth, self._live
+        judge, depth, live = self.judge, self.config.judge_depth, self._is_live
         full: list[Features] = []
-        if self.transform.full_view and not self._shares:
+        if self.transform.full_view and not self._has_encoder_weights:
             targets = (*targets, x)
         elif self.transform.full_view:
             # the judge's weights are the encoder's, and so are its features of the same images

@@ -56,20 +56,20 @@ def load_pretrained(
     """See `Autoencoder.from_pretrained`."""
     path = find_model(name)
     if path.is_file():
-        return _of_checkpoint(path, device, weights, networks)
+        return _model_of_checkpoint(path, device, weights, networks)
     if is_saved_model(path):
         if networks is not None:
             raise CheckpointError(f"{path} holds a model of fastle's: leave model out")
         if weights != "model":
             raise CheckpointError(f"{path} holds no {weights}: a saved model has one set of weights; leave it out")
-        return _of_folder(path, device)
-    model, _, remark = of_run(path, device, weights, networks)
+        return _model_of_folder(path, device)
+    model, _, remark = model_of_run(path, device, weights, networks)
     if remark:
         warnings.warn(remark, stacklevel=3)
     return model
 
 
-def of_run(
+def model_of_run(
     run: Path, device: str | torch.device, weights: str = "model", networks: Networks | None = None
 ) -> tuple[Autoencoder, Checkpoint, str | None]:
     """The model of a run's newest good checkpoint, that checkpoint, and a line to show if newer ones are damaged.
@@ -81,7 +81,8 @@ def of_run(
     _check_networks(run, config.model, networks)
     check = partial(check_model, config, weights=weights, networks=networks)
     checkpoint, remark = newest_good_checkpoint(run, check, (weights,))
-    return _made(config.model, checkpoint.section(weights), device, networks, bits=config.data.bits), checkpoint, remark
+    model = _build(config.model, checkpoint.section(weights), device, networks, bits=config.data.bits)
+    return model, checkpoint, remark
 
 
 def check_model(
@@ -124,7 +125,7 @@ def find_model(name: str | Path) -> Path:
 
 
 def config_of(path: Path) -> RunConfig | None:
-    """The configuration of the run behind a path that `find_model` found; None for a saved model, which has none.
+    """The configuration of the run behind a path that `find_model` returned; None for a saved model, which has none.
 
     Raises:
         FastleError: The run or the checkpoint cannot be read.
@@ -136,7 +137,7 @@ def config_of(path: Path) -> RunConfig | None:
 
 
 def hole_ratio_of(path: Path) -> float | None:
-    """The share of the input that a hole covered in the training of what `find_model` found; None without holes.
+    """The share of the input that a hole covered in the training of what `find_model` returned; None without holes.
 
     Raises:
         FastleError: The configuration cannot be read.
@@ -256,13 +257,15 @@ reconstructions = model.decode(z)  # floats in [0, 1]
 """
 
 
-def _of_checkpoint(path: Path, device: str | torch.device, weights: str, networks: Networks | None) -> Autoencoder:
+def _model_of_checkpoint(
+    path: Path, device: str | torch.device, weights: str, networks: Networks | None
+) -> Autoencoder:
     _check_name(path)
     checkpoint = load_checkpoint(path, (weights,))
     config = _config_of_checkpoint(checkpoint)
     _check_networks(path, config.model, networks)
     check_model(config, checkpoint, weights=weights, networks=networks)
-    return _made(config.model, checkpoint.section(weights), device, networks, bits=config.data.bits)
+    return _build(config.model, checkpoint.section(weights), device, networks, bits=config.data.bits)
 
 
 def _check_name(checkpoint: Path) -> None:
@@ -289,7 +292,7 @@ def _saved_values(folder: Path) -> dict[str, Any]:
     return values
 
 
-def _of_folder(folder: Path, device: str | torch.device) -> Autoencoder:
+def _model_of_folder(folder: Path, device: str | torch.device) -> Autoencoder:
     values = _saved_values(folder)
     bits = values.get("bits", 8)
     if bits not in (8, 16):
@@ -303,7 +306,7 @@ def _of_folder(folder: Path, device: str | torch.device) -> Autoencoder:
         tensors = _read_weights(path, _state_of(config))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be used ({one_line(error)}): {WAY_OUT}") from None
-    return _made(config, tensors, device, bits=bits)
+    return _build(config, tensors, device, bits=bits)
 
 
 def _read_weights(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -325,7 +328,7 @@ def _read_weights(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _made(
+def _build(
     config: ModelConfig,
     tensors: dict[str, Tensor],
     device: str | torch.device,

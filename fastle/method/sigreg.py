@@ -1,4 +1,4 @@
-"""SIGReg: the distance of a batch of codes from an isotropic Gaussian, on random slices.
+"""SIGReg: the distance of a batch of latents from an isotropic Gaussian, on random slices.
 
 Source: LeJEPA (arXiv 2511.08544); docs/method.md, section 2.
 """
@@ -214,7 +214,7 @@ def _next_slices(state: Tensor, dim: int, num_slices: int, device: torch.device)
     seed, calls = state.tolist()
     state[1] += 1
     # 63 bits, because torch takes a signed integer
-    generator = Generator(device).manual_seed(_mixed(_mixed(seed) + calls) >> 1)
+    generator = Generator(device).manual_seed(_mix_bits(_mix_bits(seed) + calls) >> 1)
     return draw_slices(dim, num_slices, generator)
 
 
@@ -232,7 +232,7 @@ def _(state: Tensor, dim: int, num_slices: int, device: torch.device) -> Tensor:
     return torch.empty(dim, num_slices, device=device)
 
 
-def _mixed(number: int) -> int:
+def _mix_bits(number: int) -> int:
     """64 bits of which each depends on all of the number's: SplitMix64's output function."""
     number = (number + 0x9E3779B97F4A7C15) % 2**64
     number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 % 2**64

@@ -10,7 +10,7 @@ from typing import Any
 from fastle.checkpoint import Checkpoint, CheckpointError, read_run_config
 from fastle.config import ConfigError, RunConfig
 from fastle.files import read_json
-from fastle.method.pretrained import check_folder, of_run, plain_card, save_pretrained
+from fastle.method.pretrained import check_folder, model_of_run, plain_card, save_pretrained
 from fastle.presets import command_of
 
 from .report import read_metrics
@@ -51,7 +51,7 @@ def save_run(
         raise ConfigError(f"--license {license_name}: give the name of a licence as the hub has it, such as apache-2.0")
     check_folder(folder)
     config = read_run_config(run)
-    model, checkpoint, remark = of_run(run, "cpu", weights)
+    model, checkpoint, remark = model_of_run(run, "cpu", weights)
     remarks = [] if remark is None else [remark]
     figures, stale = _figures(run, checkpoint, weights)
     if stale:

@@ -59,7 +59,7 @@ class PlainUp(nn.Module):
 
 
 class PlainEncoder(nn.Module):
-    """(B, C, H, W) in [0, 1] → codes."""
+    """(B, C, H, W) in [0, 1] → latents."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -75,17 +75,17 @@ class PlainEncoder(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The outputs of the stem and of the blocks, and the code where a Linear makes it."""
-        stages = [F.silu(self.stem(x))]
+        features = [F.silu(self.stem(x))]
         for block in self.down:
-            stages.append(block(stages[-1]))
+            features.append(block(features[-1]))
         if self.pool is not None:
-            stages.append(self.pool(stages[-1].flatten(1)))
+            features.append(self.pool(features[-1].flatten(1)))
         # under autocast, the latent and its statistics stay in the weights' precision, as in fastle's model
-        return [stage.to(self.norm.weight.dtype) for stage in stages]
+        return [feature.to(self.norm.weight.dtype) for feature in features]
 
 
 class PlainDecoder(nn.Module):
-    """Codes → (B, C, H, W) in [0, 1]."""
+    """Latents → (B, C, H, W) in [0, 1]."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -161,8 +161,8 @@ class PlainObjective(nn.Module):
         return total / weights + config.sigreg_weight * regularizer
 
     def _compare(self, target: Tensor, view: Tensor) -> Tensor:
-        """The mean over the judge's stages of mse(J(target), J(view))."""
-        norm, shared = self.judge.norm, self.config.judge_statistics == "target"
+        """The mean over the judge's features of mse(J(target), J(view))."""
+        norm, by_target = self.judge.norm, self.config.judge_statistics == "target"
         first = {"code": -1, "features": 1, "all": 0}[self.config.judge_depth]
         with phase("judge"):
             with torch.no_grad():
@@ -170,8 +170,8 @@ class PlainObjective(nn.Module):
             errors = []
             for want, ours in zip(wanted, self.judge.features(view)[first:], strict=True):
                 affine = (norm.weight, norm.bias) if want is wanted[-1] else None
-                representation = standardize(want, None, norm.eps, affine)
-                errors.append(F.mse_loss(standardize(ours, want if shared else None, norm.eps, affine), representation))
+                seen = standardize(ours, want if by_target else None, norm.eps, affine)
+                errors.append(F.mse_loss(seen, standardize(want, None, norm.eps, affine)))
             return torch.stack(errors).mean()
 
     @torch.no_grad()

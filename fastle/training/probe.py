@@ -29,7 +29,7 @@ RANDOM_SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Accuracies:
-    """Shares of the test images whose class is found, in [0, 1], from `features` numbers of an image."""
+    """Shares of the test images, in [0, 1], that are given their class from `features` numbers of each."""
 
     features: int
     linear: float
@@ -61,13 +61,13 @@ def probe(
         "random encoder": _random_encoder(model).encode,
         "pixels": _pixels,
     }
-    found = [_features(sides, split, device, progress) for split in (train, test)]
+    numbers, test_numbers = (_numbers(sides, split, device, progress) for split in (train, test))
     classes = int(max(train.labels.max(), test.labels.max())) + 1
     return {
         name: Accuracies(
-            found[0][name].shape[1],
-            linear_accuracy(found[0][name], train.labels, found[1][name], test.labels, classes),
-            nearest_accuracy(found[0][name], train.labels, found[1][name], test.labels, classes),
+            numbers[name].shape[1],
+            linear_accuracy(numbers[name], train.labels, test_numbers[name], test.labels, classes),
+            nearest_accuracy(numbers[name], train.labels, test_numbers[name], test.labels, classes),
         )
         for name in sides
     }
@@ -88,27 +88,27 @@ def _pixels(images: Tensor) -> Tensor:
     return F.avg_pool2d(images, factor) if factor > 1 else images
 
 
-def _features(
+def _numbers(
     sides: Mapping[str, Callable[[Tensor], Tensor]],
     split: Labelled,
     device: torch.device,
     progress: Callable[[int], object],
 ) -> dict[str, Tensor]:
-    """What each side makes of the images, (N, features), on the CPU."""
-    found: dict[str, list[Tensor]] = {name: [] for name in sides}
+    """What each side makes of the images: (N, numbers of an image), on the CPU."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in sides}
     count = len(split.images)
     for start in range(0, count, BATCH):
         images = unit_range(split.images.batch(range(start, min(start + BATCH, count))).to(device))
         for name, side in sides.items():
-            found[name].append(side(images).flatten(1).float().cpu())
+            parts[name].append(side(images).flatten(1).float().cpu())
         progress(len(images))
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    return {name: torch.cat(batches) for name, batches in parts.items()}
 
 
 def linear_accuracy(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, classes: int) -> float:
-    """The share of the test images (M, features) whose class the logistic regression on (N, features) finds."""
+    """The share of the test images (M, numbers) to which logistic regression on (N, numbers) gives their class."""
     std, mean = torch.std_mean(train, 0, correction=0)
-    # a feature that never varies says nothing
+    # a number that never varies says nothing
     std = torch.where(std > 0, std, 1)
     x, y = (train - mean) / std, (test - mean) / std
     weight = torch.zeros(classes, x.shape[1], requires_grad=True)
@@ -130,7 +130,7 @@ def linear_accuracy(train: Tensor, labels: Tensor, test: Tensor, test_labels: Te
 
 
 def nearest_accuracy(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, classes: int) -> float:
-    """The share of the test images (M, features) whose class the vote of their neighbours (N, features) finds."""
+    """The share of the test images (M, numbers) to which their neighbours among (N, numbers) vote their class."""
     train, test = F.normalize(train), F.normalize(test)
     votes = []
     for part in test.split(BATCH):

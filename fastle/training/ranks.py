@@ -190,8 +190,8 @@ def says_rank_is_gone(error: RuntimeError) -> bool:
 def versions() -> str:
     """The versions of what computes."""
     packages = ("fastle", "torch", "triton", "torchvision")
-    found = [f"{name} {package_version(name)}" for name in packages if package_version(name)]
-    return ", ".join([*found, f"Python {platform.python_version()}"])
+    installed = [f"{name} {package_version(name)}" for name in packages if package_version(name)]
+    return ", ".join([*installed, f"Python {platform.python_version()}"])
 
 
 class Agreement:

@@ -31,10 +31,10 @@ TERMS = ("pixel", "agreement", "full_view", "consistency", "clean", "masked", "s
 
 @torch.no_grad()
 def latent_spread(z: Tensor) -> Tensor:
-    """The root of the mean variance of a latent's features; 0 if all codes are the same.
+    """The root of the mean variance of a latent's channels; 0 if all latents are the same.
 
     Args:
-        z: (B, D), or (B, c, h, w), whose positions count as samples of c features.
+        z: (B, D), or (B, c, h, w), whose positions count as samples of c channels.
     """
     return _samples(z).var(0, correction=0).mean().sqrt()
 
@@ -44,7 +44,7 @@ def effective_rank(z: Tensor) -> Tensor:
     """The effective rank (Roy & Vetterli, 2007), in [1, D]: exp of the entropy of the covariance's eigenvalues.
 
     Args:
-        z: (B, D), or (B, c, h, w), whose positions count as samples of c features.
+        z: (B, D), or (B, c, h, w), whose positions count as samples of c channels.
     """
     samples = _samples(z)
     centred = samples - samples.mean(0)

@@ -136,7 +136,7 @@ class RunDirectory:
         if not differences:
             return
         named = f"({', '.join(differences)})"
-        if any(_is_of(path, config) for path in checkpoints(self.path)):
+        if any(_belongs_to(path, config) for path in checkpoints(self.path)):
             raise ConfigError(
                 f"{self.path / 'config.json'} is of another run than its checkpoints {named}: "
                 f"`fastle check {self.path} --restore-config` writes it anew"
@@ -318,7 +318,7 @@ def _delete(path: Path) -> None:
         path.unlink()
 
 
-def _is_of(checkpoint: Path, config: RunConfig) -> bool:
+def _belongs_to(checkpoint: Path, config: RunConfig) -> bool:
     """Whether a checkpoint knows that it is of a configuration, whatever the number of steps."""
     try:
         known = load_checkpoint(checkpoint, ()).metadata.get("config")

@@ -217,7 +217,7 @@ class Trainer:
             self.objective.update_judge()
             for average in self.averages:
                 average.update(self.model)
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        return parts[0] if len(parts) == 1 else _joined_losses(parts)
 
     def _backward(self, images: Tensor, last: bool) -> Losses:
         """Adds the gradient of a part of the batch, of which only the last makes the ranks exchange theirs."""
@@ -361,7 +361,7 @@ def _parts(images: Tensor, count: int) -> list[tuple[Tensor, bool]]:
     return [(part, index == count - 1) for index, part in enumerate(images.chunk(count))]
 
 
-def _joined(parts: list[Losses]) -> Losses:
+def _joined_losses(parts: list[Losses]) -> Losses:
     """The means of the parts' terms, and all of their latents."""
     terms: dict[str, Any] = {"latent": torch.cat([part.latent for part in parts])}
     for field in fields(Losses):

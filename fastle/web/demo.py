@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastle.config import ConfigError, ModelConfig
 from fastle.method.model import STRIDE, Autoencoder
-from fastle.method.pretrained import find_model, hole_ratio_of, is_saved_model, of_run
+from fastle.method.pretrained import find_model, hole_ratio_of, is_saved_model, model_of_run
 from fastle.method.transforms import hole_side
 from fastle.options import pair_text
 from fastle.training.report import grids, read_grid
@@ -145,7 +145,7 @@ def open_demo(
     if saved:
         model = Autoencoder.from_pretrained(path, device, weights=weights)
     else:
-        model, _, remark = of_run(path, device, weights)
+        model, _, remark = model_of_run(path, device, weights)
     ratio = hole_ratio_of(path)
     config = model.config
     if config.channels not in (1, 3):

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastle.checkpoint import CheckpointError, read_run_config
-from fastle.config import RunConfig, written
+from fastle.config import RunConfig, setting_as_typed
 from fastle.files import one_line, read_json, write_atomic
 from fastle.training.display import format_metric, format_seconds
 from fastle.training.report import TERMS, grids, read_grid, read_metrics, read_starts
@@ -237,7 +237,7 @@ def _settings(runs: Sequence[Run]) -> str:
     """The settings that differ between runs, and behind a click all of them."""
     flat = [
         {
-            f"{group}: {name.replace('_', '-')}": str(written(name, value))
+            f"{group}: {name.replace('_', '-')}": str(setting_as_typed(name, value))
             for group, values in run.config.settings().items()
             for name, value in values.items()
         }
