@@ -27,7 +27,7 @@ from .errors import FastleError
 from .files import Header, one_line, open_regular, parse_json, read_header, read_json, read_tensor, write_atomic
 from .options import shown
 
-FORMAT = 2  # of the metadata; 1 had no checksums, and did not say so
+FORMAT = 2  # of the metadata; 1 had no checksums, and no number in the file
 RUN_FORMAT = "fastle run"  # the marker in config.json
 MODEL_FORMAT = "fastle model"  # the same of a model that was saved without its run
 KEPT = 2  # checkpoints of a run
@@ -71,8 +71,8 @@ class Checkpoint:
 def save_checkpoint(run: Path, step: int, sections: dict[str, dict[str, Tensor]], metadata: dict[str, Any]) -> Path:
     """Writes `checkpoints/step-NNNNNNNN.safetensors`, and deletes all but the `KEPT` newest checkpoints.
 
-    A checkpoint of a later step can only be one that could not be used when the run went on: it is set aside, with
-    ".damaged" behind its name.
+    A checkpoint of a later step is one that could not be used when the run was resumed: ".damaged" is added to its
+    name.
 
     Args:
         run: The run directory.
@@ -143,7 +143,7 @@ def load_checkpoint(path: Path, sections: Collection[str] | None = None) -> Chec
 
 
 def good_sections(path: Path) -> list[str]:
-    """The sections of a checkpoint that can be read, where others or none can."""
+    """The sections of a checkpoint that can be read; the file may be damaged."""
     try:
         with open_regular(path) as file:
             sections = _sections(read_header(file))
@@ -196,7 +196,7 @@ def check_sections(checkpoint: Checkpoint, wanted: Mapping[str, Mapping[str, Ten
         wanted: Tensors of the right shapes and types, by section and name. They may be on the meta device.
 
     Raises:
-        CheckpointError: A tensor is missing, or is of another shape or type, or has no business there.
+        CheckpointError: A tensor is missing, has another shape or type, or does not belong there.
     """
     held = checkpoint.tensors
     needed = {f"{section}.{name}": tensor for section, tensors in wanted.items() for name, tensor in tensors.items()}
@@ -212,7 +212,7 @@ def check_sections(checkpoint: Checkpoint, wanted: Mapping[str, Mapping[str, Ten
 
 
 def check_identity(checkpoint: Checkpoint, config: RunConfig) -> None:
-    """Checks that a checkpoint was saved by a run of this configuration, as far as it knows.
+    """Checks that a checkpoint was saved by a run of this configuration, if it names one.
 
     The length of the run may differ, and the folder of the images, which may have moved.
 
@@ -353,7 +353,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> int:
 
 
 def not_finite(section: str, tensors: Mapping[str, Tensor]) -> str | None:
-    """Which tensor of a section is not finite, or None. It takes no memory, as `isfinite` would."""
+    """Which tensor of a section is not finite, or None. It allocates no copy, as `isfinite` would."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel():
             smallest, largest = tensor.aminmax()

@@ -28,7 +28,7 @@ EXTRAS = {
 
 
 class MissingExtra(FastleError):
-    """A package is not installed that what was asked for needs."""
+    """A package that is needed for what was asked is not installed."""
 
 
 def missing_extra(error: ModuleNotFoundError, what: str) -> MissingExtra | None:

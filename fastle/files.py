@@ -1,6 +1,6 @@
 """Reads files that may be damaged or made by somebody else (JSON, and tensors in the safetensors format), and writes.
 
-Everything is checked before it is believed: what kind of file it is, its size, how deep its JSON nests, and that the
+Everything is checked before it is used: what kind of file it is, its size, how deep its JSON nests, and that the
 header of a tensor file describes its bytes exactly. Tensors are read, not mapped: a mapped file that another process
 truncates kills the process that looks at it. Tensors take as much memory as the file. JSON is limited to `LARGEST_JSON`
 bytes, because it takes many times as much. A file is written to a temporary name, flushed and renamed, so that it is
@@ -28,7 +28,7 @@ from .errors import FastleError
 
 LARGEST_JSON = 2**18  # bytes of a file, a header or a line
 DEEPEST_JSON = 16  # objects and lists within each other
-# a string that does not end goes on to the end of the file: no backtracking, which would take minutes
+# a string without an end is matched up to the end of the file: backtracking from there would take minutes
 BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 NESTING = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 # the names of the safetensors format, of the types that fastle writes
@@ -98,8 +98,8 @@ def open_regular(path: str | Path, largest: int | None = None) -> FileIO:
         OSError: There is no such file, it cannot be opened or is larger, or it is a folder, a pipe, a socket or a
             device. Reading those might never end.
     """
-    # opening a pipe would wait for somebody to write to it. a number takes half the time of pathlib's way, which
-    # matters with thousands of small images per second
+    # O_NONBLOCK: opening a pipe would wait for a writer. os.open takes half the time of Path.open, which matters with
+    # thousands of small images per second
     file = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
@@ -118,14 +118,14 @@ def read_json(path: Path) -> Any:
 
 
 def read_at(file: BinaryIO, start: int, length: int) -> bytearray:
-    """Reads so many bytes from a place of a file that was opened by `open_regular`. Raises ValueError at its end."""
+    """Reads `length` bytes at `start` of a file from `open_regular`. Raises ValueError if the file ends before."""
     data = bytearray(length)
     read_into(file, start, memoryview(data))
     return data
 
 
 def read_into(file: BinaryIO, start: int, buffer: memoryview) -> None:
-    """Fills a buffer from a place of a file that was opened by `open_regular`; threads may do so at once.
+    """Fills a buffer with the bytes at `start` of a file from `open_regular`; several threads may do so at once.
 
     Raises:
         ValueError: The file ends before.

@@ -106,8 +106,8 @@ def fit(
         on_report: Called on rank 0 after each of the run's ten reports, with the row of metrics and the model.
         on_checkpoint: Called on rank 0 with the path of each checkpoint, once it is on disk.
         device, step, decoder, cache, overwrite, accept_new_data: See `fastle-train --help`.
-        progress: Whether to print what fastle-train prints, or the console to print it on. Without it, only what is
-            slower or other than it might seem is said, on stderr.
+        progress: Whether to print what fastle-train prints, or the console to print it on. Warnings about slow or
+            unexpected choices are printed in any case, without progress on stderr.
         log: A logger that gets metrics and grids too: "tensorboard", "wandb" or "trackio". If it fails, the run goes
             on without it.
         settings: Any of `make_config`'s overrides, such as `size` (a number, or height and width as a pair), `steps`,
@@ -257,7 +257,7 @@ def process_group(device: torch.device, world_size: int) -> Iterator[None]:
         )
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # torch would wait half an hour for a rank that is gone, and in several places
+    # torch itself waits half an hour for a missing rank, in several places
     absent = f"the {world_size} processes have not met within {MEETING_SECONDS:g} s: start all of them again"
     with _ends_after(MEETING_SECONDS, absent):
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -273,7 +273,7 @@ def process_group(device: torch.device, world_size: int) -> Iterator[None]:
 
 @contextmanager
 def _ends_after(seconds: float, fault: str) -> Iterator[None]:
-    """Ends the process, with a fault's line if there is one, if what this surrounds takes longer."""
+    """Ends the process if the block takes longer, and prints the fault if there is one."""
 
     def end() -> None:
         if fault:

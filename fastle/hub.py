@@ -26,7 +26,7 @@ def download_folder(repo_id: str, names: Sequence[str]) -> Path:
 
     Args:
         repo_id: "user/model".
-        names: Of the files, those that there are.
+        names: The files' names. Those that the model lacks are left out.
 
     Returns:
         The folder that holds them.
@@ -83,7 +83,7 @@ def _hub(needed: str) -> ModuleType:
 def _one_line_errors(fault: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    # one of the bases is the error of the HTTP library, which is another in other releases
+    # a base of the error is that of the HTTP library, which depends on the release
     kinds: tuple[Any, ...] = (*HfHubHTTPError.__bases__, HFValidationError)
     try:
         yield

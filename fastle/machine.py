@@ -16,7 +16,7 @@ from rich.console import Console
 
 from fastle.config import ConfigError
 
-# whose they are, by torch's names; the first that there is becomes "auto"
+# the makers of GPUs by torch's names; "auto" takes the first kind that can be used
 GPUS = {"cuda": "NVIDIA or AMD", "xpu": "Intel", "mps": "Apple"}
 
 
@@ -44,7 +44,7 @@ def _is_usable(gpu: str) -> bool:
 
 
 def pick_device(requested: str, console: Console) -> torch.device:
-    """As `find_device`, and prints which device it is, and what is slow there; of a missing GPU why it is missing."""
+    """As `find_device`. Prints the device, and what is slow on it or why no GPU can be used."""
     device = find_device(requested)
     if device.type == "cpu":
         console.print(f"device: cpu, {torch.get_num_threads()} threads", highlight=False)
@@ -59,7 +59,7 @@ def pick_device(requested: str, console: Console) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What the maker calls a GPU; of Apple's, which are parts of their processors, and of a CPU the processor."""
+    """The name of a GPU; for a CPU, and for Apple's GPUs, which are part of it, the name of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return torch.xpu.get_device_name(device) if device.type == "xpu" else _cpu_name()
@@ -83,7 +83,7 @@ def why_no_gpu() -> str:
 
 
 def is_old(device: torch.device) -> bool:
-    """Whether a device is an NVIDIA GPU of before 2020, which has no bf16 and for which Triton compiles no kernels."""
+    """Whether a device is an NVIDIA GPU from before 2020: it has no bf16, and Triton compiles no kernels for it."""
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0)
 
 
@@ -101,7 +101,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def allocated_memory(device: torch.device) -> int:
-    """Bytes of a CUDA GPU that live tensors hold, after garbage was collected; elsewhere 0, nobody counts them."""
+    """Bytes of a CUDA GPU that live tensors hold, after garbage was collected; 0 elsewhere, where none are counted."""
     gc.collect()
     if device.type != "cuda":
         return 0

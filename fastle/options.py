@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from .errors import FastleError
 
-# far beyond every use, and within what 64-bit and single-precision arithmetic can bear
+# far larger than any useful value, and small enough for 64-bit integers and single precision
 CAPS: dict[type, float] = {int: 2**31, float: 1e30}
 PAIR = "a whole number, or HEIGHTxWIDTH such as 96x128"
 SHOWN = 60  # characters of a value in a message
@@ -36,12 +36,11 @@ class Option:
     Attributes:
         help: what the value is, as a phrase.
         name: the keyword of `make_config`; the flag is the same with hyphens.
-        kind: int, float, str, or bool for a flag without a value; one with a default has a --no- form too.
+        kind: int, float, str or bool. A bool's flag takes no value, and has a --no- form too if there is a default.
         optional: whether None is a value.
         choices: the only values, where they are few.
         above, at_least, at_most, below: bounds of a number.
-        cap: beyond it a number is a slip of the hand or a damaged file, so that --help is silent about it; None is
-            the cap of all numbers of the kind that have no upper bound.
+        cap: the largest plausible value; larger ones are rejected as typos or damage. `--help` omits it. None: `CAPS`.
         multiple_of: what divides the number.
         many: whether it is a tuple of such values.
         pair: whether it may be two such numbers as well, (height, width), which people write HEIGHTxWIDTH.
@@ -117,12 +116,12 @@ class Option:
         return int(text) if len(sides) == 1 else tuple(map(int, sides))
 
     def as_typed(self, value: Any) -> Any:
-        """A value as people write it: of a pair, HEIGHTxWIDTH."""
+        """A value as people type it: HEIGHTxWIDTH for a pair."""
         return pair_text(value) if self.pair else value
 
     def _check_one(self, value: Any, whole: Any) -> None:
         """Raises ConfigError, which shows `whole`, if a value or one of a pair is of another type or out of bounds."""
-        # a bool is an int to Python, and a whole number is as good as a float to everybody
+        # bool is a subclass of int, so compare types exactly; an int is accepted for a float
         types, words = {
             int: ((int,), "a whole number"), float: ((int, float), "a number"), bool: ((bool,), "true or false")
         }.get(self.kind, ((str,), "text"))  # fmt: skip

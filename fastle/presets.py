@@ -1,4 +1,4 @@
-"""What a dataset stands for until somebody says otherwise (docs/method.md, section 4), and how overrides meet it."""
+"""Default settings of each dataset (docs/method.md, section 4), and how overrides change them."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from .options import options_of, pick
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """One dataset's row. `pooled_*` takes the place of its namesake when the latent is pooled.
+    """One dataset's row. A `pooled_*` value replaces its namesake when the latent is pooled.
 
     Attributes:
         crop_ratio, post_crop_ratio: with `--recipe tuned`, and with `--recipe post`.
         sigreg_weight: with `--recipe tuned` and a spatial latent.
         lr, pooled_lr: with `--recipe tuned`, the peak of the falling rate.
         post_lr, post_pooled_lr: with `--recipe post`.
-        post_pooled_statistics: the judge's with `--recipe post` and crop-resize. A pooled judge hardly sees contrast
-            with own ones, and at 32 px training stalls (docs/results.md); CelebA's are the author's.
+        post_pooled_statistics: the judge's with `--recipe post` and crop-resize. With own statistics a pooled judge
+            hardly sees contrast, and training stalls at 32 px (docs/results.md); CelebA keeps the author's choice.
     """
 
     size: int
@@ -192,12 +192,12 @@ def overrides_of(config: RunConfig) -> dict[str, Any] | None:
 def _settings_of(config: RunConfig) -> dict[str, Any]:
     """The settings of a configuration, by the names of the options."""
     settings = {name: value for group in config.settings().values() for name, value in group.items()}
-    # what is None is not among them
+    # `settings` leaves out a clip of None, which people set as 0
     return {"clip": 0} | settings
 
 
 def _overrides_of(config: RunConfig, given: dict[str, Any]) -> dict[str, Any] | None:
-    """Overrides that give a configuration, none of which could be left out; None if there are none with those given."""
+    """Overrides that give a configuration: `given` and others, less any that are not needed. None if there are none."""
     wanted = _settings_of(config)
     # first those on which the defaults of others depend
     order = sorted(wanted.keys() & OPTIONS.keys() - {"dataset"}, key=[*FIRST, *OPTIONS].index)
@@ -246,7 +246,7 @@ def _check_effects(
     given: Mapping[str, Any], dataset: str, *, masked: bool, transform: str | None, schedule: str
 ) -> None:
     """Raises ConfigError for an override without effect. `transform` is None for the pixel baseline."""
-    # what each of these would need, if it has no effect
+    # the options without an effect, and the reason
     lacking = dict[str, str]()
     if dataset == "shapes":
         lacking["data"] = "with shapes, which are made on the fly; use `folder` for your own images"

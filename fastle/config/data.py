@@ -28,7 +28,7 @@ def sides_of(size: Size) -> tuple[int, int]:
 
 
 def plain_size(size: Any) -> Any:
-    """A size in its one form: a number for a square, and a tuple for a pair, as which JSON has a list."""
+    """A size in canonical form: an int for a square, else a tuple (JSON has lists)."""
     if isinstance(size, (list, tuple)):
         return size[0] if len(size) == 2 and size[0] == size[1] else tuple(size)
     return size

@@ -12,14 +12,14 @@ class OwnConfig(Checked):
     """A judge or a transformation of the caller's own.
 
     Attributes:
-        own: what it is called; of a judge with a digest of its weights, of a dataclass with its fields.
+        own: its name; a judge's has a digest of its weights, a dataclass's has its fields.
     """
 
     own: str = option("a part that the caller makes")
 
     @property
     def name(self) -> str:
-        """As other transformations have it."""
+        """The name, as other transformations have one."""
         return self.own
 
     def __str__(self) -> str:

@@ -45,7 +45,7 @@ OPTIONS: dict[str, Option] = {
 
 
 def setting_as_typed(name: str, value: Any) -> Any:
-    """A setting of `RunConfig.settings` as people write it; names of the caller's own are text already."""
+    """A setting of `RunConfig.settings` as people type it; the names of own parts are text already."""
     return OPTIONS[name].as_typed(value) if name in OPTIONS else value
 
 
@@ -125,7 +125,7 @@ class RunConfig:
             "data": partial(from_fields, DataConfig),
             "train": partial(from_fields, TrainConfig),
         }
-        # config.json says what it is, too
+        # config.json has its format too
         check_names("configuration", values, required=readers, known=(*readers, "format"))
         sections = {}
         for name, read in readers.items():

@@ -69,7 +69,7 @@ class TrainConfig(Checked):
     seed: int = option(
         "seed of the weights, the order of the images and every draw", initial=0, at_least=0, below=2**63
     )
-    # configurations of before there was a choice say nothing, and were fp32
+    # configurations of earlier versions name no precision: all were fp32
     precision: Precision = option(
         "bf16 is autocast, with weights and statistics in fp32",
         initial="fp32",

@@ -32,7 +32,7 @@ from .own import OwnAutoencoder, OwnParts
 from .transforms import Transform
 
 CHECKED = 2  # images
-TOLERANCE = 1e-2  # of the largest value: rounding is far below, and BatchNorm or dropout far above
+TOLERANCE = 1e-2  # share of the largest value: rounding changes far less, BatchNorm or dropout far more
 MIXING = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 MODEL_SETTINGS = ("hidden", "map_channels", "latent")
 
@@ -46,11 +46,11 @@ def own_parts(
     judge: FrozenJudge | None,
     transform: Transform | None,
 ) -> tuple[RunConfig, OwnParts]:
-    """The configuration with what the caller made, and that on the device, checked.
+    """Checks the caller's parts and moves them to the device; returns them with the configuration that names them.
 
     Args:
         config: With fastle's own parts in their places.
-        settings: The names of those that the caller gave; one that has no effect beside an own part is an error.
+        settings: The names of the settings that the caller gave; one without effect beside an own part is an error.
         device: Of the run.
         model, judge, transform: See `fastle.fit`; None for the configuration's.
 
@@ -289,5 +289,5 @@ def _described(value: Any) -> str:
 
 
 def _name(transform: Any) -> str:
-    """A dataclass with its fields; of others the repr may be an address."""
+    """The name of a transformation: a dataclass's with its fields; the repr of another class may hold an address."""
     return repr(transform) if hasattr(transform, "__dataclass_fields__") else type(transform).__name__

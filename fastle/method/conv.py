@@ -2,7 +2,7 @@
 
 torch.compile cannot fuse the bias of a convolution that it calls from a library: the sum is written back in a pass of
 its own, or beside the activation as one more map to keep for the backward pass. A bias added outside is part of the
-activation, and what is kept is the result of the convolution. Eager libraries add the bias on the way out, for nothing.
+activation, and what is kept is the result of the convolution. Eager libraries add the bias for free.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class HalvingConv2d(nn.Conv2d):
     """A 4×4 convolution of stride 2 and padding 1 with a SiLU, as a 2×2 convolution on blocks of 2×2 pixels.
 
     Batches of (B, C_in, H, W), H and W divisible by 4 → (ΣB, C_out, H/2, W/2), and the `shortcut` of that to twice the
-    channels. Tensor cores take channels by the eight, which an image does not have: its pixels' blocks make twelve
-    channels of three, filled up with ones to sixteen. The first of the ones carries the bias, so that its gradient
-    comes with the weight's.
+    channels. Tensor cores read channels in eights, and an image has three: a block of 2×2 pixels makes twelve of
+    them, and ones fill these up to sixteen. The first of the ones carries the bias, whose gradient is thus computed
+    with the weight's.
     """
 
     bias: Tensor
@@ -50,7 +50,7 @@ class HalvingConv2d(nn.Conv2d):
 
     def forward(self, batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         if not torch.compiler.is_compiling() and len(batches) > 1:
-            # a graph joins the blocks where it makes them, and images would be copied once more; eager, blocks would
+            # compiled, joining the images first would copy them once more; eager, joining the blocks would
             batches = (torch.cat(list(batches)),)
         blocks = [self._blocks(images) for images in batches]
         # channels-last too: (C_out, 2, 2, channels of a block)
@@ -85,7 +85,7 @@ def add_bias(maps: Tensor, bias: Tensor) -> Tensor:
 
 
 def _autocast(x: Tensor) -> Tensor:
-    """In the dtype that autocast gives to a convolution's operands; it knows no operators but torch's."""
+    """`x` in the dtype that autocast gives a convolution's operands; autocast itself knows torch's operators only."""
     kind = x.device.type
     return (
         x if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind) else x.to(torch.get_autocast_dtype(kind))

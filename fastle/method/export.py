@@ -67,8 +67,8 @@ def export_model(model: Autoencoder, path: Path, *, form: Format, part: Part = "
 class _Part(nn.Module):
     """A model, or a half of it, with one input and one output, in the operators that every runtime has.
 
-    The model rearranges pixels to suit a GPU. Other runtimes are slower for it, and where the size is free torch needs
-    a minute to see through it. `_check` compares the two.
+    The model rearranges pixels to suit a GPU. That slows other runtimes, and torch needs a minute to export it where
+    the size is free. `_check` compares the two.
     """
 
     def __init__(self, model: Autoencoder, part: Part) -> None:
@@ -109,7 +109,7 @@ class _Part(nn.Module):
 
     @property
     def names(self) -> tuple[str, str]:
-        """Of the input and the output."""
+        """The names of the input and the output."""
         return (
             "latents" if self.part == "decode" else "images",
             "latents" if self.part == "encode" else "reconstructions",
@@ -140,7 +140,7 @@ class _Part(nn.Module):
 
 
 def _write_program(graph: _Part, example: Tensor, path: Path) -> None:
-    # a name without its ending is no file of torch.export's to it
+    # torch.export warns of a path without its ending, and not of an open file
     with path.open("wb") as file:
         torch.export.save(torch.export.export(graph, (example,), dynamic_shapes=(graph.free,)), file)
 
@@ -153,7 +153,7 @@ def _read_program(path: Path) -> Callable[[Tensor], Tensor]:
 def _write_onnx(graph: _Part, example: Tensor, path: Path) -> None:
     source, result = graph.names
     with _extra("to export ONNX"):
-        # before the work, whatever torch would import when
+        # imported before the work, so that a missing package is reported at once
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
 
@@ -185,7 +185,7 @@ def _blocks(blocks: nn.Sequential) -> Iterator[Any]:
 def _shortcut_weight(reduce: nn.Conv2d) -> Tensor:
     """`shortcut` as the weight of a 2×2 convolution of stride 2."""
     channels = reduce.in_channels
-    # what it makes of each pixel by itself
+    # blocks with a one at one pixel of one channel: their results are the columns of the weight
     pixels = torch.eye(4 * channels).view(-1, channels, 2, 2)
     return shortcut(pixels, reduce.out_channels).view(channels, 2, 2, -1).permute(3, 0, 1, 2).contiguous()
 
@@ -203,7 +203,7 @@ def _check(model: Autoencoder, graph: _Part, read: Callable[[Tensor], Tensor]) -
         if got.shape != wanted.shape:
             raise ExportError(f"it gives {tuple(got.shape)} for {tuple(x.shape)}, not {tuple(wanted.shape)}")
         errors.append((got - wanted).abs().max())
-    # of torch, whose maximum of a NaN is NaN
+    # torch's maximum is NaN if one of them is; Python's may not be
     worst = float(torch.stack(errors).max())
     if not worst <= LARGEST_ERROR:
         raise ExportError(f"it is off by {worst:.2g}, where {LARGEST_ERROR:g} is the most")
@@ -220,7 +220,7 @@ def _extra(what: str) -> Iterator[None]:
 
 @contextmanager
 def _naming_errors(what: str) -> Iterator[None]:
-    """Names what was exported in an error, and keeps the exporters' warnings for themselves."""
+    """Adds what was exported to an error's message, and hides the exporters' warnings."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -60,7 +60,7 @@ def update_ema(judge: Encoder, encoder: Encoder) -> None:
 class FrozenFeatures(nn.Module):
     """`judge.features` for torch.compile, with the weights of the encoder that a step-frozen judge has aliases of.
 
-    A graph takes an alias for another tensor, and would bring every weight into the convolutions' form twice.
+    A graph sees an alias as another tensor, and would convert every weight to the convolutions' layout twice.
     """
 
     def __init__(self, judge: Encoder, depth: JudgeDepth) -> None:
@@ -96,7 +96,7 @@ class FrozenJudge(nn.Module):
         return normalize_channels(code, statistics_of, self.eps)
 
     def name(self) -> str:
-        """The class of the network and a digest of its weights, by which a run that goes on knows it again."""
+        """The class of the network and a digest of its weights, by which a resumed run recognises it."""
         digest = hashlib.blake2b(digest_size=8)
         for name, tensor in self.network.state_dict().items():
             digest.update(name.encode())
@@ -104,7 +104,7 @@ class FrozenJudge(nn.Module):
         return f"{type(self.network).__name__} {digest.hexdigest()}"
 
 
-# what compares
+# an encoder, or a network in its place
 Judge = Encoder | FrozenJudge
 
 
@@ -155,7 +155,7 @@ class _Comparison:
             return F.mse_loss(ours, wanted)
         dims = [d for d in range(target.ndim) if d != 1]
         variance = torch.var(target, dims, correction=0)
-        # the two means cancel, and a channel's scale can wait until its errors are summed
+        # the target's mean, subtracted from both, cancels; a channel's errors are averaged before they are scaled
         return (_squares(view, target).mean(dims) / (variance + eps)).mean()
 
 
@@ -168,7 +168,7 @@ def errors_in_two_passes(judge: Encoder, targets: Sequence[Features], branches: 
     norm, count = judge.norm, len(targets[0])
     wanted = [_as_map(feature, norm) for target in targets for feature in target]
     moments = [torch.var_mean(maps, (2, 3), correction=0) for maps in wanted]
-    # a channel's variance is the mean of those within the images, and that between them
+    # a channel's variance is the mean of its variances within images, plus the variance of its means
     within = torch.cat([variance for variance, _ in moments], 1).mean(0)
     between = torch.var(torch.cat([mean for _, mean in moments], 1), 0, correction=0)
     squares = []
@@ -188,5 +188,5 @@ def _as_map(feature: Tensor, norm: nn.BatchNorm1d) -> Tensor:
 
 
 def _squares(view: Tensor, target: Tensor) -> Tensor:
-    """Their squared differences. Their gradient lies in memory as they do; that of `square` would not."""
+    """The squared differences. Their gradient has the memory format of view and target; that of `square` has not."""
     return F.mse_loss(view, target, reduction="none")

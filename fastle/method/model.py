@@ -82,7 +82,7 @@ class Encoder(nn.Module):
 
         Args:
             images: (B, C, H, W) of the configuration's size, uint8, uint16 or floats in [0, 1]. With a spatial latent
-                any H and W will do that are divisible by 8, since every layer is a convolution.
+                H and W may be any multiples of 8, since every layer is a convolution.
 
         Returns:
             (B, latent), or (B, c, H/8, W/8) for a spatial latent, in the dtype of the weights.
@@ -155,7 +155,7 @@ class Encoder(nn.Module):
 
     @property
     def eps(self) -> float:
-        """What is added to the variances that normalise."""
+        """What is added to a variance before it normalises."""
         return self.norm.eps
 
     def _check(self, images: Tensor) -> None:
@@ -214,7 +214,7 @@ class Decoder(nn.Module):
             raise ValueError(f"latents must be (B, {shape}), not {tuple(z.shape)}")
         if self.unpool is not None:
             z = F.silu(self.unpool(z)).unflatten(1, self.config.map_shape)
-        # a Linear and a BatchNorm know no layout; every convolution after this one takes its input's
+        # Linear and BatchNorm do not keep the memory format, and each convolution takes over that of its input
         z = z.contiguous(memory_format=torch.channels_last)
         return torch.sigmoid(self.head(self.up(z)).to(self.head.weight.dtype))
 
@@ -223,7 +223,7 @@ class Autoencoder(nn.Module):
     """An `Encoder` and a `Decoder` that share one configuration.
 
     Attributes:
-        bits: of the values of the images in its training, 8 or 16.
+        bits: of each value of the images that it was trained on, 8 or 16.
 
     Raises:
         ConfigError: the configuration is that of an encoder and a decoder of the caller's own.
@@ -362,6 +362,6 @@ def _flat(latent: Tensor) -> Tensor:
 def unit_range(images: Tensor) -> Tensor:
     """Scales uint8 and uint16 images to fp32 in [0, 1]; returns floating images as they are."""
     if images.dtype == torch.uint16:
-        # by a number, CUDA would not divide but multiply by its reciprocal, which rounds otherwise than a CPU
+        # CUDA would divide by a Python number by multiplying with its reciprocal, which rounds differently from a CPU
         return images.float() / torch.full((), 65535.0, device=images.device)
     return images.float() / 255 if images.dtype == torch.uint8 else images

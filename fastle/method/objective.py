@@ -137,10 +137,10 @@ class SelfTeaching(nn.Module):
             raise ValueError(f"the pixel baseline has no transformation: {config} is PixelBaseline's")
         self.model, self.config = model, config
         self.transform = make_transform(config.transform) if transform is None else transform
-        # in tuples, or they would be registered
+        # in tuples, so that nn.Module does not register the judge
         self._judge: tuple[Judge] = (make_judge(config.judge, model.encoder) if judge is None else judge,)
         self._is_live, self._is_ema = (judge is None and config.judge == name for name in ("live", "ema"))
-        # an average's features of the images are not the encoder's, nor are those of another network
+        # the judge's features of the images are then the encoder's, unlike an average's or another network's
         self._has_encoder_weights = judge is None and not self._is_ema
         self._encoder_depth: JudgeDepth = (
             config.judge_depth if self._has_encoder_weights and self.transform.full_view else "code"
@@ -264,7 +264,8 @@ class SelfTeaching(nn.Module):
             if live:
                 both = judge.features((*targets, *views), depth)
                 return [*both[: len(targets)], *full], both[len(targets) :]
-            # the views first: where a bias was in use before, torch.compile keeps its sum with a map, as one more map
+            # the views first: if the targets had used a bias before them, torch.compile would keep its sums with the
+            # views' maps for the backward pass, as further maps
             seen = self._features(views)
             with torch.no_grad():
                 return [*self._features(targets), *full], seen
@@ -276,7 +277,7 @@ class SelfTeaching(nn.Module):
         return self.judge.features(batches, self.config.judge_depth)
 
     def _agreements(self, wanted: Sequence[Features], *seen: Sequence[Features]) -> list[tuple[Tensor, Tensor | None]]:
-        """Of each branch mse(J(T x), J(T x̂)), the mean over T's views, and mse(J(x), J(x̂)) where T asks for it.
+        """For each branch mse(J(T x), J(T x̂)), the mean over T's views, and mse(J(x), J(x̂)) where T asks for it.
 
         Args:
             wanted: features of the targets, the full view last.

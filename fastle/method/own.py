@@ -79,9 +79,9 @@ def frozen(network: nn.Module) -> FrozenJudge:
     """A judge of one's own: a fixed network, such as a pretrained one, in place of the encoder.
 
     The network maps images (B, C, H, W) in [0, 1] to features, from shallow to deep: a tensor (B, D) or (B, c, h, w),
-    or several in a tuple or a list. Bringing the images to the mean, the variance and the size that it was trained with
-    is its part. The loss is the mean over the features of their mean squared errors, after each channel of a feature is
-    normalised by the mean and variance of the batch that `judge_statistics` names.
+    or several in a tuple or a list. It must itself bring the images to the mean, the variance and the size that it was
+    trained with. The loss is the mean over the features of their mean squared errors, after each channel of a feature
+    is normalised by the mean and variance of the batch that `judge_statistics` names.
 
     Example:
         >>> fit(data=images, judge=frozen(Features()), steps=2000)

@@ -171,7 +171,7 @@ def save_pretrained(
     """See `Autoencoder.save_pretrained`; also the hole's share of the input in training."""
     _check_can_be_shared(model)
     check_folder(folder)
-    # an average of the weights has no gradients, and is a model all the same
+    # by name: the parameters of an average need no gradient
     parameters = {name for name, _ in model.named_parameters()}
     tensors = {
         name: tensor.detach().to("cpu", torch.bfloat16 if bf16 and name in parameters else None).contiguous()

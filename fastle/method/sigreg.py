@@ -205,7 +205,7 @@ def _next_slices(state: Tensor, dim: int, num_slices: int, device: torch.device)
     Args:
         state: (2,) int64 on the CPU: the seed and the calls so far. Slices depend on them and on the kind of device.
     """
-    # whatever runs forward while gradients are computed is doing it for the second time
+    # a forward pass inside of a backward pass is a repeated one
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
             "SIGReg is called a second time for one step, by activation checkpointing, and would draw other slices. "
@@ -218,7 +218,7 @@ def _next_slices(state: Tensor, dim: int, num_slices: int, device: torch.device)
     return draw_slices(dim, num_slices, generator)
 
 
-# torch.compile can call it, where it could not make a generator
+# an operator, because torch.compile cannot trace the making of a generator
 _next_slices_op = torch.library.custom_op(
     "fastle::next_slices",
     _next_slices,
@@ -233,7 +233,7 @@ def _(state: Tensor, dim: int, num_slices: int, device: torch.device) -> Tensor:
 
 
 def _mix_bits(number: int) -> int:
-    """64 bits of which each depends on all of the number's: SplitMix64's output function."""
+    """64 bits, each of which depends on every bit of the number: SplitMix64's output function."""
     number = (number + 0x9E3779B97F4A7C15) % 2**64
     number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     number = (number ^ number >> 27) * 0x94D049BB133111EB % 2**64
@@ -278,7 +278,7 @@ class SIGReg(nn.Module):
             raise ValueError(f"SIGReg needs num_slices >= 1, not {num_slices}")
         self.num_slices, self.t_max, self.convention = num_slices, t_max, convention
         self.group, self.impl = group, impl
-        # no buffer, and on the CPU whatever the default device: reading it waits for none
+        # not a buffer, and on the CPU whatever the default device is: reading it must not wait for a GPU
         self._state = torch.tensor([seed, 0], device="cpu")
 
     def forward(self, z: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -34,7 +34,7 @@ PATCH = 4
 # guards square roots and divisions whose argument can be exactly zero, as on the shapes' black ground
 EPS = 1e-6
 LOCAL_CONTRAST_EPS = 1e-4
-# of the integers that a corner is the remainder of: one position is more likely than another by less than 1e-13
+# corners are remainders of integers below this: the probabilities of two positions differ by less than 1e-13
 MANY = 2**62
 
 
@@ -60,7 +60,7 @@ Side = TypeVar("Side", int, Tensor)
 class Transform(Protocol):
     """A transformation: anything that has these three; docs/own.md has an example.
 
-    A dataclass is known again by its fields when a run goes on, and any other class by its name.
+    A resumed run recognises a dataclass by its fields, and any other class by its name.
     """
 
     @property
@@ -275,7 +275,7 @@ def draw_boxes(shape: Shape, side: int | Tensor, generator: Generator) -> Boxes:
         return torch.randint(below, shape[:1], generator=generator, device=generator.device)
 
     if isinstance(side, Tensor):
-        # a bound of `randint` would have to be read from the device
+        # `randint` takes no tensor as its bound, and reading the side would wait for the device
         free = [extent - length + 1 for extent, length in zip(shape[-2:], box_size(side, shape), strict=True)]
         top, left = (integers(MANY) % positions for positions in free)
         return Boxes(top, left, side)

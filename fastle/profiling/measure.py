@@ -24,7 +24,7 @@ class Stopwatch:
         self._device = device
         if device.type == "cuda":
             cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size
-            # twice the cache would do; reading four times as much lasts long enough for queued work to be queued
+            # twice the cache would do; reading four times as much takes so long that a queued call does wait behind it
             self._other = torch.zeros(cache_bytes, dtype=torch.float32, device=device)
             self._begin, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 

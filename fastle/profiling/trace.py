@@ -54,7 +54,7 @@ def phase_times(trace: dict[str, Any], steps: int) -> tuple[dict[str, Times], Ti
         host=(timeline[-1][0] - timeline[0][0]) / 1e3 / steps, device=sum(times.device for times in phases.values())
     )
     if "encode" in phases:
-        # the parts of the loss have names of their own, and only means and sums are left
+        # the parts of the loss are phases of their own; only means and sums are left in it
         rest = phases.pop("loss", Times())
         phases["step"].host += rest.host
         phases["step"].device += rest.device

@@ -26,7 +26,8 @@ from .memory import out_of_memory
 WARM_UP = 3
 # relative, for the loss of the first replay: libraries may choose other kernels while a graph is recorded
 TOLERANCE = 1e-2
-# of the norm of the moments' change: a gradient in bf16 rounds more than its loss, and a wrong one is off by its norm
+# relative to the norm of the moments' change; bf16 rounds gradients more than the loss, and a wrong gradient differs by
+# its whole norm
 MOMENTS_TOLERANCE = 0.1
 
 
@@ -69,7 +70,8 @@ class StepGraph:
         moments: Callable[[], Iterable[Tensor]],
     ) -> None:
         self._images = images.clone()
-        # detached: a copy that has a weight's gradient ties it to this stream, which a recording must not wait for
+        # detached: a copy that autograd knows would tie the weight's gradient to this stream, and no recording may wait
+        # for another stream
         saved = {tensor: tensor.detach().clone() for tensor in state()}
 
         def restore() -> None:
@@ -81,7 +83,7 @@ class StepGraph:
             return [tensor - saved[tensor] if tensor in saved else tensor.clone() for tensor in moments()]
 
         try:
-            # one for all steps: a weight's gradient stays on the stream of the first
+            # one stream for all steps: a weight's gradient stays on the stream that computed it first
             stream = torch.cuda.Stream()
             seed()
             expected, wanted = self._warm_up(step, changes, stream)
@@ -167,7 +169,7 @@ def _recording(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iterat
     """
     pool, current, collects = torch.cuda.graph_pool_handle(), torch.cuda.current_stream(), gc.isenabled()
     first: RuntimeError | None = None
-    # to free a tensor of before would break the recording off
+    # freeing a tensor made before the recording would abort it
     gc.disable()
     try:
         # the feed's threads copy batches meanwhile, which a stricter mode would reject as part of the recording
@@ -178,7 +180,7 @@ def _recording(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iterat
                 first = error
                 raise
     except RuntimeError as error:
-        # PyTorch leaves these to a recording that ends well. until then, no memory that two streams use is ever freed
+        # PyTorch calls these only after a successful recording; otherwise memory used by two streams is never freed
         torch.cuda.set_stream(current)
         with contextlib.suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)

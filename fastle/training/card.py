@@ -143,7 +143,7 @@ def _table(figures: list[dict[str, Any]], validation: float | None, *, bf16: boo
     if figures:
         lines += [f"| images | input | {' | '.join(FIGURES.values())} |", f"|---|---|{'---:|' * len(FIGURES)}"]
         for row in figures:
-            # the path of a folder is nobody's business, its name may say something
+            # the name of a folder may say what its images are; its path is private
             source = row["data"] if row["data"] == "test split" else Path(row["data"]).name
             values = " | ".join(f"{row[name]:.2f}" if name == "psnr" else f"{row[name]:.3f}" for name in FIGURES)
             lines.append(f"| {row['images']:,} of {source} | {row['input']} | {values} |")

@@ -80,10 +80,10 @@ def check_run(run: Path, loading: Loading) -> Verdict:
         try:
             if isinstance(checkpoint, FastleError):
                 raise checkpoint
-            # what the run is, its checkpoints know too
+            # checkpoints hold the configuration too
             known = config or RunConfig.from_dict(checkpoint.metadata.get("config", {}))
             if known.model.own is None:
-                # before a trainer is made: it may be larger than the file
+                # before a trainer is made, which may take more memory than the file
                 check_model(known, checkpoint)
             if not known.own():
                 Trainer(known, torch.device("cpu")).check(checkpoint)
@@ -108,11 +108,11 @@ def _load(path: Path) -> Checkpoint | FastleError:
 
 
 def _check_config(run: Path, known: list[Checkpoint]) -> tuple[RunConfig | None, Finding]:
-    """The configuration, or None if config.json cannot be read or all checkpoints know another."""
+    """The configuration, or None if config.json cannot be read or all checkpoints hold another."""
     path = run / "config.json"
     try:
         config = read_run_config(run)
-        # their checksums speak for the checkpoints
+        # checkpoints have checksums and config.json has none: if they differ, it is config.json that is wrong
         others = [
             config.differences(RunConfig.from_dict(checkpoint.metadata["config"]))
             for checkpoint in known

@@ -72,7 +72,7 @@ class Display:
         console: Where the metrics are shown.
         total: The number of steps of the run.
         shown: Whether anything is shown at all.
-        rows: Whether metrics and what goes without saying are shown.
+        rows: Whether metrics and routine messages are shown.
     """
 
     def __init__(self, console: Console, total: int, *, shown: bool = True, rows: bool = True) -> None:
@@ -101,7 +101,7 @@ class Display:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def tell(self, text: str) -> None:
-        """As `say`, of what goes without saying."""
+        """Prints a routine message, only if `rows` is set."""
         if self._rows:
             self.say(text)
 
@@ -133,7 +133,7 @@ def _formatted(row: dict[str, Any], remaining: str) -> dict[str, str]:
 
 
 def _wrapped(parts: list[str]) -> str:
-    """Joins parts into lines of at most `PLAIN_COLUMNS`, which break between parts alone; later lines are indented."""
+    """Joins parts into lines of at most `PLAIN_COLUMNS` that break between parts only; later lines are indented."""
     lines = parts[:1]
     for part in parts[1:]:
         if len(lines[-1]) + 2 + len(part) <= PLAIN_COLUMNS:

@@ -1,7 +1,7 @@
 """The lock of a run directory: one process at a time writes there.
 
 It is an advisory `flock` on a file that names its holder. The kernel frees it when the holder ends, however it ends, so
-that a lock that was left behind by a dead process is in nobody's way.
+that no dead process holds it.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class RunLock:
 
     def _name_holder(self, file: int) -> None:
         host, before = socket.gethostname(), _read(file)
-        # some network filesystems keep locks on each machine apart
+        # on some network filesystems a machine does not see the locks of another
         if before and before.get("host") != host:
             self._say(f"{self._run}: took over the lock of {_words(before)}, which this machine cannot see")
         since = datetime.now(timezone.utc).isoformat(timespec="seconds")

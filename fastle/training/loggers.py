@@ -20,11 +20,11 @@ from fastle.extras import missing_extra
 from fastle.files import one_line
 
 PROJECT = "fastle"
-RUN_ID = "logger-id.txt"  # by which a service knows a run again that goes on
+RUN_ID = "logger-id.txt"  # by which a service recognises a resumed run
 
 
 class Logger(Protocol):
-    """Where the rows of metrics and the grids of one run go. What fails raises."""
+    """Where the rows of metrics and the grids of one run go. A method that fails raises an exception."""
 
     def row(self, row: dict[str, Any], step: int) -> object:
         """Takes numbers by their names."""
@@ -37,7 +37,7 @@ class Logger(Protocol):
 
 
 class GuardedLogger:
-    """A logger whose failure costs a line and itself, not the training.
+    """A logger that is dropped, with a line, when it fails: the training goes on.
 
     Args:
         name: The logger.
@@ -101,7 +101,7 @@ def _import(name: LoggerName) -> Any:
 
 class _TensorBoard:
     def __init__(self, package: Any, run: Path, config: dict[str, Any], done: int) -> None:
-        # what a killed run logged after its last checkpoint is not shown
+        # purge_step hides what a killed run logged after its last checkpoint
         self._writer = package.SummaryWriter(log_dir=str(run / "tensorboard"), purge_step=done + 1)
         self._writer.add_text("configuration", "\n".join(f"- {name}: {value}" for name, value in config.items()), done)
 

@@ -43,7 +43,7 @@ def check_fits(config: ModelConfig, device: torch.device) -> None:
     # built without memory: only its shapes are asked for
     with torch.device("meta"):
         weights = Autoencoder(config).parameter_count()
-    # of 4 bytes each: weight, gradient and two moments
+    # 4 bytes each for the weight, its gradient and two moments
     needed = 16 * weights
     free = free_memory(device)
     if needed > free:
@@ -76,8 +76,8 @@ def estimate(config: RunConfig) -> Estimate:
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether an error says that memory ran out.
 
-    PyTorch has an exception of its own for its CUDA allocator alone: not for a driver, which is asked for memory too
-    when a kernel is loaded, for Triton, for a library's handle or for a CPU.
+    PyTorch has an exception of its own for its CUDA allocator only. A driver that loads a kernel, Triton, the handle of
+    a library and a CPU run out of memory with other errors.
     """
     said = (
         " error: out of memory",

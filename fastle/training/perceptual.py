@@ -1,4 +1,4 @@
-"""LPIPS and FID of reconstructions, by torchmetrics: how far they are for networks that were trained on ImageNet.
+"""LPIPS and FID of reconstructions, by torchmetrics: distances between the features of networks trained on ImageNet.
 
 LPIPS (Zhang et al., 2018) is the distance of AlexNet's features, averaged over the images: 0 for equal images. FID
 (Heusel et al., 2017) is the Fréchet distance between normal distributions fitted to InceptionV3's 2,048 features of all

@@ -254,7 +254,7 @@ class StartingPoint:
 
     def __init__(self, config: RunConfig, device: torch.device, *, total_steps: int | None = None) -> None:
         self.config, self.device = config, device
-        # this step is never taken
+        # only its weights, draws and rates are used: its step is never taken
         self._step = Trainer(config, device, total_steps=total_steps)
         self.weights: dict[str, Tensor] = self._step.model.state_dict()
 

@@ -1,4 +1,4 @@
-"""What a run computes in, where nobody says."""
+"""The arithmetic of a step: resolves `--precision auto`, and lets GPUs multiply in TF32."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def with_precision(config: RunConfig, device: torch.device, kept: Path | None = 
     if config.train.precision != "auto":
         return config
     chosen = precision_on(device)
-    # whoever opens the run says what is wrong with it
+    # what is wrong with the run is reported when it is opened
     with contextlib.suppress(FastleError):
         if kept is not None and has_checkpoint(kept):
             chosen = read_run_config(kept).train.precision
@@ -47,7 +47,7 @@ def takes_tf32(device: torch.device, precision: Precision) -> bool:
 
 @contextlib.contextmanager
 def fast_arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
-    """What a step may do to be fast on a CUDA GPU. The settings are the process's, and restored afterwards.
+    """Lets a step be fast on a CUDA GPU. The settings hold for the whole process, and are restored afterwards.
 
     cuDNN measures its algorithms, since shapes never change, and the fp32 products outside SIGReg take TF32.
     """

@@ -1,7 +1,7 @@
 """The ranks of a run: they agree before they begin and before they stop, and notice when one of them is gone.
 
-What they tell each other goes through the store that they have met in, which neither waits for a device nor for a rank.
-A collective would wait for a rank that is gone, for ten minutes or forever.
+They exchange messages through the store in which they met, which waits neither for a device nor for a rank. A
+collective would wait for a lost rank, for ten minutes or forever.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fastle.machine import package_version
 
 BEAT = 5.0  # seconds between two signs of life
 LOST = 40.0  # seconds without a sign of life after which a rank counts as lost
-# counts of signs of life that say how a rank has ended
+# what a rank adds to its count of signs of life when it ends, and when it fails
 ENDED, FAILED = 10**9, 2 * 10**9
 
 Result = TypeVar("Result")
@@ -53,12 +53,12 @@ class Ranks:
 
     def __enter__(self) -> Ranks:
         if self.world_size > 1:
-            # a connection each for the main thread, the thread, and whoever speaks: one that waits would keep the
-            # others from theirs. all are made now: a new one to a rank that is gone would wait for half an hour
+            # one connection each for the main thread, the watcher and the reporter: a waiting request blocks its
+            # connection. open all now, since connecting to a lost rank blocks for half an hour
             store = dist.distributed_c10d._get_default_store()
             # the same processes may train one run after another
             self._run = store.add(f"fastle/runs of {self.rank}", 1)
-            self._store, self._thread_store, self._voice_store = (store.clone() for _ in range(3))
+            self._store, self._watcher_store, self._reporter_store = (store.clone() for _ in range(3))
             self._thread = threading.Thread(target=self._watch, name="ranks", daemon=True)
             self._thread.start()
         return self
@@ -85,7 +85,7 @@ class Ranks:
         values = []
         for rank in range(self.world_size):
             key = self._key(f"round/{self._rounds}/{rank}")
-            # the thread ends the process if this rank is gone
+            # the watcher ends the process if this rank is lost
             while not self._store.check([key]):
                 time.sleep(0.02)
             values.append(json.loads(self._store.get(key)))
@@ -143,9 +143,9 @@ class Ranks:
         seen = {rank: (0, time.monotonic()) for rank in range(self.world_size) if rank != self.rank}
         try:
             while not self._ended.wait(BEAT):
-                self._thread_store.add(self._key(f"life/{self.rank}"), 1)
+                self._watcher_store.add(self._key(f"life/{self.rank}"), 1)
                 for rank, (count, at) in seen.items():
-                    now = self._thread_store.add(self._key(f"life/{rank}"), 0)
+                    now = self._watcher_store.add(self._key(f"life/{rank}"), 0)
                     if now != count:
                         seen[rank] = now, time.monotonic()
                     if now >= FAILED:
@@ -159,7 +159,7 @@ class Ranks:
 
     def _leave(self, what: str) -> None:
         """Ends the process. The main thread may be waiting for the rank that is gone."""
-        # if the main thread notices it by itself, it leaves in good order
+        # the main thread may notice it too, and then ends the process in good order
         if self._ended.wait(BEAT):
             return
         if self._is_first_to_speak():
@@ -172,7 +172,7 @@ class Ranks:
     def _is_first_to_speak(self) -> bool:
         """Whether no other rank has said yet what went wrong."""
         try:
-            return bool(self._voice_store.add(self._key("spoken"), 1) == 1)
+            return bool(self._reporter_store.add(self._key("spoken"), 1) == 1)
         # the store ends with the process that holds it; a fault said twice is better than one that nobody says
         except RuntimeError:
             return True
@@ -188,7 +188,7 @@ def says_rank_is_gone(error: RuntimeError) -> bool:
 
 
 def versions() -> str:
-    """The versions of what computes."""
+    """The versions of Python and of the packages that compute."""
     packages = ("fastle", "torch", "triton", "torchvision")
     installed = [f"{name} {package_version(name)}" for name in packages if package_version(name)]
     return ", ".join([*installed, f"Python {platform.python_version()}"])

@@ -4,8 +4,8 @@ Running the same command again resumes from the newest checkpoint; `overwrite` s
 except that only the two newest checkpoints are kept.
 
 A directory is a run's if its config.json says so. `overwrite` moves the files of the run before aside, and deletes them
-once the new run has a checkpoint of its own. A new run that ends earlier, however it ends, leaves the old one to be put
-back: at once, or by the next process that opens the directory.
+once the new run has a checkpoint of its own. If the new run ends before its first checkpoint, the old run is restored,
+at once or when the directory is next opened.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from .report import STARTS, append_metrics, append_start, read_metrics, rewind_m
 from .trainer import Trainer
 
 GRID_IMAGES = 8
-PAGE = "report.html"  # that a command writes at the end
-# what a run writes, as patterns
+PAGE = "report.html"  # which fastle-train writes at the end
+# patterns of the files and folders that a run writes
 RUN_FILES = (
     "config.json",
     "metrics.jsonl",
@@ -60,7 +60,7 @@ RUN_FILES = (
     "wandb",
     RUN_ID,
 )
-# the files of a run that is being overwritten: all of them, or those that have been moved so far
+# folders for the files of a run that is being overwritten: all of them, or those moved so far
 REPLACED, MOVING = "replaced-run", "replaced-run.moving"
 
 

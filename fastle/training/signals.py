@@ -1,4 +1,4 @@
-"""Signals: what asks a run to stop or to save is answered at once with a line, whatever the run is doing.
+"""Signals: a request to stop or to save is answered with a line at once, whatever the run is doing.
 
 SIGINT, SIGTERM and SIGHUP stop a run, and SIGUSR1 makes it save and go on. A signal that was ignored when the process
 started, as SIGHUP is under nohup, stays ignored.
@@ -20,14 +20,14 @@ from types import FrameType, TracebackType
 from typing import Any, Literal
 
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# requests, of which a greater one takes precedence; a stop is this plus its signal
+# requests; a greater one takes precedence. a request to stop is STOPPING plus its signal
 NOTHING, SAVE, STOPPING = 0, 1, 128
 # seconds: a terminal and torchrun may pass the same signal on to a process; a person's second one comes later
 ONE_REQUEST = 2.0
 PROMPT = 0.2  # seconds after which the main thread counts as busy
 GRACE = 4.0  # seconds that the main thread has to end where nothing can be saved
 
-# what a stop means: the end at once, the end after the step, or also the end of what is measured between steps
+# what a stop ends: the run at once, the run after the step, or also a measurement between two steps
 Mode = Literal["at once", "after the step", "cut short"]
 
 
@@ -63,7 +63,7 @@ class Signals:
         self._stop: int | None = None
         self._save = False
         self._handlers: dict[int, Any] = {}
-        # the mode in which the main thread has met a stop
+        # the mode in which a stop has reached the main thread
         self._stopped_in: Mode | None = None
         self._met = threading.Event()
 
@@ -103,7 +103,7 @@ class Signals:
 
     @contextmanager
     def mode(self, mode: Mode) -> Iterator[None]:
-        """Surrounds a phase of the run, and says what a stop means in it."""
+        """Sets what a stop ends while the block runs."""
         before, self._mode = self._mode, mode
         try:
             yield
@@ -112,7 +112,7 @@ class Signals:
 
     @contextmanager
     def cut_short(self) -> Iterator[None]:
-        """Surrounds what a stop ends before its time, so that the run can save."""
+        """Lets a stop end the block early, so that the run can save."""
         try:
             with self.mode("cut short"):
                 yield
@@ -160,7 +160,7 @@ class Signals:
                 _leave(signum)
 
     def _say_of(self, signum: int, text: str) -> None:
-        # nobody may read the output any more
+        # whoever reads the output may have ended
         with suppress(OSError):
             self._say(f"{signal.Signals(signum).name}: {text}")
 

@@ -104,7 +104,8 @@ class Trainer:
         self.model = _initial_model(config, device) if own.model is None else own.model
         self.model.bits = config.data.bits
         if own.model is not None and world_size > 1:
-            # whatever the caller's processes have drawn; DDP does it too, but after judge and averages are copied
+            # the caller's processes may have drawn different weights. DDP makes them equal too, but only after the
+            # judge and the averages are copied
             for tensor in (*self.model.parameters(), *self.model.buffers()):
                 dist.broadcast(tensor.detach(), 0)
         self.objective = make_objective(self.model, config.objective, judge=own.judge, transform=own.transform)
