@@ -32,7 +32,7 @@ MASKED = Option(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveConfig(Checked):
-    """One row of docs/method.md, section 1. The pixel baseline sets its name and hole ratio only.
+    """One row of docs/method.md, section 1. The pixel baseline sets `PIXEL_FIELDS` only.
 
     Attributes:
         name: "self-teaching", or "pixel" for the baseline.

@@ -88,25 +88,25 @@ class RunConfig:
         groups = {
             "data": self.data, "model": self.model, "objective": self.objective, "training": self.train
         }  # fmt: skip
-        used: dict[str, dict[str, Any]] = {}
+        by_group: dict[str, dict[str, Any]] = {}
         for group, section in groups.items():
             names = self.objective.used() if section is self.objective else options_of(type(section))
             values = {options_of(type(section))[field].name: getattr(section, field) for field in names}
-            used[group] = {name: value for name, value in values.items() if value not in (None, ())}
-        del used["model"]["size"]
+            by_group[group] = {name: value for name, value in values.items() if value not in (None, ())}
+        del by_group["model"]["size"]
         if self.model.own is not None:
-            used["model"] = {"encoder": self.model.own.encoder, "decoder": self.model.own.decoder}
+            by_group["model"] = {"encoder": self.model.own.encoder, "decoder": self.model.own.decoder}
         if isinstance(self.objective.judge, OwnConfig):
-            used["objective"]["judge"] = self.objective.judge.own
+            by_group["objective"]["judge"] = self.objective.judge.own
         if self.train.schedule != "trapezoid":
-            del used["training"]["decay"]
+            del by_group["training"]["decay"]
         if isinstance(transform, OwnConfig):
-            used["objective"]["transform"] = transform.own
+            by_group["objective"]["transform"] = transform.own
         elif transform is not None:
             fields = options_of(type(transform)).items()
             values = {made.name: getattr(transform, field) for field, made in fields}
-            used["objective"] |= {"transform": transform.name} | {k: v for k, v in values.items() if v is not None}
-        return used
+            by_group["objective"] |= {"transform": transform.name} | {k: v for k, v in values.items() if v is not None}
+        return by_group
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dicts, as config.json holds them."""
