@@ -53,8 +53,8 @@ def make_judge(name: JudgeName | OwnConfig, encoder: Encoder) -> Encoder:
 @torch.no_grad()
 def update_ema(judge: Encoder, encoder: Encoder) -> None:
     """Moves the EMA judge's parameters towards the encoder's by 1 − `EMA_DECAY`; no judge uses running statistics."""
-    for average, parameter in zip(judge.parameters(), encoder.parameters(), strict=True):
-        average.lerp_(parameter, 1 - EMA_DECAY)
+    for weight, followed in zip(judge.parameters(), encoder.parameters(), strict=True):
+        weight.lerp_(followed, 1 - EMA_DECAY)
 
 
 class FrozenFeatures(nn.Module):

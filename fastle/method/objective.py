@@ -196,7 +196,7 @@ class SelfTeaching(nn.Module):
         wanted, seen = self._judged(targets, views, x, encoded)
         ((agreement, full_view),) = self._agreements(wanted, seen)
         regularizer = self._sigreg(draws, z)
-        total = _average(agreement, full_view) + self.config.sigreg_weight * regularizer
+        total = _with_full_view(agreement, full_view) + self.config.sigreg_weight * regularizer
         return Losses(total=total, agreement=agreement, full_view=full_view, sigreg=regularizer, latent=z.detach())
 
     def _masked(self, x: Tensor, y: Tensor, draws: Draws) -> Losses:
@@ -221,7 +221,7 @@ class SelfTeaching(nn.Module):
             seen_clean, seen_masked = [*seen_clean, clean_full], [*seen_masked, masked_full]
         with phase("judge"):
             consistency = F.mse_loss(self.judge.normalize(clean_full[-1]), self.judge.normalize(masked_full[-1]))
-        clean, masked = (_average(*terms) for terms in self._agreements(wanted, seen_clean, seen_masked))
+        clean, masked = (_with_full_view(*terms) for terms in self._agreements(wanted, seen_clean, seen_masked))
         regularizer = self._sigreg(draws, z, branches=2)
         weights = self.config.consistency_weight, self.config.masked_weight
         agreement = (weights[0] * consistency + clean + weights[1] * masked) / (weights[0] + 1 + weights[1])
@@ -319,5 +319,5 @@ def _draw_hole(config: ObjectiveConfig, shape: Shape, generator: Generator) -> B
     return draw_boxes(shape, hole_side(config.hole_ratio, shape), generator)
 
 
-def _average(agreement: Tensor, full_view: Tensor | None) -> Tensor:
+def _with_full_view(agreement: Tensor, full_view: Tensor | None) -> Tensor:
     return agreement if full_view is None else (agreement + full_view) / 2
