@@ -21,7 +21,8 @@ from torch import Tensor
 from .images import empty_like, launches, planes
 from .images_triton import divide, load_corner, select_view
 
-# launch table; not tuned on a GPU yet
+# launch table. on an H100 a crop takes twice what its bytes would and its gradient four times (docs/results/h100.md);
+# other values were not tried there
 TILE, MAX_COLUMNS, WARPS = 1024, 128, 4
 PIXELS = 128  # elements of a box that one program of the gradient computes
 ZERO_ROWS = 16  # image rows in which one program of the gradient stores zeros

@@ -16,7 +16,7 @@ from torch import Tensor
 from .images import empty_like, launches, planes, scale
 from .images_triton import divide, load_corner, select_view
 
-# launch table; not tuned on a GPU yet
+# launch table; other values were not compared on a GPU
 MAX_CHANNELS = 16
 MAX_HELD = 16384  # values that a program holds in registers
 BLOCK = 4096  # values in a tile of a plane that is read twice

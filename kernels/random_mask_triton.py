@@ -15,7 +15,7 @@ from torch import Tensor
 from .images import empty_like, is_channels_last, launches, scale
 from .images_triton import divide, select_view
 
-# launch table; not tuned on a GPU yet
+# launch table; other values were not compared on a GPU
 BP, MAX_CHANNELS, WARPS = 1024, 4, 4
 
 

@@ -39,15 +39,18 @@ def make_judge(name: JudgeName | OwnConfig, encoder: Encoder) -> Encoder:
     Raises:
         ValueError: it is the name of a judge that only the caller can make.
     """
-    if isinstance(name, OwnConfig):
-        raise ValueError(f"the judge {name} is the caller's own: give it as judge=")
-    if name == "live":
-        return encoder
-    judge = copy.deepcopy(encoder).requires_grad_(False)
-    if name == "step-frozen":
-        for alias, parameter in zip(judge.parameters(), encoder.parameters(), strict=True):
-            alias.data = parameter.data
-    return judge
+    match name:
+        case "live":
+            return encoder
+        case "ema":
+            return copy.deepcopy(encoder).requires_grad_(False)
+        case "step-frozen":
+            judge = copy.deepcopy(encoder).requires_grad_(False)
+            for alias, parameter in zip(judge.parameters(), encoder.parameters(), strict=True):
+                alias.data = parameter.data
+            return judge
+        case OwnConfig():
+            raise ValueError(f"the judge {name} is the caller's own: give it as judge=")
 
 
 @torch.no_grad()

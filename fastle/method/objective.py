@@ -80,6 +80,8 @@ class PixelBaseline(nn.Module):
         config: a row with name "pixel".
     """
 
+    kept_judge: Encoder | None = None  # it has no judge
+
     def __init__(self, model: Autoencoder, config: ObjectiveConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
@@ -153,6 +155,11 @@ class SelfTeaching(nn.Module):
     def judge(self) -> Judge:
         return self._judge[0]
 
+    @property
+    def kept_judge(self) -> Encoder | None:
+        """The judge if it has weights of its own that training changes, and that a checkpoint must hold: the EMA."""
+        return self.judge if isinstance(self.judge, Encoder) and self._is_ema else None
+
     def draw(self, shape: Shape, *, shared: Generator, local: Generator) -> Draws:
         """Everything random for a batch of `shape`.
 
@@ -179,8 +186,8 @@ class SelfTeaching(nn.Module):
 
     def update_judge(self) -> None:
         """Moves the EMA judge after the optimizer's step; the other judges share the encoder's memory."""
-        if isinstance(self.judge, Encoder) and self._is_ema:
-            update_ema(self.judge, self.model.encoder)
+        if self.kept_judge is not None:
+            update_ema(self.kept_judge, self.model.encoder)
 
     def _plain(self, x: Tensor, draws: Draws) -> Losses:
         """agreement + λ·SIGReg(z); with a full view (agreement + full view) / 2 + λ·SIGReg(z)."""

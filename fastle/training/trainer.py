@@ -31,7 +31,7 @@ from fastle.config import ConfigError, RunConfig, TrainConfig
 from fastle.errors import FastleError
 from fastle.machine import is_old
 from fastle.method.model import Autoencoder
-from fastle.method.objective import Draws, Losses, SelfTeaching, make_objective
+from fastle.method.objective import Draws, Losses, make_objective
 from fastle.method.own import OwnParts
 from fastle.phases import phase
 
@@ -260,8 +260,8 @@ class Trainer:
         yield from self.model.buffers()
         for moments in self.optimizer.state.values():
             yield from moments.values()
-        if isinstance(self.objective, SelfTeaching) and self.config.objective.judge == "ema":
-            yield from self.objective.judge.parameters()
+        if self.objective.kept_judge is not None:
+            yield from self.objective.kept_judge.parameters()
         for average in self.averages:
             yield from average.tensors()
 
@@ -277,8 +277,8 @@ class Trainer:
         sections = {"model": self.model.state_dict(), "optimizer": {}}
         for index, moments in self.optimizer.state_dict()["state"].items():
             sections["optimizer"] |= {f"{index}.{name}": value for name, value in moments.items()}
-        if isinstance(self.objective, SelfTeaching) and self.config.objective.judge == "ema":
-            sections["judge"] = self.objective.judge.state_dict()
+        if self.objective.kept_judge is not None:
+            sections["judge"] = self.objective.kept_judge.state_dict()
         return sections | {average.name: average.model.state_dict() for average in self.averages}
 
     def check(self, checkpoint: Checkpoint) -> None:
@@ -318,8 +318,8 @@ class Trainer:
             moments.setdefault(int(index), {})[name] = moment.detach()
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        if isinstance(self.objective, SelfTeaching) and self.config.objective.judge == "ema":
-            self.objective.judge.load_state_dict(checkpoint.section("judge"))
+        if self.objective.kept_judge is not None:
+            self.objective.kept_judge.load_state_dict(checkpoint.section("judge"))
         for average in self.averages:
             average.model.load_state_dict(checkpoint.section(average.name))
         # a captured graph would keep using the moments that it was recorded with
