@@ -142,8 +142,8 @@ class RunDirectory:
                 f"`fastle check {self.path} --restore-config` writes it anew"
             )
         raise ConfigError(
-            f"{self.path} holds a run with another configuration {named}: give another --run, or --overwrite to start "
-            "anew"
+            f"{self.path} holds a run with another configuration {named}: give the former values to continue it, "
+            "another --run, or --overwrite to start anew"
         )
 
     def resume(self, trainer: Trainer, *, images: Identity, total: int, accept_new_data: bool = False) -> str | None:
