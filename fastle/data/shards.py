@@ -1,7 +1,7 @@
 """Images in shards, read in place: tar, zip and parquet files, whose members an index finds (see `shard_index`).
 
 There may be a hundred million images. An index holds 16 bytes for each, and a split 4 more. The object for an image is
-made on demand, and so its name is read from the index's file.
+made on demand, and its name is read from the index's file then.
 """
 
 from __future__ import annotations
