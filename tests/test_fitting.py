@@ -53,7 +53,7 @@ def test_a_call_and_a_command_give_the_same_bits(tmp_path: Path, capsys: pytest.
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.startswith("device: cpu") and "step" not in printed.err
     # what is returned is what was saved, also by a call that has nothing left to do
-    again = fit("shapes", run=tmp_path / "called", device="cpu", **TINY)
+    again = fit("shapes", run=tmp_path / "called", device=torch.device("cpu:0"), **TINY)
     for made in (result, again):
         assert not made.model.training and made.run.resolve() == tmp_path / "called"
         assert [row["step"] for row in made.metrics] == [1, 2] and made.metrics[-1]["valid_psnr"] > 0
