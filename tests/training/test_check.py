@@ -108,7 +108,7 @@ def test_a_configuration_that_no_checkpoint_is_of_is_the_damaged_one(run: Path) 
     main(["check", str(run), "--restore-config"])
     assert read_run_config(run) == CONFIG and (run / "config.json.damaged").read_text() == damaged
     # another configuration than the run's is another thing
-    with pytest.raises(ConfigError, match="give another --run"):
+    with pytest.raises(ConfigError, match="give the former values to continue it, another --run"):
         go(run, config(slices=10))
 
 
