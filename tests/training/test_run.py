@@ -70,7 +70,7 @@ def test_files_beside_a_run_s_are_no_strangers(tmp_path: Path) -> None:
 
 def test_a_run_of_an_earlier_version_is_known_as_one(tmp_path: Path) -> None:
     shutil.copytree(RUN_OF_0_1, tmp_path / "run")
-    with pytest.raises(ConfigError, match="holds a run with another configuration .*give the former values"):
+    with pytest.raises(ConfigError, match=r"holds a run with another configuration .*give the former values"):
         go(tmp_path / "run")
     go(tmp_path / "run", config(steps=1), overwrite=True)
     assert latest_checkpoint(tmp_path / "run").name == "step-00000001.safetensors"
