@@ -39,7 +39,7 @@ class Preset:
     """One dataset's row. A `pooled_*` value replaces its namesake when the latent is pooled.
 
     Attributes:
-        crop_ratio, post_crop_ratio: with `--recipe tuned`, and with `--recipe post`.
+        crop_ratio, post_crop_ratio: with `--recipe tuned` and a spatial latent, and otherwise.
         sigreg_weight: with `--recipe tuned` and a spatial latent.
         lr, pooled_lr: with `--recipe tuned`, the peak of the falling rate.
         post_lr, post_pooled_lr: with `--recipe post`.
@@ -234,9 +234,7 @@ def _defaults(preset: Preset, given: Mapping[str, Any], *, masked: bool, transfo
         "latent": latent,
         "hole_ratio": HOLE_RATIO if masked else None,
         "judge_statistics": preset.post_pooled_statistics if pooled and transform == "crop-resize" else "own",
-        "branch_statistics": "joint" if masked and not post else "own",
-        "masked_weight": 3.0 if masked and not post else 1.0,
-        "crop_ratio": preset.post_crop_ratio if post else preset.crop_ratio,
+        "crop_ratio": preset.post_crop_ratio if post or pooled else preset.crop_ratio,
         "sigreg_weight": SIGREG_WEIGHT if post or pooled else preset.sigreg_weight,
         "lr": rates[pooled],
     } | ({} if given.keys() & {"steps", "epochs"} else {"steps": preset.steps, "epochs": preset.epochs})

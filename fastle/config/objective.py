@@ -87,7 +87,6 @@ class ObjectiveConfig(Checked):
         "the codes whose mean and variance normalise a branch's latents, with --masked: its own, or both branches'",
         initial="own",
         group="objective",
-        default="the recipe's",
     )
     consistency_weight: float = option(
         "weight of the consistency of both branches, with --masked; that of the clean branch's agreement is 1",
@@ -95,7 +94,6 @@ class ObjectiveConfig(Checked):
         at_least=0,
         group="objective",
         metavar="W",
-        default="the recipe's",
     )
     masked_weight: float = option(
         "weight of the masked branch's agreement, with --masked",
@@ -103,7 +101,6 @@ class ObjectiveConfig(Checked):
         above=0,
         group="objective",
         metavar="W",
-        default="the recipe's",
     )
     sigreg_weight: float = option(
         "weight λ of SIGReg",
