@@ -237,6 +237,8 @@ def _defaults(preset: Preset, given: Mapping[str, Any], *, masked: bool, transfo
         "crop_ratio": preset.post_crop_ratio if post or pooled else preset.crop_ratio,
         "sigreg_weight": SIGREG_WEIGHT if post or pooled else preset.sigreg_weight,
         "lr": rates[pooled],
+        "branch_statistics": "joint" if masked and not post else "own",
+        "masked_weight": 3.0 if masked and not post else 1.0,
     } | ({} if given.keys() & {"steps", "epochs"} else {"steps": preset.steps, "epochs": preset.epochs})
 
 

@@ -60,7 +60,7 @@ def test_tuned_recipe_compares_more_and_lets_the_rate_fall() -> None:
         # crops of 0.6, joint statistics and a weight of 3 draw stripes after 3,000 steps (docs/results.md)
         small = make_config("cifar10", masked=True).objective
         assert isinstance(small.transform, CropResizeConfig) and small.transform.ratio == 0.3
-        assert (small.branch_statistics, small.masked_weight) == ("own", 1)
+        assert (small.branch_statistics, small.masked_weight) == ("joint", 3)
         assert post.objective.judge_depth == "code" and post.train.schedule == "constant"
     # flags win over a recipe
     config = make_config("cifar10", full_view=False, judge_depth="all", schedule="constant", warmup=0)

@@ -89,7 +89,9 @@ POST: dict[str, Any] = {"judge_statistics": "own"}
 TUNED: dict[str, Any] = TARGET | {
     "judge_depth": "features", "full_view": True, "crop_ratio": 0.6, "sigreg_weight": 0.003,
 }  # fmt: skip
-TUNED_POOLED: dict[str, Any] = TARGET | {"judge_depth": "features", "full_view": True, "crop_ratio": 0.3}
+TUNED_POOLED: dict[str, Any] = TARGET | {
+    "judge_depth": "features", "full_view": True, "crop_ratio": 0.3, "branch_statistics": "joint", "masked_weight": 3.0,
+}  # fmt: skip
 
 
 def _photographs(name: str, about: str, **options: Any) -> Row:
@@ -154,12 +156,12 @@ ROWS: tuple[Row, ...] = (
     _hole("masked-target", "symmetric, crop-resize 0.3, target statistics", crop_ratio=0.3, **TARGET),
     _hole("masked-tuned", "recipe tuned: the blocks' features, crop-resize 0.3 and the whole image", **TUNED_POOLED),
     _hole("masked-tuned-all", "the same, with the stem's features", **TUNED_POOLED | {"judge_depth": "all"}),
-    _hole("masked-tuned-0.6", "recipe tuned, but crop-resize 0.6", **TUNED_POOLED | {"crop_ratio": 0.6}),
     _hole(
-        "masked-tuned-joint",
-        "that, both branches normalised together and the masked one counted three times",
-        **TUNED_POOLED | {"crop_ratio": 0.6, "branch_statistics": "joint", "masked_weight": 3.0},
+        "masked-tuned-own",
+        "recipe tuned, but each branch normalised by itself, and both of the same weight",
+        **TUNED_POOLED | {"branch_statistics": "own", "masked_weight": 1.0},
     ),
+    _hole("masked-tuned-0.6", "recipe tuned, but crop-resize 0.6", **TUNED_POOLED | {"crop_ratio": 0.6}),
     _shapes("shapes-crop-target", "crop-resize 0.3, target statistics", crop_ratio=0.3, **TARGET),
 )
 

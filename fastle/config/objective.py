@@ -87,6 +87,7 @@ class ObjectiveConfig(Checked):
         "the codes whose mean and variance normalise a branch's latents, with --masked: its own, or both branches'",
         initial="own",
         group="objective",
+        default="the recipe's",
     )
     consistency_weight: float = option(
         "weight of the consistency of both branches, with --masked; that of the clean branch's agreement is 1",
@@ -101,6 +102,7 @@ class ObjectiveConfig(Checked):
         above=0,
         group="objective",
         metavar="W",
+        default="the recipe's",
     )
     sigreg_weight: float = option(
         "weight λ of SIGReg",
