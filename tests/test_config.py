@@ -57,7 +57,7 @@ def test_tuned_recipe_compares_more_and_lets_the_rate_fall() -> None:
         assert (objective.judge_statistics, objective.judge_depth) == ("target", "features")
         assert isinstance(objective.transform, CropResizeConfig) and objective.transform.full_view
         assert config.train.schedule == "trapezoid" and config.model == post.model
-        # crops of 0.6, joint statistics and a weight of 3 draw stripes after 3,000 steps (docs/results.md)
+        # crops of 0.6 draw stripes after 3,000 steps (docs/results.md)
         small = make_config("cifar10", masked=True).objective
         assert isinstance(small.transform, CropResizeConfig) and small.transform.ratio == 0.3
         assert (small.branch_statistics, small.masked_weight) == ("joint", 3)

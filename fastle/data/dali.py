@@ -1,4 +1,4 @@
-"""The decoder that uses NVIDIA DALI: it decodes whole batches, and only the crop of each image, on the CPU or a GPU."""
+"""The decoder that uses NVIDIA DALI: it decodes whole batches, on the CPU only the crop of each image, or on a GPU."""
 
 from __future__ import annotations
 
@@ -228,19 +228,17 @@ def _build(sides: tuple[int, int], *, resize: bool, batch_size: int, threads: in
     with pipeline:
         encoded = fn.external_source(name="encoded", dtype=types.DALIDataType.UINT8, ndim=1)
         if resize:
-            pipeline.set_outputs(fn.decoders.image(encoded, **options))
+            images = fn.decoders.image(encoded, **options)
         else:
-            # image_slice, because image_crop rounds odd margins differently from torchvision
+            # by anchors, because DALI's centre crop rounds odd margins differently from torchvision
             anchors = fn.external_source(name="anchors", dtype=types.DALIDataType.INT32, ndim=1)
-            crop = fn.decoders.image_slice(
-                encoded,
-                anchors,
-                np.array(sides, np.int32),
-                axis_names="HW",
-                normalized_anchor=False,
-                normalized_shape=False,
-                **options,
-            )
-            pipeline.set_outputs(crop)
+            crop = (anchors, np.array(sides, np.int32))
+            where: dict[str, Any] = {"axis_names": "HW", "normalized_anchor": False, "normalized_shape": False}
+            if gpu is None:
+                images = fn.decoders.image_slice(encoded, *crop, **where, **options)
+            else:
+                # nvJPEG before 13.2 refuses to decode a part: DALI then warns of every image and decodes it on the CPU
+                images = fn.slice(fn.decoders.image(encoded, **options), *crop, **where)
+        pipeline.set_outputs(images)
     pipeline.build()
     return pipeline

@@ -7,6 +7,8 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +108,24 @@ def test_the_console_stays_clean(write: Write) -> None:
         command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2], timeout=600
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
+def test_the_pipeline_of_a_gpu_cuts_the_same_crops(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nvidia.dali import fn, pipeline
+
+    # the same graph with its decoder on the CPU, whose pixels are torchvision's
+    class OnCpu(pipeline.Pipeline):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options | {"device_id": None})
+
+    decode = fn.decoders.image
+    monkeypatch.setattr(pipeline, "Pipeline", OnCpu)
+    monkeypatch.setattr(fn.decoders, "image", lambda *inputs, **options: decode(*inputs, **options | {"device": "cpu"}))
+    monkeypatch.setattr(DaliDecoder, "_device", torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(synchronize=lambda: None))
+    files = [Memory(str(i), encoded(picture(i, 60 + 7 * i, 130 - 5 * i), "JPEG")) for i in range(13)]
+    size = (48, 56)
+    assert torch.equal(DaliDecoder(size, resize=False, gpu=0)(files), TorchvisionDecoder(size, 3, resize=False)(files))
 
 
 @pytest.mark.gpu
