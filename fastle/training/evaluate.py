@@ -5,7 +5,9 @@ split's mean squared error, and is never higher. SSIM is torchmetrics' (Gaussian
 
 Contrast is the RMS contrast of the reconstructions (the mean over images of the standard deviation of luma), divided by
 that of the images: 1 if no contrast is lost. Sharpness is the same ratio for the mean magnitude of luma's Sobel
-gradient: below 1 edges are blurred or lost, above 1 there are edges that the images do not have.
+gradient: below 1 edges are blurred or lost, above 1 there are edges that the images do not have. The spectral peak is
+the same ratio for the mean power at one frequency, the greatest over all: far above 1 there is a pattern, such as
+stripes, that the images do not have.
 
 Colour images also have a PSNR of luma and one of chroma (Cb and Cr together), in full-range BT.601 YCbCr:
 
@@ -27,6 +29,7 @@ from fastle.method.transforms import Boxes, cut_hole, draw_boxes, hole_mask, hol
 
 from .perceptual import Perceptual
 from .report import GRID_ROWS
+from .spectrum import Spectrum
 
 HOLE_SEED = 0
 BATCH = 250
@@ -59,10 +62,10 @@ def evaluate(
         progress: Called after each batch with the number of images seen so far.
 
     Returns:
-        "clean" holds psnr, psnr_of_mean_mse, ssim, contrast and sharpness of the reconstructed images; for colour
-        images, also psnr_luma and psnr_chroma. With a hole, "masked" holds the same of images reconstructed from
-        input with a hole, compared with the whole image, and psnr and ssim inside and outside of the hole. Where they
-        were asked for, each also holds lpips and, of several images, fid.
+        "clean" holds psnr, psnr_of_mean_mse, ssim, contrast, sharpness and spectral_peak of the reconstructed images;
+        for colour images, also psnr_luma and psnr_chroma. With a hole, "masked" holds the same of images reconstructed
+        from input with a hole, compared with the whole image, and psnr and ssim inside and outside of the hole. Where
+        they were asked for, each also holds lpips and, of several images, fid.
 
     Raises:
         TooSmall, NoWeights, MissingExtra: `perceptual` asks for what cannot be had, see `Perceptual`.
@@ -71,6 +74,7 @@ def evaluate(
     holes = None if hole_ratio is None else fixed_holes(len(images), model.config.sides, hole_ratio)
     settings = ("clean",) if hole_ratio is None else ("clean", "masked")
     per_image: dict[str, list[dict[str, Tensor]]] = {setting: [] for setting in settings}
+    spectra = {setting: Spectrum() for setting in settings}
     judges = {setting: Perceptual(min(model.config.sides), device) for setting in settings} if perceptual else {}
     seen = 0
     for batch in _batches(images, range(len(images)), device):
@@ -83,12 +87,17 @@ def evaluate(
             inside = hole_mask(x.shape, boxes, hole_ratio)
             outputs["masked"] = model(cut_hole(x, boxes, hole_ratio))
             per_image["masked"].append(_quality(outputs["masked"], x, inside))
+        for setting, spectrum in spectra.items():
+            spectrum.update(outputs[setting], x)
         for setting, judge in judges.items():
             judge.update(outputs[setting], x)
         seen += len(x)
         progress(seen)
     further = {setting: judge.figures() for setting, judge in judges.items()}
-    return {setting: _means(batches) | further.get(setting, {}) for setting, batches in per_image.items()}
+    return {
+        setting: _means(batches) | {"spectral_peak": spectra[setting].peak()} | further.get(setting, {})
+        for setting, batches in per_image.items()
+    }
 
 
 def fixed_holes(count: int, sides: tuple[int, int], hole_ratio: float) -> Boxes:

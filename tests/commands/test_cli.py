@@ -118,7 +118,8 @@ def test_train_eval_and_reconstruct_one_s_own_photographs(
     figures = json.loads((tmp_path / "mine" / "eval-test.json").read_text())
     assert figures["images"] == 1 and figures["step"] == 2 and figures["data"] == "test split"
     assert figures["clean"].keys() == {
-        "psnr", "psnr_of_mean_mse", "ssim", "contrast", "sharpness", "psnr_luma", "psnr_chroma"
+        "psnr", "psnr_of_mean_mse", "ssim", "contrast", "sharpness", "psnr_luma", "psnr_chroma",
+        "spectral_peak",
     }  # fmt: skip
     assert figures["masked"].keys() >= {"psnr_inside", "psnr_outside", "ssim_inside", "ssim_outside"}
     assert f"{figures['clean']['psnr']:.2f} dB" in out and "eval-test.json" in out

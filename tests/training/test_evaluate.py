@@ -113,7 +113,9 @@ def test_a_wrong_grey_is_in_luma_alone_and_a_wrong_tint_in_chroma_alone() -> Non
 def test_grey_images_have_neither_luma_nor_chroma() -> None:
     x = pictures(1).batch([0])[:, :1]
     figures = evaluate(Repainted(x[0] / 255), ArrayImages(x), hole_ratio=0.35, device=CPU)  # type: ignore[arg-type]
-    assert figures["clean"].keys() == {"psnr", "psnr_of_mean_mse", "ssim", "contrast", "sharpness"}
+    assert figures["clean"].keys() == {
+        "psnr", "psnr_of_mean_mse", "ssim", "contrast", "sharpness", "spectral_peak"
+    }  # fmt: skip
     assert not {"psnr_luma", "psnr_chroma"} & figures["masked"].keys()
 
 
@@ -130,6 +132,39 @@ def test_sharpness_is_the_gradient_of_luma_over_the_images() -> None:
     assert figures["contrast"] == pytest.approx(1, rel=1e-4)
     # Sobel's central difference sees nothing between two stripes of one colour, but at the border, which is repeated
     assert figures["sharpness"] == pytest.approx(1, rel=1e-4)
+
+
+def test_the_spectral_peak_is_the_strongest_pattern_over_the_images() -> None:
+    class Striped(Shifted):
+        def forward(self, x: Tensor) -> Tensor:
+            return 0.5 * x + 0.25 * (torch.arange(SIZE) * math.tau * 5 / SIZE).cos()
+
+    x = pictures(8).batch(range(8))
+    spectrum = torch.fft.fft2(x.double() / 255)
+    power = spectrum.abs().square().sum((0, 1))
+    striped = 0.5 * spectrum
+    striped[..., 0, [5, SIZE - 5]] += 0.25 * SIZE**2 / 2
+    expected = striped[..., 0, 5].abs().square().sum() / power[0, 5]
+    assert expected > 10
+    peaks = {}
+    for count in (8, 251):  # more than a batch
+        images = ArrayImages(x[torch.arange(count) % 8])
+        figures = evaluate(Striped([]), images, hole_ratio=0.35, device=CPU)  # type: ignore[arg-type]
+        peaks[count] = figures["clean"]["spectral_peak"]
+    assert peaks[8] == pytest.approx(float(expected), rel=1e-4)
+    assert peaks[251] == pytest.approx(peaks[8], rel=0.1) and figures["masked"]["spectral_peak"] > 10
+
+
+def test_the_spectral_peak_of_what_comes_back_unchanged_or_paler_is_at_most_1() -> None:
+    x = pictures(2)
+    same = evaluate(Shifted([0.0, 0.1]), x, hole_ratio=None, device=CPU)["clean"]  # type: ignore[arg-type]
+    assert same["spectral_peak"] == pytest.approx(1)
+    # one colour has no power, and less than rounding adds is none either
+    flat = ArrayImages(torch.full((1, 3, SIZE, SIZE), 128, dtype=torch.uint8))
+    faint = torch.full((3, SIZE, SIZE), 0.5)
+    faint[:, ::2] += 1e-3
+    figures = evaluate(Repainted(faint), flat, hole_ratio=None, device=CPU)["clean"]  # type: ignore[arg-type]
+    assert figures["spectral_peak"] == pytest.approx(SIZE**2 * (1e-3 / 2) ** 2 * 255**2 * 12, rel=1e-3)
 
 
 def test_contrast_is_that_of_luma_over_the_images() -> None:
