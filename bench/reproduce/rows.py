@@ -85,12 +85,13 @@ SCALES: dict[ScaleName, Scale] = {
 
 # the post's statistics, whatever the presets have
 POST: dict[str, Any] = {"judge_statistics": "own"}
-# the objective of the recipe "tuned" for spatial latents of 32 px, and for pooled ones
+# the objective of the recipe "tuned" for spatial latents of 32 px, and with a hole
 TUNED: dict[str, Any] = TARGET | {
     "judge_depth": "features", "full_view": True, "crop_ratio": 0.6, "sigreg_weight": 0.003,
 }  # fmt: skip
-TUNED_POOLED: dict[str, Any] = TARGET | {
-    "judge_depth": "features", "full_view": True, "crop_ratio": 0.3, "branch_statistics": "joint", "masked_weight": 3.0,
+TUNED_MASKED: dict[str, Any] = TARGET | {
+    "judge_depth": "features", "full_view": True, "crop_ratio": 0.15, "crop_ratio_max": 0.6,
+    "branch_statistics": "joint", "masked_weight": 3.0,
 }  # fmt: skip
 
 
@@ -154,14 +155,20 @@ ROWS: tuple[Row, ...] = (
     _photographs("tuned", "recipe tuned: the blocks' features, crop-resize 0.6 and the whole image", **TUNED),
     _photographs("tuned-all", "the same, with the stem's features", **TUNED | {"judge_depth": "all"}),
     _hole("masked-target", "symmetric, crop-resize 0.3, target statistics", crop_ratio=0.3, **TARGET),
-    _hole("masked-tuned", "recipe tuned: the blocks' features, crop-resize 0.3 and the whole image", **TUNED_POOLED),
-    _hole("masked-tuned-all", "the same, with the stem's features", **TUNED_POOLED | {"judge_depth": "all"}),
+    _hole(
+        "masked-tuned", "recipe tuned: the blocks' features, crops of 0.15 to 0.6 and the whole image", **TUNED_MASKED
+    ),
+    _hole("masked-tuned-all", "the same, with the stem's features", **TUNED_MASKED | {"judge_depth": "all"}),
     _hole(
         "masked-tuned-own",
-        "recipe tuned, but each branch normalised by itself, and both of the same weight",
-        **TUNED_POOLED | {"branch_statistics": "own", "masked_weight": 1.0},
+        "recipe tuned, but crops of 0.3, each branch normalised by itself, and both of the same weight",
+        **TARGET | {"judge_depth": "features", "full_view": True, "crop_ratio": 0.3},
     ),
-    _hole("masked-tuned-0.6", "recipe tuned, but crop-resize 0.6", **TUNED_POOLED | {"crop_ratio": 0.6}),
+    _hole(
+        "masked-tuned-0.6",
+        "recipe tuned, but crops of 0.6",
+        **TUNED_MASKED | {"crop_ratio": 0.6, "crop_ratio_max": None},
+    ),
     _shapes("shapes-crop-target", "crop-resize 0.3, target statistics", crop_ratio=0.3, **TARGET),
 )
 
