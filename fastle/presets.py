@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from .config import (
     TRANSFORMS,
     TUNED,
     ConfigError,
+    CropResizeConfig,
     DataConfig,
     DatasetName,
     JudgeStatistics,
@@ -43,6 +44,7 @@ class Preset:
         sigreg_weight: with `--recipe tuned` and a spatial latent.
         lr, pooled_lr: with `--recipe tuned`, the peak of the falling rate.
         post_lr, post_pooled_lr: with `--recipe post`.
+        masked: with `--recipe tuned --masked`, what else it sets; chosen in long runs (docs/results.md).
         post_pooled_statistics: the judge's with `--recipe post` and crop-resize. With own statistics a pooled judge
             hardly sees contrast, and training stalls at 32 px (docs/results.md); CelebA keeps the author's choice.
     """
@@ -60,10 +62,13 @@ class Preset:
     post_pooled_lr: float
     post_pooled_statistics: JudgeStatistics = "own"
     sigreg_weight: float = SIGREG_WEIGHT
+    masked: Mapping[str, Any] = field(default_factory=dict)
     steps: int | None = None
     epochs: int | None = None
 
 
+# crops of one side leave patterns unseen that a long training then draws
+SMALL_MASKED = {"crop_ratio": 0.15, "crop_ratio_max": 0.6, "branch_statistics": "joint", "masked_weight": 3.0}
 PRESETS: dict[str, Preset] = {
     # the method's toy is 28 px, which the model's stride of 8 does not divide
     "shapes": Preset(
@@ -75,7 +80,7 @@ PRESETS: dict[str, Preset] = {
     "cifar10": Preset(
         size=32, channels=3, hidden=64, map_channels=32, pooled_map_channels=64,
         crop_ratio=0.6, sigreg_weight=0.003, post_crop_ratio=0.3, lr=2e-3, pooled_lr=1e-3, epochs=50,
-        post_lr=1e-4, post_pooled_lr=3e-4, post_pooled_statistics="target",
+        post_lr=1e-4, post_pooled_lr=3e-4, post_pooled_statistics="target", masked=SMALL_MASKED,
     ),
     "celeba": Preset(
         size=128, channels=3, hidden=128, map_channels=32, pooled_map_channels=128,
@@ -85,7 +90,7 @@ PRESETS: dict[str, Preset] = {
     "small folder": Preset(
         size=32, channels=3, hidden=64, map_channels=32, pooled_map_channels=64,
         crop_ratio=0.6, sigreg_weight=0.003, post_crop_ratio=0.3, lr=2e-3, pooled_lr=1e-3, epochs=50,
-        post_lr=1e-3, post_pooled_lr=3e-4, post_pooled_statistics="target",
+        post_lr=1e-3, post_pooled_lr=3e-4, post_pooled_statistics="target", masked=SMALL_MASKED,
     ),
     "folder": Preset(
         size=128, channels=3, hidden=128, map_channels=32, pooled_map_channels=128,
@@ -185,7 +190,12 @@ def overrides_of(config: RunConfig) -> dict[str, Any] | None:
     """The fewest overrides with which `make_config` gives a configuration of its dataset; None if none do."""
     root = {} if config.data.root is None else {"data": config.data.root}
     masked = {"masked": True} if config.objective.masked else {}
-    of_recipes = [_overrides_of(config, root | masked | {"recipe": recipe}) for recipe in RECIPES]
+    transform = config.objective.transform
+    # no override of its own says that the side is fixed: naming the side does
+    side = (
+        {"crop_ratio": transform.ratio} if isinstance(transform, CropResizeConfig) and not transform.ratio_max else {}
+    )
+    of_recipes = [_overrides_of(config, root | masked | side | {"recipe": recipe}) for recipe in RECIPES]
     return min((overrides for overrides in of_recipes if overrides is not None), key=len, default=None)
 
 
@@ -226,7 +236,12 @@ def _defaults(preset: Preset, given: Mapping[str, Any], *, masked: bool, transfo
     latent = given.get("latent", POOLED_LATENT if masked else None)
     pooled = latent is not None
     rates = (preset.post_lr, preset.post_pooled_lr) if post else (preset.lr, preset.pooled_lr)
-    return {
+    of_masked = dict(preset.masked) if masked and not post else {}
+    if "crop_ratio" in given:
+        # a side that somebody asks for is not the least of several
+        of_masked.pop("crop_ratio_max", None)
+    length = {} if given.keys() & {"steps", "epochs"} else {"steps": preset.steps, "epochs": preset.epochs}
+    settings: dict[str, Any] = {
         "size": preset.size,
         "channels": preset.channels,
         "hidden": preset.hidden,
@@ -237,9 +252,8 @@ def _defaults(preset: Preset, given: Mapping[str, Any], *, masked: bool, transfo
         "crop_ratio": preset.post_crop_ratio if post or pooled else preset.crop_ratio,
         "sigreg_weight": SIGREG_WEIGHT if post or pooled else preset.sigreg_weight,
         "lr": rates[pooled],
-        "branch_statistics": "joint" if masked and not post else "own",
-        "masked_weight": 3.0 if masked and not post else 1.0,
-    } | ({} if given.keys() & {"steps", "epochs"} else {"steps": preset.steps, "epochs": preset.epochs})
+    }
+    return settings | of_masked | length
 
 
 def _check_effects(

@@ -29,6 +29,8 @@ from fastle.phases import phase
 
 from .trainer import Trainer
 
+Box = tuple[int | Tensor, int | Tensor]  # height and width, pixels
+
 
 class PlainDown(nn.Module):
     """(B, C_in, H, W) → (B, C_out, H/2, W/2)."""
@@ -132,7 +134,8 @@ class PlainObjective(nn.Module):
         config, encoder, decoder = self.config, self.model.encoder, self.model.decoder
         assert isinstance(draws.view, Boxes)
         x = images.float() / 255 if images.dtype == torch.uint8 else images
-        boxes, box = draws.view, box_size(int(self.crop_ratio * min(x.shape[2:])), x.shape)
+        boxes, least = draws.view, int(self.crop_ratio * min(x.shape[2:]))
+        box: Box = box_size(least, x.shape) if boxes.side is None else box_size(boxes.side, x.shape)
 
         def agreement(xhat: Tensor) -> Tensor:
             cropped = self._compare(crop(x, boxes, box), crop(xhat, boxes, box))
@@ -199,7 +202,7 @@ def standardize(x: Tensor, like: Tensor | None, eps: float, affine: tuple[Tensor
     return x if affine is None else x * affine[0].view_as(mean) + affine[1].view_as(mean)
 
 
-def crop(x: Tensor, boxes: Boxes, box: tuple[int, int]) -> Tensor:
+def crop(x: Tensor, boxes: Boxes, box: Box) -> Tensor:
     """A box of each image, (height, width) in pixels, resized back to the image's size."""
     with phase("views"):
         return grid_crop(x, boxes.top, boxes.left, box, (x.shape[2], x.shape[3]))
@@ -211,15 +214,16 @@ def cut(x: Tensor, boxes: Boxes, hole: tuple[int, int]) -> Tensor:
         return fill_with_mean(x, boxes.top, boxes.left, hole)
 
 
-def grid_crop(x: Tensor, top: Tensor, left: Tensor, box: tuple[int, int], out: tuple[int, int]) -> Tensor:
+def grid_crop(x: Tensor, top: Tensor, left: Tensor, box: Box, out: tuple[int, int]) -> Tensor:
     """A box of each image (B, C, H, W), resized by grid_sample with aligned corners.
 
     Args:
         top, left: (B,), the corner of each image's box.
-        box, out: rows and columns of the boxes and of the result.
+        box: rows and columns of the boxes, numbers or tensors of shape ().
+        out: rows and columns of the result.
     """
     down, across = (
-        2 * (corner[:, None] + torch.linspace(0, side - 1, n, dtype=x.dtype, device=x.device)) / (extent - 1) - 1
+        2 * (corner[:, None] + (side - 1) * torch.linspace(0, 1, n, dtype=x.dtype, device=x.device)) / (extent - 1) - 1
         for corner, side, n, extent in zip((top, left), box, out, x.shape[2:], strict=True)
     )
     size = (len(x), *out)

@@ -36,6 +36,7 @@ CONFIGS = {
     # a rate that rises: steps of a wrong one would show
     "tuned": tiny(recipe="tuned", judge_statistics="target", warmup=0.9),
     "tuned-spatial": tiny(False, None, recipe="tuned", judge_statistics="target"),
+    "sides": tiny(recipe="tuned", size=(24, 16), crop_ratio_max=0.9),
     "own-all": tiny(judge_depth="all", full_view=True),
     "clipped": tiny(clip=0.3, lr=0.01),
 }
@@ -72,7 +73,7 @@ def test_plain_objective_is_fastles(name: str) -> None:
     torch.testing.assert_close(dict(plain.named_buffers()), dict(ours.named_buffers()), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("name", ["celeba-masked", "tuned", "clipped"])
+@pytest.mark.parametrize("name", ["celeba-masked", "tuned", "sides", "clipped"])
 def test_plain_steps_go_the_way_of_fastles(name: str) -> None:
     start, images = a_start(CONFIGS[name])
     plain = PlainStep(start)
