@@ -308,7 +308,6 @@ def test_a_default_run_directory_for_each_setting(command: Command, tmp_path: Pa
             ("shapes", "--profile", "1", "--against", "eager", "--crops", "2"),
             "a plain update, not --crops 2",
         ),
-        (("shapes", "--profile", "1", "--against", "eager", "--crop-ratio-max", "1"), "not --crop-ratio-max 1.0"),
         (("shapes", "--transform", "crop"), "invalid choice: 'crop'"),
         (("shapes", "--size", "30"), "--size must be divisible by 8"),
         (("shapes", "--size", "32x40"), "shapes are drawn on squares; give one number"),
