@@ -178,7 +178,7 @@ def open_side(name: str, root: Path, device: torch.device, say: Callable[[str], 
     """The training images of CelebA at `root`, through the decoder and the cache of one of fastle's sides.
 
     Raises:
-        DataError: the side cannot be had here.
+        DataError: The side cannot be had here.
     """
     decoder, cache = OURS[name]
     config = make_config("celeba", data=root, size=SIZE).data
@@ -189,7 +189,7 @@ def difference(batches: Iterable[Tensor], wanted: Sequence[Tensor]) -> int:
     """The largest difference of two pixels, of 255; 0 means that all bits are the same.
 
     Raises:
-        ValueError: there are more or fewer batches, or one has another shape or type.
+        ValueError: There are more or fewer batches, or one has another shape or type.
     """
     largest = 0
     for got, right in zip(batches, wanted, strict=True):

@@ -60,7 +60,7 @@ class SigregShape(NamedTuple):
         """Reads NxDxM or BxNxDxM.
 
         Raises:
-            ArgumentTypeError: the text is neither.
+            ArgumentTypeError: The text is neither.
         """
         if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){2,3}", text):
             wanted = "NxDxM or BxNxDxM in whole numbers from 1, such as 1024x512x1024 or 64x128x32x256"

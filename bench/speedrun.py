@@ -62,14 +62,14 @@ class Runner:
     """One side of one seed.
 
     Attributes:
-        call: takes a step on a batch.
-        model: the autoencoder with its present weights.
-        batches: what the steps take.
-        limit: the most steps.
-        seconds: of all steps but the first.
-        first: seconds of the first step.
-        ms: of each step but the first.
-        curve: steps, seconds and dB after each turn; -inf of a model whose weights are not finite.
+        call: Takes a step on a batch.
+        model: The autoencoder with its present weights.
+        batches: What the steps take.
+        limit: The most steps.
+        seconds: Of all steps but the first.
+        first: Seconds of the first step.
+        ms: Of each step but the first.
+        curve: Steps, seconds and dB after each turn; -inf of a model whose weights are not finite.
     """
 
     call: Callable[[Tensor], Any]
@@ -166,7 +166,7 @@ def measure_seed(seed: int, sides: Mapping[str, RunConfig], device: torch.device
     """The row of one seed.
 
     Raises:
-        FastleError: the photographs cannot be used.
+        FastleError: The photographs cannot be used.
     """
     config = next(iter(sides.values()))
     loading = Loading(cache="host", device=device)

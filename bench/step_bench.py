@@ -104,7 +104,7 @@ class StepShape(NamedTuple):
         """Reads SETTING:BATCH.
 
         Raises:
-            ArgumentTypeError: the text is something else.
+            ArgumentTypeError: The text is something else.
         """
         setting, _, batch = text.partition(":")
         if setting not in SETTINGS or not batch.isdecimal() or int(batch) < 2:

@@ -68,10 +68,10 @@ class ViewShape(NamedTuple):
 
     Attributes:
         operator: "crop", "hole" or "pixels".
-        views: how many images share boxes or masks.
+        views: How many images share boxes or masks.
         images: (B, C, H, W).
-        amount: rows and columns of a crop or hole; the ratio of pixels that is masked.
-        out: rows and columns to which a crop is resized.
+        amount: Rows and columns of a crop or hole; the ratio of pixels that is masked.
+        out: Rows and columns to which a crop is resized.
     """
 
     operator: str
@@ -85,7 +85,7 @@ class ViewShape(NamedTuple):
         """Reads a shape as the module's docstring lists them.
 
         Raises:
-            ArgumentTypeError: the text is no shape, or the box does not fit.
+            ArgumentTypeError: The text is no shape, or the box does not fit.
         """
         match = SYNTAX.fullmatch(text)
         if not match:

@@ -48,8 +48,8 @@ class Entry:
     """Where a tensor lies in a file.
 
     Attributes:
-        dtype, shape: of the tensor.
-        start, end: of its bytes, counted from the beginning of the file.
+        dtype, shape: Of the tensor.
+        start, end: Of its bytes, counted from the beginning of the file.
     """
 
     dtype: torch.dtype

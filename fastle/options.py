@@ -34,18 +34,18 @@ class Option:
     """How people set a value.
 
     Attributes:
-        help: what the value is, as a phrase.
-        name: the keyword of `make_config`; the flag is the same with hyphens.
-        kind: int, float, str or bool. A bool's flag takes no value, and has a --no- form too if there is a default.
-        optional: whether None is a value.
-        choices: the only values, where they are few.
-        above, at_least, at_most, below: bounds of a number.
-        cap: the largest plausible value; larger ones are rejected as typos or damage. `--help` omits it. None: `CAPS`.
-        multiple_of: what divides the number.
-        many: whether it is a tuple of such values.
-        pair: whether it may be two such numbers as well, (height, width), which people write HEIGHTxWIDTH.
-        default: what holds when nobody sets the value, in words.
-        group, metavar: where and how --help shows the flag.
+        help: What the value is, as a phrase.
+        name: The keyword of `make_config`; the flag is the same with hyphens.
+        kind: Int, float, str or bool. A bool's flag takes no value, and has a --no- form too if there is a default.
+        optional: Whether None is a value.
+        choices: The only values, where they are few.
+        above, at_least, at_most, below: Bounds of a number.
+        cap: The largest plausible value; larger ones are rejected as typos or damage. `--help` omits it. None: `CAPS`.
+        multiple_of: What divides the number.
+        many: Whether it is a tuple of such values.
+        pair: Whether it may be two such numbers as well, (height, width), which people write HEIGHTxWIDTH.
+        default: What holds when nobody sets the value, in words.
+        group, metavar: Where and how --help shows the flag.
     """
 
     help: str
@@ -161,9 +161,9 @@ def option(text: str, *, initial: Any = MISSING, **about: Any) -> Any:
     """A dataclass field that people can set.
 
     Args:
-        text: the option's help.
-        initial: the field's default; none, if the preset decides.
-        about: the option's other attributes. Its kind and choices follow from the annotation, its name from the field's
+        text: The option's help.
+        initial: The field's default; none, if the preset decides.
+        about: The option's other attributes. Its kind and choices follow from the annotation, its name from the field's
             and its default from `initial`, unless they are given.
     """
     return dataclasses.field(default=initial, metadata={"option": Option(help=text, **about)})
@@ -222,7 +222,7 @@ def from_fields(
     """Makes a dataclass from the fields that a file holds, and from those that are decided already.
 
     Raises:
-        ConfigError: a field is missing, unknown or out of range.
+        ConfigError: A field is missing, unknown or out of range.
     """
     # mypy does not know that all of them are dataclasses
     declared = dataclasses.fields(section)  # type: ignore[arg-type]

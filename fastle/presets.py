@@ -40,12 +40,12 @@ class Preset:
     """One dataset's row. A `pooled_*` value replaces its namesake when the latent is pooled.
 
     Attributes:
-        crop_ratio, post_crop_ratio: with `--recipe tuned` and a spatial latent, and otherwise.
-        sigreg_weight: with `--recipe tuned` and a spatial latent.
-        lr, pooled_lr: with `--recipe tuned`, the peak of the falling rate.
-        post_lr, post_pooled_lr: with `--recipe post`.
-        masked: with `--recipe tuned --masked`, what else it sets; chosen in long runs (docs/results.md).
-        post_pooled_statistics: the judge's with `--recipe post` and crop-resize. With own statistics a pooled judge
+        crop_ratio, post_crop_ratio: With `--recipe tuned` and a spatial latent, and otherwise.
+        sigreg_weight: With `--recipe tuned` and a spatial latent.
+        lr, pooled_lr: With `--recipe tuned`, the peak of the falling rate.
+        post_lr, post_pooled_lr: With `--recipe post`.
+        masked: With `--recipe tuned --masked`, what else it sets; chosen in long runs (docs/results.md).
+        post_pooled_statistics: The judge's with `--recipe post` and crop-resize. With own statistics a pooled judge
             hardly sees contrast, and training stalls at 32 px (docs/results.md); CelebA keeps the author's choice.
     """
 
@@ -115,8 +115,8 @@ def make_config(dataset: DatasetName, **overrides: Any) -> RunConfig:
     """The run that a dataset's preset and some overrides describe. An override of None changes nothing.
 
     Raises:
-        ConfigError: a value is out of range, or would have no effect.
-        TypeError: there is no such override.
+        ConfigError: A value is out of range, or would have no effect.
+        TypeError: There is no such override.
 
     Overrides:
     """

@@ -56,7 +56,7 @@ def crop_resize(
         images: (B, C, H, W), floating, or uint8, which is scaled to [0, 1] in fp32; or a sequence of such batches with
             the same B, H and W, all cropped with the same boxes. Up to four of one dtype, layout and C share a launch.
         top, left: (B,) integers on the images' device, in pixels.
-        height, width: size of the boxes in pixels, a number or (B,) integers. Without a width, boxes are squares.
+        height, width: Size of the boxes in pixels, a number or (B,) integers. Without a width, boxes are squares.
         out_size: (OH, OW) of the results, or one number for both; by default the images' own.
         impl: "triton" (CUDA and ROCm tensors), "torch", or "auto": Triton where it runs, torch elsewhere and for fp64.
 
@@ -65,7 +65,7 @@ def crop_resize(
         Differentiable with respect to floating images. The same input gives the same bits every time.
 
     Raises:
-        ValueError: an argument has the wrong shape, dtype or device, a size is out of range, or `impl` cannot run here.
+        ValueError: An argument has the wrong shape, dtype or device, a size is out of range, or `impl` cannot run here.
             On a CPU also: a box leaves its image. On a GPU, checking that would wait for the device, so the kernel
             asserts it: the process gets a CUDA error at a later call and loses its GPU context. The torch
             implementation on other devices does not check.

@@ -40,7 +40,7 @@ def halving_conv(blocks: Tensor, weight: Tensor, *, impl: Impl = "auto") -> tupl
         same bits every time.
 
     Raises:
-        ValueError: arguments of the wrong shape, dtype or device, or an impl that cannot be had.
+        ValueError: Arguments of the wrong shape, dtype or device, or an impl that cannot be had.
     """
     if blocks.ndim != 4 or blocks.shape[2] % 2 == 0 or blocks.shape[3] % 2 == 0:
         raise ValueError(f"halving_conv: blocks must be (B, K, H+1, W+1) with H and W even, not {tuple(blocks.shape)}")

@@ -21,7 +21,7 @@ def as_list(operator: str, images: Images) -> list[Tensor]:
     Dense means contiguous or channels-last; a batch in another layout is copied.
 
     Raises:
-        ValueError: the sequence is empty, a batch has the wrong rank or dtype, or batches differ in B, H, W or device.
+        ValueError: The sequence is empty, a batch has the wrong rank or dtype, or batches differ in B, H, W or device.
     """
     batches = [images] if isinstance(images, Tensor) else list(images)
     if not batches:
@@ -44,7 +44,7 @@ def per_image(operator: str, name: str, values: Tensor, like: Tensor) -> Tensor:
     """`values` contiguous, after checking that they are integers (B,) on the device of the batch `like`.
 
     Raises:
-        ValueError: wrong shape, dtype or device, or no tensor.
+        ValueError: Wrong shape, dtype or device, or no tensor.
     """
     if not isinstance(values, Tensor):
         # a caller without type checker may give one number for all images
@@ -120,7 +120,7 @@ def launches(**batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, dict[str, An
     """The launches of a kernel on image batches, none for empty ones; meanwhile, the batches' device is current.
 
     Args:
-        batches: what the kernel reads and writes, by its name for them. Those named first are grouped.
+        batches: What the kernel reads and writes, by its name for them. Those named first are grouped.
 
     Yields:
         The first batch of a group, and arguments of the kernel: for each name, say x, the pointers x0_ptr to x3_ptr;

@@ -46,9 +46,9 @@ def choose(operator: str, impl: str, device: torch.device, obstacle: str | None)
     """The implementation for tensors on `device`.
 
     Args:
-        operator: the operator's name, for messages.
-        impl: the caller's choice.
-        obstacle: why Triton's kernels cannot take these tensors on any device, or None.
+        operator: The operator's name, for messages.
+        impl: The caller's choice.
+        obstacle: Why Triton's kernels cannot take these tensors on any device, or None.
 
     Raises:
         ValueError: `impl` is unknown, or it is "triton" and Triton cannot run here.

@@ -26,12 +26,12 @@ def linear_operator(
     """Registers `fastle::name` and `fastle::name_backward`; returns the operator as a function of (images, *arguments).
 
     Args:
-        name: the operator's name.
-        arguments: the schema of the arguments after the images.
+        name: The operator's name.
+        arguments: The schema of the arguments after the images.
         forward: (images, *arguments) → results; images are dense.
         adjoint: (gradients to the results, *arguments) → gradients to the images; gradients are dense.
-        empty: makes one uninitialised result from one image and the arguments.
-        empty_adjoint: makes one uninitialised gradient to an image from one gradient to a result and the arguments.
+        empty: Makes one uninitialised result from one image and the arguments.
+        empty_adjoint: Makes one uninitialised gradient to an image from one gradient to a result and the arguments.
     """
 
     def dense_adjoint(gradients: Batches, *rest: Any) -> Batches:

@@ -40,7 +40,7 @@ def mask_fill(
         images: (B, C, H, W), floating, or uint8, which is scaled to [0, 1] in fp32; or a sequence of such batches with
             the same B, H and W, which get the same rectangles.
         top, left: (B,) integers on the images' device, in pixels.
-        height, width: size of the rectangle in pixels, ≥ 0; the part outside the image is ignored.
+        height, width: Size of the rectangle in pixels, ≥ 0; the part outside the image is ignored.
         impl: "triton" (CUDA and ROCm tensors), "torch", or "auto": Triton where it runs, torch elsewhere and for fp64.
 
     Returns:
@@ -48,7 +48,7 @@ def mask_fill(
         Differentiable with respect to floating images. The same input gives the same bits every time.
 
     Raises:
-        ValueError: arguments of the wrong shape, dtype or device, a negative size, or an impl that cannot be had.
+        ValueError: Arguments of the wrong shape, dtype or device, a negative size, or an impl that cannot be had.
     """
     batches = as_list("mask_fill", images)
     top = per_image("mask_fill", "top", top, batches[0])

@@ -42,7 +42,7 @@ def exact_product(a: Tensor, b: Tensor, impl: Literal["triton", "torch"]) -> Ten
     """a @ b, (N, K) and (K, M), without TF32. Where torch traces, an operator keeps TF32 out of the graph.
 
     Args:
-        impl: with "triton", large fp32 products are computed on tensor cores, in parts, where that is faster.
+        impl: With "triton", large fp32 products are computed on tensor cores, in parts, where that is faster.
     """
     parts = impl == "triton" and products_triton.is_faster(a, b)
     if not parts and fp32_products() in (None, "highest"):

@@ -50,8 +50,8 @@ def mask_patches(
         images: (B, C, H, W), floating, or uint8, which is scaled to [0, 1] in fp32; or a sequence of such batches with
             the same B, H and W, which get the same masks.
         seeds: (B,) int64 on the images' device, each in [0, 2³²).
-        ratio: share of the patches that are masked, in [0, 1].
-        patch: side of a patch in pixels, a divisor of H and W; 1 masks single pixels.
+        ratio: Share of the patches that are masked, in [0, 1].
+        patch: Side of a patch in pixels, a divisor of H and W; 1 masks single pixels.
         impl: "triton" (CUDA and ROCm tensors), "torch", or "auto": Triton where it runs, torch elsewhere and for fp64.
 
     Returns:
@@ -59,7 +59,7 @@ def mask_patches(
         Masked values are 0, also where the image is NaN. Differentiable with respect to floating images.
 
     Raises:
-        ValueError: an argument has the wrong shape, dtype, device or range, patches do not tile the images, or `impl`
+        ValueError: An argument has the wrong shape, dtype, device or range, patches do not tile the images, or `impl`
             cannot run here.
     """
     batches = as_list("mask_patches", images)

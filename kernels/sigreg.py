@@ -54,7 +54,7 @@ def sigreg(
         weights: (..., N), a mask or real numbers ≥ 0. A sample of weight 2 counts twice; a sample of weight 0 does not
             count, even if it is NaN. N becomes Σω, and the statistic is 0 if all weights are. They get no gradient.
             With a negative weight the statistic is NaN where an error would make the host wait for a device.
-        t_max: the largest knot, > 0.
+        t_max: The largest knot, > 0.
         knots: K ≥ 2, counting t = 0.
         reduction: "mean" over slices and leading axes, or None.
         impl: "triton" (CUDA and ROCm tensors), "torch", or "auto": Triton where it runs, torch elsewhere and for fp64.
@@ -65,7 +65,7 @@ def sigreg(
         samples is about 1.05, not 0.
 
     Raises:
-        ValueError: shapes do not fit, there are no samples, knots or t_max is out of range, a weight is negative (on a
+        ValueError: Shapes do not fit, there are no samples, knots or t_max is out of range, a weight is negative (on a
             CPU), or `impl` cannot run here (under torch.func's transforms, all but "reference").
     """
     if reduction not in ("mean", None):
@@ -112,8 +112,8 @@ def statistic(
     Args:
         deviations: (..., 2, K − 1, M), from `cf_deviations`.
         count: N or Σω, a number or of shape (...). Where it is 0, the statistic is 0.
-        t_max, knots: those of the deviations.
-        symmetric: whether the trapezoidal rule has its K knots on [−t_max, t_max] instead of [0, t_max]. The positive
+        t_max, knots: Those of the deviations.
+        symmetric: Whether the trapezoidal rule has its K knots on [−t_max, t_max] instead of [0, t_max]. The positive
             ones are then every second knot of the deviations, counted back from the last.
 
     Returns:

@@ -66,7 +66,7 @@ def gradient(sine: Tensor, cosine: Tensor, factors: Tensor, weights: Tensor | No
     """The combination of the basis with these factors, times the weights: (M, Q, C).
 
     Args:
-        sine, cosine: those of `sums`.
+        sine, cosine: Those of `sums`.
         factors: (M, Q, F), contiguous.
         weights: (Q, C).
     """
@@ -107,7 +107,7 @@ def _built(blocks: int, reach: int) -> Path:
     """The library's path; it is compiled if no earlier process has.
 
     Raises:
-        _Uncompiled: there is no compiler, or it fails.
+        _Uncompiled: There is no compiler, or it fails.
     """
     compiler = _compiler()
     flags = [*FLAGS, f"-DBLOCKS={blocks}", f"-DREACH={reach}"]

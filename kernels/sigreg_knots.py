@@ -32,7 +32,7 @@ class Knots:
     """K = `knots` equally spaced points on [0, t_max]. t = 0 contributes nothing, so K − 1 knots are live.
 
     Raises:
-        ValueError: knots < 2, or t_max is not positive and finite.
+        ValueError: Knots < 2, or t_max is not positive and finite.
     """
 
     t_max: float

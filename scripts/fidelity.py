@@ -119,7 +119,7 @@ def class_names(data: DataConfig) -> list[str]:
     """The names of the folders of the training photographs.
 
     Raises:
-        ConfigError: there are fewer than two.
+        ConfigError: There are fewer than two.
     """
     names = sorted({path.parent.name for path in split_paths(Path(str(data.root)), "train")})
     if len(names) < 2:
@@ -131,7 +131,7 @@ def labelled(data: DataConfig, split: Split, classes: list[str]) -> Photographs:
     """The photographs of a split, with their classes.
 
     Raises:
-        ConfigError: a photograph lies in a folder that the training photographs do not have.
+        ConfigError: A photograph lies in a folder that the training photographs do not have.
     """
     images = open_images(data, split)
     names = [path.parent.name for path in split_paths(Path(str(data.root)), split)]
@@ -146,7 +146,7 @@ def load_classifier(path: Path, data: DataConfig, classes: list[str]) -> Classif
     """The classifier of a file, which is trained and written if there is none.
 
     Raises:
-        ConfigError: the file holds something else, or cannot be written.
+        ConfigError: The file holds something else, or cannot be written.
     """
     model = Classifier(data.channels, len(classes))
     if path.exists():

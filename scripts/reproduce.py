@@ -95,10 +95,10 @@ class Table:
     """The stored results of a scale, and what adds the missing ones.
 
     Args:
-        flags: the parsed command line.
+        flags: The parsed command line.
 
     Raises:
-        FastleError: a flag is out of range, the device cannot be had, or an earlier report cannot be read.
+        FastleError: A flag is out of range, the device cannot be had, or an earlier report cannot be read.
     """
 
     def __init__(self, flags: argparse.Namespace) -> None:

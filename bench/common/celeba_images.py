@@ -46,7 +46,7 @@ def copy_celeba(data: Path, root: Path, images: int) -> int:
     The bytes are copied as they are, so that all layouts of CelebA are read alike. Returns how many were copied.
 
     Raises:
-        DataError: there is no CelebA in `data`, or a file cannot be read.
+        DataError: There is no CelebA in `data`, or a file cannot be read.
     """
     files = open_celeba(data, "train", TorchvisionDecoder(SIZE, 3, resize=False)).files
     count = min(images, len(files))

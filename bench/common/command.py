@@ -40,12 +40,12 @@ class Benchmark:
     """One benchmark.
 
     Args:
-        name: its name in reports.
-        cases: what to measure, from flags and device; each case becomes a row.
-        measure: makes the row of a case; by default a case is what makes a `Case` for a device.
-        columns: the columns of a row's table.
-        panels: what to plot of a row.
-        notes: lines that explain the figures.
+        name: Its name in reports.
+        cases: What to measure, from flags and device; each case becomes a row.
+        measure: Makes the row of a case; by default a case is what makes a `Case` for a device.
+        columns: The columns of a row's table.
+        panels: What to plot of a row.
+        notes: Lines that explain the figures.
     """
 
     name: str
@@ -109,7 +109,7 @@ def measure_all(benchmark: Benchmark, flags: argparse.Namespace, command: list[s
     """The report of all cases. The file is written after each row, so that a time limit keeps what is measured.
 
     Raises:
-        FastleError: the device or a case cannot be had.
+        FastleError: The device or a case cannot be had.
     """
     device = find_device(flags.device)
     if device.type not in ("cpu", "cuda"):
@@ -137,7 +137,7 @@ def check_flags(parser: Parser, flags: argparse.Namespace) -> None:
     """Finds before the measuring what would fail after it.
 
     Raises:
-        ConfigError: flags exclude each other, or a file cannot be written.
+        ConfigError: Flags exclude each other, or a file cannot be written.
     """
     if flags.source is not None:
         for flag, value in vars(flags).items():
@@ -155,7 +155,7 @@ def load_report(path: Path, name: str) -> Row:
     """An earlier report of the benchmark `name`.
 
     Raises:
-        ConfigError: the file holds no such report.
+        ConfigError: The file holds no such report.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))

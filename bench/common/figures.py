@@ -31,7 +31,7 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags.
 
     Raises:
-        ConfigError: the file of --json cannot be written.
+        ConfigError: The file of --json cannot be written.
     """
     flags = parser.parse_args(argv)
     if flags.json is not None:

@@ -33,11 +33,11 @@ class Workload:
 
     Attributes:
         root: CelebA in torchvision's layout.
-        source: where the images come from, in words.
-        count: how many there are.
-        sides: the names of what is compared.
-        opened: the images as fastle's sides opened them, by name.
-        refused: why the first row was refused; None if its pixels are right.
+        source: Where the images come from, in words.
+        count: How many there are.
+        sides: The names of what is compared.
+        opened: The images as fastle's sides opened them, by name.
+        refused: Why the first row was refused; None if its pixels are right.
     """
 
     root: Path

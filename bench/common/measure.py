@@ -43,12 +43,12 @@ class Side:
     """One way to compute a case's result.
 
     Args:
-        name: its name in tables and reports.
-        make: builds what is called; its time counts as part of the first call.
-        ours: whether it is fastle's, and has to be right for the row to count.
-        gates: the largest errors that are right, by name.
-        needs: estimated bytes at its peak; a side that needs more than the free memory does not run.
-        labels: what the report says of it besides.
+        name: Its name in tables and reports.
+        make: Builds what is called; its time counts as part of the first call.
+        ours: Whether it is fastle's, and has to be right for the row to count.
+        gates: The largest errors that are right, by name.
+        needs: Estimated bytes at its peak; a side that needs more than the free memory does not run.
+        labels: What the report says of it besides.
     """
 
     name: str
@@ -64,12 +64,12 @@ class Case:
     """What one row measures.
 
     Args:
-        labels: what the report says of the case; "shape" is its name.
-        inputs: inputs of one shape, which the calls take in turn.
-        sides: what is compared; ratios are relative to the first.
-        errors: the errors of a result for the first input, by name; NaN for one that is not finite.
-        first: how a side's first result is computed.
-        capture: measure CUDA graphs too, where there is a GPU.
+        labels: What the report says of the case; "shape" is its name.
+        inputs: Inputs of one shape, which the calls take in turn.
+        sides: What is compared; ratios are relative to the first.
+        errors: The errors of a result for the first input, by name; NaN for one that is not finite.
+        first: How a side's first result is computed.
+        capture: Measure CUDA graphs too, where there is a GPU.
     """
 
     labels: Row
@@ -214,7 +214,7 @@ def interleave(calls: Mapping[str, Callable[[int], float]], effort: Effort) -> d
     """Times calls in turn.
 
     Args:
-        calls: take the number of the round, and return their milliseconds.
+        calls: Take the number of the round, and return their milliseconds.
 
     Returns:
         The milliseconds of each call, in the order of the rounds.

@@ -36,15 +36,15 @@ class Launch:
     """One call of a generated graph.
 
     Attributes:
-        name: of the kernel, or of what is called.
-        phase: of the step, as `fastle.phases` names it.
-        bytes: read and written.
-        flop: of convolutions, products and SIGReg; a multiply-add is two.
-        atomics: calls of atomic_add in the kernel.
-        channels: of a convolution, in and out.
-        contiguous: shapes of a convolution's operands and result from 1 MB on that are not channels-last.
-        contiguous_bytes: what they hold.
-        copies_layout: reads one layout of a map from 1 MB on and writes the other.
+        name: Of the kernel, or of what is called.
+        phase: Of the step, as `fastle.phases` names it.
+        bytes: Read and written.
+        flop: Of convolutions, products and SIGReg; a multiply-add is two.
+        atomics: Calls of atomic_add in the kernel.
+        channels: Of a convolution, in and out.
+        contiguous: Shapes of a convolution's operands and result from 1 MB on that are not channels-last.
+        contiguous_bytes: What they hold.
+        copies_layout: Reads one layout of a map from 1 MB on and writes the other.
     """
 
     kind: Kind
@@ -91,9 +91,9 @@ def launches(source: str, direction: Pass, *, phases: Mapping[str, str], item_si
     """All that a generated graph launches, in order.
 
     Args:
-        source: of the module that Inductor wrote.
-        phases: of the names that its comments give to what is computed.
-        item_sizes: bytes of an element of each of the graph's inputs.
+        source: Of the module that Inductor wrote.
+        phases: Of the names that its comments give to what is computed.
+        item_sizes: Bytes of an element of each of the graph's inputs.
     """
     return _Reader(source, direction, phases, item_sizes).read()
 

@@ -97,7 +97,7 @@ def _hooks() -> Path:
     """The library of hooks.cpp, compiled at the first need.
 
     Raises:
-        CannotGenerate: without a compiler.
+        CannotGenerate: Without a compiler.
     """
     key = hashlib.sha256(HOOKS.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
     library = Path(tempfile.gettempdir()) / f"fastle-hooks-{os.getuid()}-{key}.so"

@@ -23,7 +23,7 @@ class GPU:
     """A data sheet.
 
     Attributes:
-        bandwidth: bytes a second.
+        bandwidth: Bytes a second.
         bf16, tf32, fp32: FLOP a second; None where the tensor cores do not know the type.
     """
 

@@ -42,14 +42,14 @@ class RowRunner:
     """Trains and measures one row, and continues where it was interrupted.
 
     Args:
-        plan: the trainings of the row.
-        folder: holds the row's runs.
-        device: where everything is computed.
-        redo: discard the runs that exist.
-        say: receives a line for each thing that begins.
+        plan: The trainings of the row.
+        folder: Holds the row's runs.
+        device: Where everything is computed.
+        redo: Discard the runs that exist.
+        say: Receives a line for each thing that begins.
 
     Raises:
-        ConfigError: the folder holds something other than runs of this script.
+        ConfigError: The folder holds something other than runs of this script.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class RowRunner:
             interruption lost). If a loss was not finite, "failed" holds the reason, and the rest is missing.
 
         Raises:
-            FastleError: the images or a checkpoint cannot be used.
-            Interrupted: see `fastle.training.signals`.
+            FastleError: The images or a checkpoint cannot be used.
+            Interrupted: See `fastle.training.signals`.
         """
         self._record.pop("failed", None)
         self._save()

@@ -25,10 +25,10 @@ class Row:
     """A row of the table.
 
     Attributes:
-        name: what --rows takes.
-        group: the table that the row belongs to.
-        about: the row in words.
-        options: arguments of `make_config`, besides those that all rows of the group share.
+        name: What --rows takes.
+        group: The table that the row belongs to.
+        about: The row in words.
+        options: Arguments of `make_config`, besides those that all rows of the group share.
     """
 
     name: str
@@ -47,13 +47,13 @@ class Scale:
     """What all rows on photographs share.
 
     Attributes:
-        hidden: the width after the stem.
-        batch_size, steps: of each training.
-        rates: the learning rates to choose from.
-        hole_rates: those of the rows with a hole, whose pooled latents need lower ones.
-        seeds: one training for each; the first is also probed and pictured.
-        probe_images: at most so many training images are probed; None takes all of them.
-        options: further arguments of `make_config`.
+        hidden: The width after the stem.
+        batch_size, steps: Of each training.
+        rates: The learning rates to choose from.
+        hole_rates: Those of the rows with a hole, whose pooled latents need lower ones.
+        seeds: One training for each; the first is also probed and pictured.
+        probe_images: At most so many training images are probed; None takes all of them.
+        options: Further arguments of `make_config`.
     """
 
     hidden: int
@@ -178,13 +178,13 @@ class Plan:
     """All trainings of a row at a scale.
 
     Attributes:
-        row: the row.
-        config: the first training; the others differ in learning rate, seed and length.
-        rates: one learning rate, or several to choose from after `search_steps` steps.
-        seeds: one training for each.
-        search_steps: the length of the trainings that choose the rate.
-        probe_images: at most so many training images are probed; None takes all of them, 0 probes nothing.
-        images: the number of images in each split.
+        row: The row.
+        config: The first training; the others differ in learning rate, seed and length.
+        rates: One learning rate, or several to choose from after `search_steps` steps.
+        seeds: One training for each.
+        search_steps: The length of the trainings that choose the rate.
+        probe_images: At most so many training images are probed; None takes all of them, 0 probes nothing.
+        images: The number of images in each split.
     """
 
     row: Row
@@ -225,15 +225,15 @@ def make_plan(
     """The trainings of a row.
 
     Args:
-        row: the row.
-        scale: which `Scale` to take.
-        data: the folder that holds the photographs' train/ and test/; shapes need none.
-        images: the number of images in each split.
-        steps: another length, for a trial.
-        seeds: another number of seeds, counted from 0.
+        row: The row.
+        scale: Which `Scale` to take.
+        data: The folder that holds the photographs' train/ and test/; shapes need none.
+        images: The number of images in each split.
+        steps: Another length, for a trial.
+        seeds: Another number of seeds, counted from 0.
 
     Raises:
-        ConfigError: see `make_config`.
+        ConfigError: See `make_config`.
     """
     shared = SCALES[scale]
     if row.group == "shapes":
@@ -278,7 +278,7 @@ def pick_rows(names: Sequence[str] | None) -> list[Row]:
     """The rows with these names, or all rows, in the order of the table.
 
     Raises:
-        ConfigError: there is no such row.
+        ConfigError: There is no such row.
     """
     known = {row.name: row for row in ROWS}
     for name in names or ():

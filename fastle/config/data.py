@@ -39,13 +39,13 @@ class DataConfig(Checked):
     """Where the images come from.
 
     Attributes:
-        dataset: the kind of source.
-        root: absolute path of the data, or a pattern of paths of shards; None for shapes, which are made.
-        size: of the images that the loader hands out, pixels: a number for a square, or (height, width).
-        channels: of these images.
-        bits: how many of an image's bits are kept: 8, or 16, which reach the step as floats.
-        bad_images: whether an image file that cannot be used is an error, or is left out.
-        upscale: whether images of a folder that are smaller than `size` are enlarged; otherwise they cannot be used.
+        dataset: The kind of source.
+        root: Absolute path of the data, or a pattern of paths of shards; None for shapes, which are made.
+        size: Of the images that the loader hands out, pixels: a number for a square, or (height, width).
+        channels: Of these images.
+        bits: How many of an image's bits are kept: 8, or 16, which reach the step as floats.
+        bad_images: Whether an image file that cannot be used is an error, or is left out.
+        upscale: Whether images of a folder that are smaller than `size` are enlarged; otherwise they cannot be used.
     """
 
     dataset: DatasetName = option("shapes are made on the fly; folder is any tree of images", group="data", default="")

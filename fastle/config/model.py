@@ -23,12 +23,12 @@ class ModelConfig(Checked):
     """The autoencoder of docs/method.md, section 4.
 
     Attributes:
-        size: of the images, pixels: a number for a square, or (height, width), each divisible by 8.
-        channels: of the images, at least 1.
-        hidden: h, the width after the stem.
-        map_channels: c, channels of the (c, height/8, width/8) map; divides 8 h.
-        latent: length of a pooled latent, or None for a spatial one (the map itself).
-        own: the caller's own encoder and decoder in place of fastle's, which alone have a width and a map.
+        size: Of the images, pixels: a number for a square, or (height, width), each divisible by 8.
+        channels: Of the images, at least 1.
+        hidden: H, the width after the stem.
+        map_channels: C, channels of the (c, height/8, width/8) map; divides 8 h.
+        latent: Length of a pooled latent, or None for a spatial one (the map itself).
+        own: The caller's own encoder and decoder in place of fastle's, which alone have a width and a map.
     """
 
     size: int | tuple[int, int] = image_size(multiple_of=8)

@@ -36,16 +36,16 @@ class ObjectiveConfig(Checked):
 
     Attributes:
         name: "self-teaching", or "pixel" for the baseline.
-        hole_ratio: share of the input that the hole covers in the masked setting, in (0, 1); None without a hole.
-        clean_branch: whether the pixel baseline reconstructs whole images beside those with a hole, as the masked
+        hole_ratio: Share of the input that the hole covers in the masked setting, in (0, 1); None without a hole.
+        clean_branch: Whether the pixel baseline reconstructs whole images beside those with a hole, as the masked
             setting of the method always does.
-        judge: the encoder that compares, or a network of the caller's own.
-        judge_statistics: the batch whose mean and variance normalise J(T x̂): its own, or that of J(T x).
-        judge_depth: what the judge compares: the code, the down blocks' outputs too, or the stem's as well.
-        transform: what the judge is shown; None for the baseline.
-        branch_statistics: the codes whose mean and variance normalise a branch's latents in the masked setting: its
+        judge: The encoder that compares, or a network of the caller's own.
+        judge_statistics: The batch whose mean and variance normalise J(T x̂): its own, or that of J(T x).
+        judge_depth: What the judge compares: the code, the down blocks' outputs too, or the stem's as well.
+        transform: What the judge is shown; None for the baseline.
+        branch_statistics: The codes whose mean and variance normalise a branch's latents in the masked setting: its
             own, or those of both branches.
-        consistency_weight, masked_weight: weights of these two terms in the masked setting, where that of the clean
+        consistency_weight, masked_weight: Weights of these two terms in the masked setting, where that of the clean
             branch is 1; the first is at least 0, the second above 0.
         sigreg_weight: λ, at least 0.
         slices: M, at least 1.
@@ -191,7 +191,7 @@ def transform_config(name: str, settings: Mapping[str, Any]) -> TransformConfig:
     """The transformation of a name, with those of the settings that are its own.
 
     Raises:
-        ConfigError: there is no such transformation, or a setting is out of range.
+        ConfigError: There is no such transformation, or a setting is out of range.
     """
     options_of(ObjectiveConfig)["transform"].check(name)
     made, decided = TRANSFORMS[name]

@@ -12,7 +12,7 @@ class OwnConfig(Checked):
     """A judge or a transformation of the caller's own.
 
     Attributes:
-        own: its name; a judge's has a digest of its weights, a dataclass's has its fields.
+        own: Its name; a judge's has a digest of its weights, a dataclass's has its fields.
     """
 
     own: str = option("a part that the caller makes")
@@ -31,9 +31,9 @@ class OwnNetworks(Checked):
     """An encoder and a decoder of the caller's own.
 
     Attributes:
-        encoder, decoder: the names of their classes.
-        latent_shape: of one image: (D,), or (c, h, w) of a spatial latent.
-        parameter_count: of both, and of the latent's BatchNorm.
+        encoder, decoder: The names of their classes.
+        latent_shape: Of one image: (D,), or (c, h, w) of a spatial latent.
+        parameter_count: Of both, and of the latent's BatchNorm.
     """
 
     encoder: str = option("the class of the encoder")

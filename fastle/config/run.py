@@ -117,7 +117,7 @@ class RunConfig:
         """The inverse of `to_dict`, also for what earlier versions wrote.
 
         Raises:
-            ConfigError: a field is missing, unknown or out of range.
+            ConfigError: A field is missing, unknown or out of range.
         """
         readers: dict[str, Callable[[Any], Any]] = {
             "model": ModelConfig.from_dict,

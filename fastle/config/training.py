@@ -16,15 +16,15 @@ class TrainConfig(Checked):
     """The loop: AdamW, the learning rate of each step, and averages of the weights.
 
     Attributes:
-        steps, epochs: the length of the run; one of the two.
-        batch_size: of all ranks together.
-        accumulate: parts of a batch, whose gradients are averaged; each has statistics and draws of its own.
-        lr: peak of the learning rate, above 0.
-        schedule, warmup, decay: how it changes over the run; see `fastle.training.schedule`.
+        steps, epochs: The length of the run; one of the two.
+        batch_size: Of all ranks together.
+        accumulate: Parts of a batch, whose gradients are averaged; each has statistics and draws of its own.
+        lr: Peak of the learning rate, above 0.
+        schedule, warmup, decay: How it changes over the run; see `fastle.training.schedule`.
         weight_decay: AdamW's, at least 0.
-        clip: bound on the norm of the gradient of all weights, above 0; None, or 0 when it is set, for no bound.
-        averages: lengths of averages of the weights, σ_rel of EDM2; see `fastle.training.average`.
-        seed: of the weights, the order of the images and every draw.
+        clip: Bound on the norm of the gradient of all weights, above 0; None, or 0 when it is set, for no bound.
+        averages: Lengths of averages of the weights, σ_rel of EDM2; see `fastle.training.average`.
+        seed: Of the weights, the order of the images and every draw.
         precision: "bf16" is autocast with fp32 weights, latent and statistics; "auto" lets the device decide when a run
             starts, which keeps what was chosen (`fastle.training.precision`).
     """

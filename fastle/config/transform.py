@@ -20,10 +20,10 @@ class CropResizeConfig(Checked):
     """A crop of each image, with its proportions, resized to the image's size.
 
     Attributes:
-        ratio: sides of the crop over the image's, in (0, 1].
-        ratio_max: each step draws the side, up to this share, in (ratio, 1]; None keeps `ratio`.
-        crops: crops of each image, at least 1.
-        full_view: whether the whole image is compared too, with the weight of all crops together.
+        ratio: Sides of the crop over the image's, in (0, 1].
+        ratio_max: Each step draws the side, up to this share, in (ratio, 1]; None keeps `ratio`.
+        crops: Crops of each image, at least 1.
+        full_view: Whether the whole image is compared too, with the weight of all crops together.
     """
 
     name: ClassVar[TransformName] = "crop-resize"
@@ -55,8 +55,8 @@ class MaskConfig(Checked):
     """Zeros in a share of the pixels, of the 4x4 patches or of the channels.
 
     Attributes:
-        kind: what the mask sets to zero.
-        ratio: the share, in (0, 1).
+        kind: What the mask sets to zero.
+        ratio: The share, in (0, 1).
     """
 
     kind: MaskKind
@@ -84,7 +84,7 @@ class NoiseConfig(Checked):
     """Gaussian noise.
 
     Attributes:
-        std: standard deviation, above 0, on images in [0, 1].
+        std: Standard deviation, above 0, on images in [0, 1].
     """
 
     name: ClassVar[TransformName] = "noise"

@@ -16,7 +16,7 @@ def open_parquet(shard: str) -> Any:
     """Opens a parquet file, to be closed by the caller.
 
     Raises:
-        DataError: pyarrow is not installed, or it is no parquet file.
+        DataError: Pyarrow is not installed, or it is no parquet file.
     """
     try:
         import pyarrow.parquet

@@ -37,7 +37,7 @@ def make_judge(name: JudgeName | OwnConfig, encoder: Encoder) -> Encoder:
     as moving it to another device or dtype, or `load_state_dict(assign=True)`.
 
     Raises:
-        ValueError: it is the name of a judge that only the caller can make.
+        ValueError: It is the name of a judge that only the caller can make.
     """
     match name:
         case "live":
@@ -124,10 +124,10 @@ def compare(
     """The mean over the judge's features of mse(J(T x), J(T x̂)): for each branch a scalar for each target.
 
     Args:
-        judge: normalises codes.
-        targets: features of each T x, from `Encoder.features`.
-        branches: of each branch the features of its views, one for each target.
-        statistics: whose mean and variance normalise the views; the targets are always normalised by their own.
+        judge: Normalises codes.
+        targets: Features of each T x, from `Encoder.features`.
+        branches: Of each branch the features of its views, one for each target.
+        statistics: Whose mean and variance normalise the views; the targets are always normalised by their own.
     """
     if statistics == "target" and torch.compiler.is_compiling() and isinstance(judge, Encoder):
         return [list(errors) for errors in errors_in_two_passes(judge, targets, branches)]

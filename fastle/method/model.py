@@ -88,7 +88,7 @@ class Encoder(nn.Module):
             (B, latent), or (B, c, H/8, W/8) for a spatial latent, in the dtype of the weights.
 
         Raises:
-            ValueError: the images have another shape.
+            ValueError: The images have another shape.
         """
         (latent,) = self.encode_batches((images,))
         return latent
@@ -99,13 +99,13 @@ class Encoder(nn.Module):
         BatchNorm treats the batches separately and in order, as if `forward` were called on each of them in turn.
 
         Args:
-            batches: images as in `forward`, all of one shape.
+            batches: Images as in `forward`, all of one shape.
 
         Returns:
             One tensor of latents for each batch, shaped as in `forward`.
 
         Raises:
-            ValueError: the images have another shape than the model's.
+            ValueError: The images have another shape than the model's.
         """
         return [self.latent(code) for (code,) in self.features(batches)]
 
@@ -113,7 +113,7 @@ class Encoder(nn.Module):
         """What a judge compares of several batches, computed in one pass.
 
         Args:
-            batches: images as in `forward`, all of one shape.
+            batches: Images as in `forward`, all of one shape.
             depth: "code" gives the input of the BatchNorm alone; "features" puts the outputs of the down blocks before
                 it, and "all" the output of the stem before these. The last block's output is not repeated where it is
                 the code.
@@ -123,7 +123,7 @@ class Encoder(nn.Module):
             latent.
 
         Raises:
-            ValueError: the images have another shape than the model's.
+            ValueError: The images have another shape than the model's.
         """
         # no layer before the BatchNorm mixes samples, so one pass over all batches changes nothing
         features = self._trunk(batches, depth)
@@ -142,8 +142,8 @@ class Encoder(nn.Module):
         The running statistics stay as they are: views are off-distribution and would spoil them.
 
         Args:
-            code: of one batch, the last of `features`.
-            statistics_of: a code of the same shape, whose mean and variance normalise; None for the batch's own.
+            code: Of one batch, the last of `features`.
+            statistics_of: A code of the same shape, whose mean and variance normalise; None for the batch's own.
 
         Returns:
             A tensor of the same shape.
@@ -198,14 +198,14 @@ class Decoder(nn.Module):
         """x̂ = D(z).
 
         Args:
-            z: latents, shaped as `Encoder.forward` returns them: (B, latent) or (B, c, h, w).
+            z: Latents, shaped as `Encoder.forward` returns them: (B, latent) or (B, c, h, w).
 
         Returns:
             (B, C, H, W) of the configuration's size, or (B, C, 8 h, 8 w) of a spatial latent, in [0, 1], fp32 (float64
             for a float64 model).
 
         Raises:
-            ValueError: the latents have another shape.
+            ValueError: The latents have another shape.
         """
         expected = self.config.latent_shape
         spatial = self.unpool is None and z.ndim == 4 and z.shape[1] == expected[0] and min(z.shape[2:]) > 0
@@ -223,10 +223,10 @@ class Autoencoder(nn.Module):
     """An `Encoder` and a `Decoder` that share one configuration.
 
     Attributes:
-        bits: of each value of the images that it was trained on, 8 or 16.
+        bits: Of each value of the images that it was trained on, 8 or 16.
 
     Raises:
-        ConfigError: the configuration is that of an encoder and a decoder of the caller's own.
+        ConfigError: The configuration is that of an encoder and a decoder of the caller's own.
 
     Example:
         >>> model = Autoencoder.from_pretrained("runs/shapes")
@@ -272,17 +272,17 @@ class Autoencoder(nn.Module):
         """Loads a trained model, in evaluation mode and fp32.
 
         Args:
-            name: a run directory, whose newest good checkpoint is loaded, with a warning if a newer one is damaged; one
+            name: A run directory, whose newest good checkpoint is loaded, with a warning if a newer one is damaged; one
                 checkpoint of a run; a folder that `save_pretrained` or `fastle card` wrote; the name of a model that
                 ships with fastle; or "user/model", the id of a model on the Hugging Face hub. What is on disk comes
                 first.
-            device: the device to put the model on.
+            device: The device to put the model on.
             weights: "model", or the name of an average that the run keeps, such as "ema-050" with --averages 0.05.
-            model: an encoder and a decoder like those that the run was trained with, if they were the caller's own.
+            model: An encoder and a decoder like those that the run was trained with, if they were the caller's own.
                 They get its weights.
 
         Raises:
-            FastleError: nothing has that name, or it cannot be used, or does not have the weights.
+            FastleError: Nothing has that name, or it cannot be used, or does not have the weights.
         """
         from .pretrained import load_pretrained
 
@@ -294,12 +294,12 @@ class Autoencoder(nn.Module):
         `fastle card` saves a run so, with a card that says how the model was trained.
 
         Args:
-            folder: created if need be. A model that was saved there before is replaced.
-            bf16: whether to save the parameters in bf16, half as large.
-            card: the text of README.md; by default a short one.
+            folder: Created if need be. A model that was saved there before is replaced.
+            bf16: Whether to save the parameters in bf16, half as large.
+            card: The text of README.md; by default a short one.
 
         Raises:
-            FastleError: the folder holds such files of something else, or cannot be written to, or a weight is not
+            FastleError: The folder holds such files of something else, or cannot be written to, or a weight is not
                 finite.
         """
         from .pretrained import save_pretrained
@@ -311,8 +311,8 @@ class Autoencoder(nn.Module):
 
         Args:
             repo_id: "user/model"; the repository is created if need be.
-            private: whether a repository that is created is private.
-            bf16, card: see `save_pretrained`.
+            private: Whether a repository that is created is private.
+            bf16, card: See `save_pretrained`.
 
         Returns:
             The address of the model.
@@ -339,9 +339,9 @@ def normalize_channels(
     """A code (B, C, ...), each channel normalised by a mean and a variance, then scaled and shifted.
 
     Args:
-        code: of one batch.
-        statistics_of: whose mean and variance normalise, a tensor of the same shape; None for the code itself.
-        eps: is added to the variance.
+        code: Of one batch.
+        statistics_of: Whose mean and variance normalise, a tensor of the same shape; None for the code itself.
+        eps: Is added to the variance.
         weight, bias: (C,) each; None for neither.
     """
     if statistics_of is None:

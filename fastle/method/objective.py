@@ -32,8 +32,8 @@ class Draws:
 
     Attributes:
         slices: (D, M) of SIGReg.
-        view: of the transformation.
-        hole: the input hole's corners.
+        view: Of the transformation.
+        hole: The input hole's corners.
     """
 
     slices: Tensor | None = None
@@ -46,14 +46,14 @@ class Losses:
     """The loss, its terms before weighting (None where the row has no such term), and the latent, detached.
 
     Attributes:
-        total: what is minimised.
+        total: What is minimised.
         pixel: mse(x̂, x).
         agreement: mse(J(T x), J(T x̂)), the mean over the transformation's views.
         full_view: mse(J(x), J(x̂)), where the transformation asks for the whole image too.
         consistency: mse(J(x̂_c), J(x̂_m)).
-        clean, masked: agreement of x̂_c and of x̂_m with x.
-        sigreg: of z; in the masked setting the mean over z_c and z_m.
-        latent: z (z_c in the masked setting).
+        clean, masked: Agreement of x̂_c and of x̂_m with x.
+        sigreg: Of z; in the masked setting the mean over z_c and z_m.
+        latent: Z (z_c in the masked setting).
     """
 
     total: Tensor
@@ -76,8 +76,8 @@ class PixelBaseline(nn.Module):
     """Rows 0 and 7: mse(D(E(x)), x), or mse(D(E(y)), x) with y the image with a hole; with both, the mean of the two.
 
     Args:
-        model: the autoencoder to train.
-        config: a row with name "pixel".
+        model: The autoencoder to train.
+        config: A row with name "pixel".
     """
 
     kept_judge: Encoder | None = None  # it has no judge
@@ -113,16 +113,16 @@ class SelfTeaching(nn.Module):
     """Rows 1 to 6: agreement of the judge's features, and SIGReg on the latent.
 
     Args:
-        model: the autoencoder to train, already on its device: the step-frozen judge shares its encoder's memory.
-        config: a row with name "self-teaching".
-        judge: from `fastle.frozen`, on the model's device, in place of the configuration's.
-        transform: in place of the configuration's.
+        model: The autoencoder to train, already on its device: the step-frozen judge shares its encoder's memory.
+        config: A row with name "self-teaching".
+        judge: From `fastle.frozen`, on the model's device, in place of the configuration's.
+        transform: In place of the configuration's.
 
     Attributes:
-        judge: what judges. Not a submodule: its weights are the encoder's own, the EMA kept beside them, or fixed.
+        judge: What judges. Not a submodule: its weights are the encoder's own, the EMA kept beside them, or fixed.
 
     Raises:
-        ValueError: the configuration is the pixel baseline's, or names a judge or a transformation of the caller's own
+        ValueError: The configuration is the pixel baseline's, or names a judge or a transformation of the caller's own
             that is not given.
     """
 
@@ -165,8 +165,8 @@ class SelfTeaching(nn.Module):
 
         Args:
             shape: (B, C, H, W).
-            shared: a generator in the same state on every rank (the slices).
-            local: this rank's own (boxes, masks, noise, holes).
+            shared: A generator in the same state on every rank (the slices).
+            local: This rank's own (boxes, masks, noise, holes).
         """
         return Draws(
             slices=draw_slices(self.model.config.latent_shape[0], self.config.slices, shared),
@@ -210,7 +210,7 @@ class SelfTeaching(nn.Module):
         """The weighted mean of consistency, clean and masked, and λ/2 · (SIGReg(z_c) + SIGReg(z_m)).
 
         Args:
-            y: the images with their hole.
+            y: The images with their hole.
         """
         encoder = self.model.encoder
         with phase("encode"):
@@ -256,9 +256,9 @@ class SelfTeaching(nn.Module):
 
         Args:
             targets: T's views of x, to which x is added where T asks for a full view.
-            views: of the reconstructions.
-            x: the images.
-            encoded: the encoder's features of x, of its own depth.
+            views: Of the reconstructions.
+            x: The images.
+            encoded: The encoder's features of x, of its own depth.
         """
         judge, depth, live = self.judge, self.config.judge_depth, self._is_live
         full: list[Features] = []
@@ -287,8 +287,8 @@ class SelfTeaching(nn.Module):
         """For each branch mse(J(T x), J(T x̂)), the mean over T's views, and mse(J(x), J(x̂)) where T asks for it.
 
         Args:
-            wanted: features of the targets, the full view last.
-            seen: features of each branch's views, in that order.
+            wanted: Features of the targets, the full view last.
+            seen: Features of each branch's views, in that order.
         """
         with phase("judge"):
             branches: list[tuple[Tensor, Tensor | None]] = []

@@ -64,9 +64,9 @@ class OwnAutoencoder(Autoencoder):
     """An encoder and a decoder of the caller's own, around the modules that were given.
 
     Args:
-        encoder: maps images to features.
-        decoder: maps latents to images in [0, 1].
-        config: with an `own` that describes both.
+        encoder: Maps images to features.
+        decoder: Maps latents to images in [0, 1].
+        config: With an `own` that describes both.
     """
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, config: ModelConfig) -> None:
@@ -87,6 +87,6 @@ def frozen(network: nn.Module) -> FrozenJudge:
         >>> fit(data=images, judge=frozen(Features()), steps=2000)
 
     Args:
-        network: is put into evaluation mode, and none of its parameters will need a gradient.
+        network: Is put into evaluation mode, and none of its parameters will need a gradient.
     """
     return FrozenJudge(network)

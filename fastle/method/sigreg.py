@@ -24,10 +24,10 @@ class Convention:
     """The rules by which published packages differ, given the same samples and slices.
 
     Attributes:
-        knots: the default K.
-        over_ranks: whether the statistic is of the samples of all ranks together, or of this rank's alone.
-        symmetric: whether the K knots lie on [−t_max, t_max] instead of [0, t_max].
-        times_count: whether the mean squared deviation is multiplied by N, as in the Epps-Pulley statistic.
+        knots: The default K.
+        over_ranks: Whether the statistic is of the samples of all ranks together, or of this rank's alone.
+        symmetric: Whether the K knots lie on [−t_max, t_max] instead of [0, t_max].
+        times_count: Whether the mean squared deviation is multiplied by N, as in the Epps-Pulley statistic.
     """
 
     knots: int = 17
@@ -67,17 +67,17 @@ def sigreg(
         z: (..., N, D) samples; each leading index is one test.
         slices: (D, M), unit columns, the same on every rank.
         weights: (..., N), a mask or real numbers ≥ 0; see `fastle.kernels.sigreg.sigreg`.
-        t_max: the largest knot, > 0.
+        t_max: The largest knot, > 0.
         knots: K ≥ 2; by default the convention's, 17 (10 for "eb_jepa").
-        convention: a key of `CONVENTIONS`, named after a package. In one process all but "eb_jepa" agree.
-        group: the ranks that share one batch; by default all.
-        impl: see `fastle.kernels.sigreg.sigreg`.
+        convention: A key of `CONVENTIONS`, named after a package. In one process all but "eb_jepa" agree.
+        group: The ranks that share one batch; by default all.
+        impl: See `fastle.kernels.sigreg.sigreg`.
 
     Returns:
         A scalar, fp32 (fp64 for fp64). Its mean for standard normal samples is about 1.05 (1.05/N for "eb_jepa").
 
     Raises:
-        ValueError: the convention is unknown; and the errors of `fastle.kernels.sigreg.sigreg`.
+        ValueError: The convention is unknown; and the errors of `fastle.kernels.sigreg.sigreg`.
     """
     rules = _rules(convention)
     knots = rules.knots if knots is None else knots
@@ -115,13 +115,13 @@ def two_sample_sigreg(
         x, y: (..., N, D) and (..., N', D) samples with equal leading axes.
         slices: (D, M), unit columns, the same on every rank.
         x_weights, y_weights: (..., N) and (..., N'), a mask or real numbers ≥ 0, as in `sigreg`.
-        t_max, knots, group, impl: see `sigreg`.
+        t_max, knots, group, impl: See `sigreg`.
 
     Returns:
         A scalar, fp32 (fp64 for fp64). Its mean for standard normal samples, of whatever N and N', is about 1.05.
 
     Raises:
-        ValueError: the leading axes differ; and the errors of `fastle.kernels.sigreg.sigreg`.
+        ValueError: The leading axes differ; and the errors of `fastle.kernels.sigreg.sigreg`.
     """
     if x.shape[:-2] != y.shape[:-2]:
         raise ValueError(f"SIGReg: the leading axes of {tuple(x.shape)} and {tuple(y.shape)} differ")
@@ -249,11 +249,11 @@ class SIGReg(nn.Module):
 
     Args:
         num_slices: M ≥ 1, the slices drawn at each call.
-        knots, t_max, convention, group, impl: see `sigreg`.
-        seed: the seed of the slices, a signed 64-bit integer.
+        knots, t_max, convention, group, impl: See `sigreg`.
+        seed: The seed of the slices, a signed 64-bit integer.
 
     Raises:
-        ValueError: the convention or `impl` is unknown, or num_slices, knots or t_max is out of range.
+        ValueError: The convention or `impl` is unknown, or num_slices, knots or t_max is out of range.
 
     Example:
         >>> regularizer = SIGReg(num_slices=256)
@@ -285,8 +285,8 @@ class SIGReg(nn.Module):
         """The loss of z (..., N, D), a scalar; weights (..., N) as in `sigreg`.
 
         Raises:
-            RuntimeError: activation checkpointing runs it again.
-            ValueError: see `sigreg`.
+            RuntimeError: Activation checkpointing runs it again.
+            ValueError: See `sigreg`.
         """
         draw = _next_slices_op if torch.compiler.is_compiling() else _next_slices
         return sigreg(

@@ -71,8 +71,8 @@ class Transform(Protocol):
         """The random numbers for images of `shape`, (B, C, H, W).
 
         Args:
-            shape: of the images of one rank.
-            generator: of all random numbers, which are on its device. Another source, such as torch's global generator,
+            shape: Of the images of one rank.
+            generator: Of all random numbers, which are on its device. Another source, such as torch's global generator,
                 would give a run that is continued other views than an uninterrupted one.
 
         Returns:
@@ -83,8 +83,8 @@ class Transform(Protocol):
         """The views of each of several batches, T x, T x̂, ...: a pure function, which gradients can pass.
 
         Args:
-            images: batches (B, C, H, W) of floats in [0, 1], all of one shape: images, and their reconstructions.
-            drawn: from `draw`. Sample i of every batch goes through the same transformation.
+            images: Batches (B, C, H, W) of floats in [0, 1], all of one shape: images, and their reconstructions.
+            drawn: From `draw`. Sample i of every batch goes through the same transformation.
 
         Returns:
             A tuple of views for each batch, (B, C, h, w) each, of sides that the judge takes.
@@ -95,7 +95,7 @@ def make_transform(config: TransformConfig) -> Transform:
     """The transformation that a configuration describes.
 
     Raises:
-        ValueError: only the caller can make it.
+        ValueError: Only the caller can make it.
     """
     match config:
         case OwnConfig():
@@ -266,9 +266,9 @@ def draw_boxes(shape: Shape, side: int | Tensor, generator: Generator) -> Boxes:
 
     Args:
         shape: (B, C, H, W).
-        side: the shorter one, pixels, from 1 to min(H, W). A tensor, () int64 on the generator's device, goes into the
+        side: The shorter one, pixels, from 1 to min(H, W). A tensor, () int64 on the generator's device, goes into the
             boxes.
-        generator: of the corners, which are on its device.
+        generator: Of the corners, which are on its device.
     """
 
     def integers(below: int) -> Tensor:
@@ -287,7 +287,7 @@ def box_size(side: Side, shape: Shape) -> tuple[Side, Side]:
     """(height, width) of boxes with the proportions of the images, whole pixels.
 
     Args:
-        side: the shorter one, pixels; a number, or a tensor of any shape.
+        side: The shorter one, pixels; a number, or a tensor of any shape.
         shape: (B, C, H, W).
 
     Returns:

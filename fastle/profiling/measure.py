@@ -32,7 +32,7 @@ class Stopwatch:
         """Milliseconds of one call.
 
         Args:
-            queued: on a GPU, start the call behind other work, which hides what its launch costs the host. Otherwise
+            queued: On a GPU, start the call behind other work, which hides what its launch costs the host. Otherwise
                 it starts on an idle device, and the launch counts.
         """
         if self._device.type != "cuda":

@@ -47,13 +47,13 @@ class ProfiledStep:
     """A step to measure.
 
     Attributes:
-        name: its name in the tables and of the trace's file.
-        precision: the precision of its convolutions and products.
-        compiles: whether the first step takes long.
-        model: the model that it trains.
-        step: takes one step on a batch.
-        loss: the loss of a batch, computed operator by operator.
-        ours: the step, if it is fastle's; otherwise None.
+        name: Its name in the tables and of the trace's file.
+        precision: The precision of its convolutions and products.
+        compiles: Whether the first step takes long.
+        model: The model that it trains.
+        step: Takes one step on a batch.
+        loss: The loss of a batch, computed operator by operator.
+        ours: The step, if it is fastle's; otherwise None.
     """
 
     name: str
@@ -79,17 +79,17 @@ def profile(
     """Measures the step of a run, writes traces to `profile/` in the run directory, and prints tables.
 
     Args:
-        config: the run's configuration.
-        path: the run directory. Neither a run nor its checkpoints there are read or changed.
-        steps: how many steps are measured, at least 1.
-        device: the device of this process.
-        console: where the tables go.
-        loading: how the images are loaded; see `open_images`.
-        mode: the mode of fastle's step.
-        against: measure the plain eager step too, in fp32 and with PyTorch's defaults.
+        config: The run's configuration.
+        path: The run directory. Neither a run nor its checkpoints there are read or changed.
+        steps: How many steps are measured, at least 1.
+        device: The device of this process.
+        console: Where the tables go.
+        loading: How the images are loaded; see `open_images`.
+        mode: The mode of fastle's step.
+        against: Measure the plain eager step too, in fp32 and with PyTorch's defaults.
 
     Raises:
-        FastleError: the images cannot be used, the step cannot be compiled, its weights become infinite or NaN, the
+        FastleError: The images cannot be used, the step cannot be compiled, its weights become infinite or NaN, the
             plain step does not support the configuration, or a trace cannot be written.
     """
     quiet_profiler()
@@ -138,7 +138,7 @@ def check_plain(config: RunConfig) -> None:
     """Checks that the plain step supports a configuration.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: It does not.
     """
     judge, transform = config.objective.judge, config.objective.transform
     if judge != "step-frozen" or not isinstance(transform, CropResizeConfig):

@@ -26,13 +26,13 @@ class StepFigures:
     """What was measured of one step.
 
     Attributes:
-        name: the step's name.
-        phases, total: milliseconds under the profiler; see `phase_times`.
-        step_ms: milliseconds of a step without the profiler.
+        name: The step's name.
+        phases, total: Milliseconds under the profiler; see `phase_times`.
+        step_ms: Milliseconds of a step without the profiler.
         flop: FLOP per image.
-        product: the number format of its convolutions' products.
+        product: The number format of its convolutions' products.
         peak: FLOP per second of a matrix product in that format.
-        memory: bytes at the peak of a step.
+        memory: Bytes at the peak of a step.
     """
 
     name: str

@@ -24,8 +24,8 @@ def phase_times(trace: dict[str, Any], steps: int) -> tuple[dict[str, Times], Ti
     """The time of each phase of a trace, and of the whole trace, in milliseconds per step.
 
     Args:
-        trace: a chrome trace whose phases are annotations of one thread.
-        steps: how many steps it holds.
+        trace: A chrome trace whose phases are annotations of one thread.
+        steps: How many steps it holds.
     """
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
     spans = [

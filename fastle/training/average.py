@@ -22,12 +22,12 @@ class WeightAverage:
     """One average of a model's parameters and running statistics.
 
     Args:
-        model: the model to follow, on its device.
+        model: The model to follow, on its device.
         length: σ_rel, in (0, 0.28).
 
     Attributes:
-        name: of the checkpoint section, "ema-050" for a length of 0.05.
-        model: the averaged model.
+        name: Of the checkpoint section, "ema-050" for a length of 0.05.
+        model: The averaged model.
     """
 
     def __init__(self, model: Autoencoder, length: float) -> None:

@@ -92,9 +92,9 @@ def too_large(config: RunConfig, images: int, device: torch.device) -> str:
     """The message about a step that did not fit: its estimated size, and which flags to change.
 
     Args:
-        config: the run's configuration.
-        images: the batch of this process, a part of `--batch-size` under torchrun.
-        device: the device whose memory is too small.
+        config: The run's configuration.
+        images: The batch of this process, a part of `--batch-size` under torchrun.
+        device: The device whose memory is too small.
     """
     if config.model.own is not None:
         return f"a step of {images} images does not fit in memory; use a smaller --batch-size"

@@ -35,7 +35,7 @@ class Perceptual:
 
     Raises:
         TooSmall, NoWeights: See there.
-        MissingExtra: torch-fidelity is not installed, which brings InceptionV3.
+        MissingExtra: Torch-fidelity is not installed, which brings InceptionV3.
     """
 
     def __init__(self, size: int, device: torch.device) -> None:

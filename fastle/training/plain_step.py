@@ -115,7 +115,7 @@ class PlainObjective(nn.Module):
     """agreement + λ·SIGReg(z), or the weighted mean of consistency, clean and masked + λ/2 · Σ SIGReg of both latents.
 
     Attributes:
-        judge: a separate encoder, which receives the encoder's weights from `refresh_judge`.
+        judge: A separate encoder, which receives the encoder's weights from `refresh_judge`.
     """
 
     def __init__(self, model: PlainAutoencoder, config: ObjectiveConfig) -> None:
@@ -219,8 +219,8 @@ def grid_crop(x: Tensor, top: Tensor, left: Tensor, box: Box, out: tuple[int, in
 
     Args:
         top, left: (B,), the corner of each image's box.
-        box: rows and columns of the boxes, numbers or tensors of shape ().
-        out: rows and columns of the result.
+        box: Rows and columns of the boxes, numbers or tensors of shape ().
+        out: Rows and columns of the result.
     """
     down, across = (
         2 * (corner[:, None] + (side - 1) * torch.linspace(0, 1, n, dtype=x.dtype, device=x.device)) / (extent - 1) - 1
@@ -248,12 +248,12 @@ class StartingPoint:
     """fastle's initial weights and draws, from which another implementation of the step can start.
 
     Args:
-        config: the run's configuration; its precision does not matter.
-        device: where weights and draws live.
-        total_steps: see `Trainer`.
+        config: The run's configuration; its precision does not matter.
+        device: Where weights and draws live.
+        total_steps: See `Trainer`.
 
     Attributes:
-        weights: a state dict.
+        weights: A state dict.
     """
 
     def __init__(self, config: RunConfig, device: torch.device, *, total_steps: int | None = None) -> None:
@@ -280,15 +280,15 @@ class PlainStep:
     """Draw, loss, backward, AdamW, and the copy of the weights to the judge.
 
     Args:
-        start: where the weights and the draws come from.
+        start: Where the weights and the draws come from.
         precision: "bf16" is autocast; weights, latent and statistics stay fp32.
-        channels_last: the memory format of the weights, which the convolutions' results take over; otherwise they are
+        channels_last: The memory format of the weights, which the convolutions' results take over; otherwise they are
             contiguous.
         mode: "compiled" computes the loss as one graph of torch.compile, "captured" records that in CUDA graphs, as
             torch.compile's "reduce-overhead" does.
 
     Raises:
-        ValueError: the configuration's judge or transformation is not the one that this step knows.
+        ValueError: The configuration's judge or transformation is not the one that this step knows.
     """
 
     def __init__(

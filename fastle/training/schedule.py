@@ -15,8 +15,8 @@ def rate_share(config: TrainConfig, step: int, total: int) -> float:
     run, over which it falls linearly to 0 at `total`.
 
     Args:
-        step: the number of steps taken before this one, from 0 to total − 1.
-        total: steps of the whole run, at least 1.
+        step: The number of steps taken before this one, from 0 to total − 1.
+        total: Steps of the whole run, at least 1.
 
     Returns:
         A share in (0, 1].

@@ -34,7 +34,7 @@ class Spectrum:
         bits adds, they are taken to have that.
 
         Raises:
-            ValueError: nothing was added.
+            ValueError: Nothing was added.
         """
         if self._sums is None:
             raise ValueError("there is no peak before an update")

@@ -63,7 +63,7 @@ def read_licenses() -> dict[str, bytes]:
     """The licence of ONNX Runtime and the notices of what it contains, by the names of their files.
 
     Raises:
-        FastleError: onnxruntime is not installed, or has no such files.
+        FastleError: Onnxruntime is not installed, or has no such files.
     """
     try:
         import onnxruntime

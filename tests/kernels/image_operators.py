@@ -49,9 +49,9 @@ class ImageOperator:
     """An operator, the integers (B,) that it takes for each image, and its formula.
 
     Attributes:
-        schema: its name in torch.ops.fastle.
+        schema: Its name in torch.ops.fastle.
         call: (images, *integers, impl=...) → results.
-        integers: a batch size → the integers by name.
+        integers: A batch size → the integers by name.
         exact, exact_gradient: (fp64 images or gradients, *integers) → what is expected.
     """
 

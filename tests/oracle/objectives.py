@@ -47,10 +47,10 @@ def objective(
     """Any row of docs/method.md, section 1. The running statistics in `state` are updated in place.
 
     Args:
-        state: the model's state dict, its parameters leaves that require a gradient.
-        ema: the weights of the EMA judge.
+        state: The model's state dict, its parameters leaves that require a gradient.
+        ema: The weights of the EMA judge.
         images: (B, C, H, W) float64 in [0, 1].
-        cut_path: detach the reconstructions before they are judged, which the method does not do.
+        cut_path: Detach the reconstructions before they are judged, which the method does not do.
     """
     x = images
     y = cut_hole(x, draws.hole, config.hole_ratio) if draws.hole is not None and config.hole_ratio else None

@@ -40,7 +40,7 @@ def compute(instruction: Instruction, read: Read) -> Array:
     """The value that an instruction writes to its first operand, an array of the type of the result.
 
     Raises:
-        UnknownInstruction: one that is not had here.
+        UnknownInstruction: One that is not had here.
     """
     name, kind = operation(instruction), instruction.modifiers[-1] if instruction.modifiers else ""
     if instruction.opcode == "setp":

@@ -47,7 +47,7 @@ def execute(
         How many instructions were executed, each for all threads that wait for it.
 
     Raises:
-        MemoryFault, UnknownInstruction, DeviceAssert, Divergence: with the kernel's name and the instruction.
+        MemoryFault, UnknownInstruction, DeviceAssert, Divergence: With the kernel's name and the instruction.
     """
     symbols = {name: memory.place_bytes(np.frombuffer(text, np.uint8)) for name, text in kernel.constants.items()}
     symbols |= dict.fromkeys(kernel.shared, 0)

@@ -104,7 +104,7 @@ def parse(ptx: str) -> Kernel:
     """The one kernel of a PTX module.
 
     Raises:
-        ParseError: no kernel, more than one, or a statement that is not understood.
+        ParseError: No kernel, more than one, or a statement that is not understood.
     """
     text = _COMMENT.sub("", ptx)
     entries = list(_ENTRY.finditer(text))
