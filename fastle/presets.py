@@ -44,7 +44,8 @@ class Preset:
         sigreg_weight: With `--recipe tuned` and a spatial latent.
         lr, pooled_lr: With `--recipe tuned`, the peak of the falling rate.
         post_lr, post_pooled_lr: With `--recipe post`.
-        masked: With `--recipe tuned --masked`, what else it sets; chosen in long runs (docs/results.md).
+        masked: What `--recipe tuned --masked` sets besides, and instead of the above, with crop-resize; chosen in long
+            runs (docs/results.md).
         post_pooled_statistics: The judge's with `--recipe post` and crop-resize. With own statistics a pooled judge
             hardly sees contrast, and training stalls at 32 px (docs/results.md); CelebA keeps the author's choice.
     """
@@ -236,7 +237,7 @@ def _defaults(preset: Preset, given: Mapping[str, Any], *, masked: bool, transfo
     latent = given.get("latent", POOLED_LATENT if masked else None)
     pooled = latent is not None
     rates = (preset.post_lr, preset.post_pooled_lr) if post else (preset.lr, preset.pooled_lr)
-    of_masked = dict(preset.masked) if masked and not post else {}
+    of_masked = dict(preset.masked) if masked and not post and transform == "crop-resize" else {}
     if "crop_ratio" in given:
         # a side that somebody asks for is not the least of several
         of_masked.pop("crop_ratio_max", None)

@@ -39,7 +39,7 @@ class CropResizeConfig(Checked):
         name="crop_ratio_max",
         group="objective",
         metavar="R",
-        default="a fixed side",
+        default="the preset's, without --crop-ratio; otherwise a fixed side",
     )
     crops: int = option("crops of each image, each with a box of its own", initial=1, at_least=1, group="objective")
     full_view: bool = option("compare the whole image too", initial=False, group="objective", default="the recipe's")

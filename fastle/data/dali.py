@@ -129,7 +129,7 @@ class DaliDecoder:
         return images
 
     def _takes(self, image: _EncodedImage) -> bool:
-        # where DALI decodes the crop alone, it would look for that of a turned image in the wrong place
+        # the anchors are those of the upright image: DALI would cut a turned one in the wrong place
         return image.for_dali and (self._resize or image.header.orientation == UPRIGHT)
 
     def _decode(self, images: Sequence[_EncodedImage]) -> Tensor:
@@ -232,13 +232,13 @@ def _build(sides: tuple[int, int], *, resize: bool, batch_size: int, threads: in
         else:
             # by anchors, because DALI's centre crop rounds odd margins differently from torchvision
             anchors = fn.external_source(name="anchors", dtype=types.DALIDataType.INT32, ndim=1)
-            crop = (anchors, np.array(sides, np.int32))
-            where: dict[str, Any] = {"axis_names": "HW", "normalized_anchor": False, "normalized_shape": False}
+            crop: dict[str, Any] = {"start": anchors, "shape": list(sides), "axis_names": "HW"}
             if gpu is None:
-                images = fn.decoders.image_slice(encoded, *crop, **where, **options)
+                images = fn.decoders.image_slice(encoded, **crop, **options)
             else:
-                # nvJPEG before 13.2 refuses to decode a part: DALI then warns of every image and decodes it on the CPU
-                images = fn.slice(fn.decoders.image(encoded, **options), *crop, **where)
+                # DALI decodes no part of an image with fancy upsampling where nvJPEG is older than 13.2: it warns of
+                # every image and decodes it on the CPU
+                images = fn.slice(fn.decoders.image(encoded, **options), **crop)
         pipeline.set_outputs(images)
     pipeline.build()
     return pipeline

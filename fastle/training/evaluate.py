@@ -6,8 +6,8 @@ split's mean squared error, and is never higher. SSIM is torchmetrics' (Gaussian
 Contrast is the RMS contrast of the reconstructions (the mean over images of the standard deviation of luma), divided by
 that of the images: 1 if no contrast is lost. Sharpness is the same ratio for the mean magnitude of luma's Sobel
 gradient: below 1 edges are blurred or lost, above 1 there are edges that the images do not have. The spectral peak is
-the same ratio for the mean power at one frequency, the greatest over all: far above 1 there is a pattern, such as
-stripes, that the images do not have.
+such a ratio for the mean power of all channels at one frequency, the greatest of all but the frequency 0: far above 1
+there is a pattern, such as stripes, that the images do not have.
 
 Colour images also have a PSNR of luma and one of chroma (Cb and Cr together), in full-range BT.601 YCbCr:
 

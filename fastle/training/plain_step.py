@@ -223,7 +223,7 @@ def grid_crop(x: Tensor, top: Tensor, left: Tensor, box: Box, out: tuple[int, in
         out: Rows and columns of the result.
     """
     down, across = (
-        2 * (corner[:, None] + (side - 1) * torch.linspace(0, 1, n, dtype=x.dtype, device=x.device)) / (extent - 1) - 1
+        2 * (corner[:, None] + torch.linspace(0, side - 1, n, dtype=x.dtype, device=x.device)) / (extent - 1) - 1
         for corner, side, n, extent in zip((top, left), box, out, x.shape[2:], strict=True)
     )
     size = (len(x), *out)

@@ -159,6 +159,10 @@ def test_the_spectral_peak_of_what_comes_back_unchanged_or_paler_is_at_most_1() 
     x = pictures(2)
     same = evaluate(Shifted([0.0, 0.1]), x, hole_ratio=None, device=CPU)["clean"]  # type: ignore[arg-type]
     assert same["spectral_peak"] == pytest.approx(1)
+    # grey images that are not square, of which the second half of the spectrum is left out
+    grey = ArrayImages(pictures(2).batch([0, 1])[:, :1, :, 1:10])
+    figures = evaluate(Shifted([0.0, 0.1]), grey, hole_ratio=None, device=CPU)["clean"]  # type: ignore[arg-type]
+    assert figures["spectral_peak"] == pytest.approx(1)
     # one colour has no power, and less than rounding adds is none either
     flat = ArrayImages(torch.full((1, 3, SIZE, SIZE), 128, dtype=torch.uint8))
     faint = torch.full((3, SIZE, SIZE), 0.5)
