@@ -67,19 +67,19 @@ def test_tuned_recipe_compares_more_and_lets_the_rate_fall() -> None:
 
 
 def test_masked_runs_of_small_photographs_see_crops_of_many_sides() -> None:
-    # with one side, and one of 0.6 above all, they draw stripes after some thousand steps (docs/results.md)
+    # with crops of one side and the whole image they draw patterns after some thousand steps (docs/results.md)
     for dataset in ("cifar10", "folder"):
         config = make_config(dataset, masked=True, size=32)
         objective, size = config.objective, {"size": 32} if dataset == "folder" else {}
         assert overrides_of(config) == {"masked": True} | size
-        assert objective.transform == CropResizeConfig(0.15, 0.6, full_view=True)
+        assert objective.transform == CropResizeConfig(0.3, 1.0, 2)
         assert (objective.branch_statistics, objective.masked_weight) == ("joint", 3)
         # somebody's own side is the only one, unless they name a greatest one
         for flags, transform in (
-            ({"crop_ratio": 0.15}, CropResizeConfig(0.15, full_view=True)),
-            ({"crop_ratio": 0.8}, CropResizeConfig(0.8, full_view=True)),
-            ({"crop_ratio_max": 0.9}, CropResizeConfig(0.15, 0.9, full_view=True)),
-            ({"crop_ratio": 0.2, "crop_ratio_max": 0.9}, CropResizeConfig(0.2, 0.9, full_view=True)),
+            ({"crop_ratio": 0.3}, CropResizeConfig(0.3, crops=2)),
+            ({"crop_ratio": 0.8, "full_view": True}, CropResizeConfig(0.8, crops=2, full_view=True)),
+            ({"crop_ratio_max": 0.9}, CropResizeConfig(0.3, 0.9, 2)),
+            ({"crop_ratio": 0.2, "crop_ratio_max": 0.9}, CropResizeConfig(0.2, 0.9, 2)),
         ):
             own = make_config(dataset, masked=True, size=32, **flags)
             assert own.objective.transform == transform

@@ -90,7 +90,7 @@ TUNED: dict[str, Any] = TARGET | {
     "judge_depth": "features", "full_view": True, "crop_ratio": 0.6, "sigreg_weight": 0.003,
 }  # fmt: skip
 TUNED_MASKED: dict[str, Any] = TARGET | {
-    "judge_depth": "features", "full_view": True, "crop_ratio": 0.15, "crop_ratio_max": 0.6,
+    "judge_depth": "features", "crop_ratio": 0.3, "crop_ratio_max": 1.0, "crops": 2,
     "branch_statistics": "joint", "masked_weight": 3.0,
 }  # fmt: skip
 
@@ -155,19 +155,21 @@ ROWS: tuple[Row, ...] = (
     _photographs("tuned", "recipe tuned: the blocks' features, crop-resize 0.6 and the whole image", **TUNED),
     _photographs("tuned-all", "the same, with the stem's features", **TUNED | {"judge_depth": "all"}),
     _hole("masked-target", "symmetric, crop-resize 0.3, target statistics", crop_ratio=0.3, **TARGET),
+    _hole("masked-tuned", "recipe tuned: the blocks' features, two crops of 0.3 to 1", **TUNED_MASKED),
     _hole(
-        "masked-tuned", "recipe tuned: the blocks' features, crops of 0.15 to 0.6 and the whole image", **TUNED_MASKED
-    ),
-    _hole("masked-tuned-all", "the same, with the stem's features", **TUNED_MASKED | {"judge_depth": "all"}),
-    _hole(
-        "masked-tuned-own",
-        "recipe tuned, but crops of 0.3, each branch normalised by itself, and both of the same weight",
-        **TARGET | {"judge_depth": "features", "full_view": True, "crop_ratio": 0.3},
+        "masked-tuned-whole",
+        "recipe tuned, but one crop of 0.15 to 0.6, and the whole image",
+        **TUNED_MASKED | {"crop_ratio": 0.15, "crop_ratio_max": 0.6, "crops": None, "full_view": True},
     ),
     _hole(
         "masked-tuned-0.6",
-        "recipe tuned, but crops of 0.6",
-        **TUNED_MASKED | {"crop_ratio": 0.6, "crop_ratio_max": None},
+        "that, but a crop of 0.6",
+        **TUNED_MASKED | {"crop_ratio": 0.6, "crop_ratio_max": None, "crops": None, "full_view": True},
+    ),
+    _hole(
+        "masked-tuned-own",
+        "that, but a crop of 0.3, each branch normalised by itself, and both of the same weight",
+        **TARGET | {"judge_depth": "features", "full_view": True, "crop_ratio": 0.3},
     ),
     _shapes("shapes-crop-target", "crop-resize 0.3, target statistics", crop_ratio=0.3, **TARGET),
 )

@@ -145,12 +145,11 @@ def check_plain(config: RunConfig) -> None:
         asked = f"--judge {judge} --transform {transform.name}" if transform else "--objective pixel"
         raise ConfigError(f"--against eager knows --judge step-frozen with --transform crop-resize only, not {asked}")
     for flag, value, known in (
-        ("--crops", transform.crops, 1),
         ("--accumulate", config.train.accumulate, 1),
         ("--averages", config.train.averages, ()),
     ):
         if value != known:
-            raise ConfigError(f"--against eager knows one crop and a plain update, not {flag} {value}")
+            raise ConfigError(f"--against eager knows a plain update, not {flag} {value}")
 
 
 def _plain(start: StartingPoint) -> ProfiledStep:

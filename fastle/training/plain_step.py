@@ -132,14 +132,13 @@ class PlainObjective(nn.Module):
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """The loss, a scalar, of a batch (B, C, H, W), uint8 or float in [0, 1]."""
         config, encoder, decoder = self.config, self.model.encoder, self.model.decoder
-        assert isinstance(draws.view, Boxes)
         x = images.float() / 255 if images.dtype == torch.uint8 else images
-        boxes, least = draws.view, int(self.crop_ratio * min(x.shape[2:]))
-        box: Box = box_size(least, x.shape) if boxes.side is None else box_size(boxes.side, x.shape)
+        crops = draws.view if isinstance(draws.view, tuple) else (draws.view,)
 
         def agreement(xhat: Tensor) -> Tensor:
-            cropped = self._compare(crop(x, boxes, box), crop(xhat, boxes, box))
-            return (cropped + self._compare(x, xhat)) / 2 if self.full_view else cropped
+            cropped = [self._compare(self._crop(x, boxes), self._crop(xhat, boxes)) for boxes in crops]
+            agreed = torch.stack(cropped).mean()
+            return (agreed + self._compare(x, xhat)) / 2 if self.full_view else agreed
 
         if draws.hole is None or config.hole_ratio is None:
             with phase("encode"):
@@ -162,6 +161,11 @@ class PlainObjective(nn.Module):
         total = config.consistency_weight * consistency + clean + config.masked_weight * masked
         weights = config.consistency_weight + 1 + config.masked_weight
         return total / weights + config.sigreg_weight * regularizer
+
+    def _crop(self, images: Tensor, boxes: Boxes) -> Tensor:
+        least = int(self.crop_ratio * min(images.shape[2:]))
+        box: Box = box_size(least, images.shape) if boxes.side is None else box_size(boxes.side, images.shape)
+        return crop(images, boxes, box)
 
     def _compare(self, target: Tensor, view: Tensor) -> Tensor:
         """The mean over the judge's features of mse(J(target), J(view))."""

@@ -304,10 +304,7 @@ def test_a_default_run_directory_for_each_setting(command: Command, tmp_path: Pa
         (("shapes", "--noise-std", "0.2"), "--noise-std has no effect with --transform crop-resize"),
         (("shapes", "--crop-ratio-max", "0.2"), "--crop-ratio-max must be above --crop-ratio 0.3"),
         (("shapes", "--transform", "noise", "--crops", "2"), "--crops has no effect with --transform noise"),
-        (
-            ("shapes", "--profile", "1", "--against", "eager", "--crops", "2"),
-            "a plain update, not --crops 2",
-        ),
+        (("shapes", "--profile", "1", "--against", "eager", "--accumulate", "2"), "a plain update, not --accumulate 2"),
         (("shapes", "--transform", "crop"), "invalid choice: 'crop'"),
         (("shapes", "--size", "30"), "--size must be divisible by 8"),
         (("shapes", "--size", "32x40"), "shapes are drawn on squares; give one number"),

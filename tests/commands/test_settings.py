@@ -20,7 +20,7 @@ KNOWN = {name: FLAGS[name] for name in IN_FILE}
         ("shapes", {"objective": "pixel", "steps": 7, "clip": 0.0}),
         ("celeba", {"data": "/ce\"le\\ba é", "latent": 512, "masked": True, "hole_ratio": 0.2}),
         ("cifar10", {"data": "/d", "masked": True}),
-        ("cifar10", {"data": "/d", "masked": True, "crop_ratio": 0.15}),
+        ("cifar10", {"data": "/d", "masked": True, "crop_ratio": 0.3}),
         ("folder", {"data": "/d", "size": 32, "channels": 1, "recipe": "post", "averages": (0.05, 0.1)}),
         ("cifar10", {"data": "/d", "transform": "noise", "noise_std": 0.5, "schedule": "cosine", "lr": 1e-05}),
     ],

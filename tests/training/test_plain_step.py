@@ -36,7 +36,7 @@ CONFIGS = {
     # a rate that rises: steps of a wrong one would show
     "tuned": tiny(recipe="tuned", judge_statistics="target", warmup=0.9),
     "tuned-spatial": tiny(False, None, recipe="tuned", judge_statistics="target"),
-    "sides": tiny(recipe="tuned", size=(24, 16), crop_ratio_max=0.9),
+    "sides": tiny(recipe="tuned", size=(24, 16), crop_ratio_max=0.9, crops=2),
     "own-all": tiny(judge_depth="all", full_view=True),
     "clipped": tiny(clip=0.3, lr=0.01),
 }
