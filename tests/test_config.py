@@ -84,6 +84,9 @@ def test_masked_runs_of_small_photographs_see_crops_of_many_sides() -> None:
             own = make_config(dataset, masked=True, size=32, **flags)
             assert own.objective.transform == transform
             assert overrides_of(own) == {"masked": True} | flags | size
+        # it was measured with crops alone
+        masks = make_config(dataset, masked=True, size=32, transform="pixel-mask").objective
+        assert (masks.branch_statistics, masks.masked_weight) == ("own", 1)
         post = make_config(dataset, masked=True, size=32, recipe="post").objective
         assert post.transform == CropResizeConfig(0.3) and (post.branch_statistics, post.masked_weight) == ("own", 1)
 
