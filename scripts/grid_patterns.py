@@ -25,17 +25,14 @@ from torch import Generator, Tensor
 # this checkout comes first, so that the results name the commit of what they measure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.common.figures import make_parser, parse, write_report
-from fastle.checkpoint import read_run_config
+from bench.common.figures import make_parser, open_run, parse, write_report
 from fastle.commands.cli import one_line_errors
 from fastle.config import ObjectiveConfig
-from fastle.data import Images, Loading, open_images, open_tree
 from fastle.kernels.crop_resize import crop_resize
 from fastle.method.judge import compare, make_judge
-from fastle.method.model import Autoencoder, unit_range
-from fastle.method.pretrained import model_of_run
+from fastle.method.model import Autoencoder
 from fastle.method.transforms import Boxes, cut_hole, draw_boxes
-from fastle.training.evaluate import evenly_spaced, fixed_holes
+from fastle.training.evaluate import fixed_holes
 
 IMAGES = 500
 SHIFTS = (1, 2, 3, 4)  # pixels
@@ -57,13 +54,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def measure_run(run: Path, data: Path | None) -> list[dict[str, Any]]:
     """The figures of a run's views, one row for each."""
-    config = read_run_config(run)
-    model, checkpoint, _ = model_of_run(run, "cpu")
-    images: Images
-    images = open_images(config.data, "test") if data is None else open_tree(config.data, data, Loading())
-    x = unit_range(images.batch(evenly_spaced(len(images), IMAGES)))
-    views = view_figures(model, config.objective, x)
-    return [{"run": run.name, "step": checkpoint.step, "view": name, **view} for name, view in views.items()]
+    opened = open_run(run, data, IMAGES)
+    views = view_figures(opened.model, opened.config.objective, opened.images)
+    return [{"run": run.name, "step": opened.step, "view": name, **view} for name, view in views.items()]
 
 
 @torch.no_grad()

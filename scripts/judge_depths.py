@@ -27,13 +27,9 @@ from torch import Generator, Tensor
 # this checkout comes first, so that the results name the commit of what they measure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.common.figures import make_parser, parse, write_report
-from fastle.checkpoint import read_run_config
+from bench.common.figures import make_parser, open_run, parse, write_report
 from fastle.commands.cli import one_line_errors
-from fastle.data import Images, Loading, open_images, open_tree
-from fastle.method.model import Autoencoder, unit_range
-from fastle.method.pretrained import model_of_run
-from fastle.training.evaluate import evenly_spaced
+from fastle.method.model import Autoencoder
 
 IMAGES, PROBES = 64, 16
 
@@ -52,13 +48,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def measure_run(run: Path, data: Path | None) -> list[dict[str, Any]]:
     """The figures of a run's stages, one row for each."""
-    config = read_run_config(run)
-    model, checkpoint, _ = model_of_run(run, "cpu")
-    images: Images
-    images = open_images(config.data, "test") if data is None else open_tree(config.data, data, Loading())
-    x = unit_range(images.batch(evenly_spaced(len(images), IMAGES)))
-    stages = stage_figures(model, x)
-    return [{"run": run.name, "step": checkpoint.step, "stage": name, **stage} for name, stage in stages.items()]
+    opened = open_run(run, data, IMAGES)
+    stages = stage_figures(opened.model, opened.images)
+    return [{"run": run.name, "step": opened.step, "stage": name, **stage} for name, stage in stages.items()]
 
 
 def stage_figures(model: Autoencoder, x: Tensor) -> dict[str, dict[str, float]]:

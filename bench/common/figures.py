@@ -1,4 +1,4 @@
-"""What the scripts that measure finished runs share: their parser, and their report."""
+"""What the scripts that measure finished runs share: how they open runs, their parser, and their report."""
 
 from __future__ import annotations
 
@@ -6,15 +6,54 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from fastle.checkpoint import read_run_config
 from fastle.commands.cli import Parser
 from fastle.commands.outputs import check_output
+from fastle.config import RunConfig
+from fastle.data import Images, Loading, open_images, open_tree
 from fastle.files import write_atomic
 from fastle.machine import environment
+from fastle.method.model import Autoencoder, unit_range
+from fastle.method.pretrained import model_of_run
+from fastle.training.evaluate import evenly_spaced
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """A run's newest model on the CPU, and images to measure it with.
+
+    Attributes:
+        config: Of the run.
+        model: With the weights of its newest good checkpoint.
+        step: Of that checkpoint.
+        images: Evenly spaced ones of its test split or of another folder, (B, C, H, W) in [0, 1].
+    """
+
+    config: RunConfig
+    model: Autoencoder
+    step: int
+    images: Tensor
+
+
+def open_run(run: Path, data: Path | None, count: int) -> FinishedRun:
+    """A run, with at most `count` images of the folder `data`, or of its test split.
+
+    Raises:
+        FastleError: The run or the images cannot be used.
+    """
+    config = read_run_config(run)
+    model, checkpoint, _ = model_of_run(run, "cpu")
+    images: Images
+    images = open_images(config.data, "test") if data is None else open_tree(config.data, data, Loading())
+    x = unit_range(images.batch(evenly_spaced(len(images), count)))
+    return FinishedRun(config, model, checkpoint.step, x)
 
 
 def make_parser(prog: str, description: str) -> Parser:
