@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from .config import (
     OPTIONS,
     PIXEL_FIELDS,
     POOLED_LATENT,
-    SIGREG_WEIGHT,
     TRANSFORM_OPTIONS,
     TRANSFORMS,
     TUNED,
@@ -23,7 +21,6 @@ from .config import (
     CropResizeConfig,
     DataConfig,
     DatasetName,
-    JudgeStatistics,
     ModelConfig,
     ObjectiveConfig,
     RunConfig,
@@ -34,74 +31,51 @@ from .config import (
 )
 from .options import options_of, pick
 
+# Settings by the names of the options, for each dataset in layers. A layer holds where all words of its name do: the
+# recipe, "spatial" or "pooled" for the latent, "masked", the transformation. A later layer wins over an earlier.
+Preset = dict[str, dict[str, Any]]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preset:
-    """One dataset's row. A `pooled_*` value replaces its namesake when the latent is pooled.
-
-    Attributes:
-        crop_ratio, post_crop_ratio: With `--recipe tuned` and a spatial latent, and otherwise.
-        sigreg_weight: With `--recipe tuned` and a spatial latent.
-        lr, pooled_lr: With `--recipe tuned`, the peak of the falling rate.
-        post_lr, post_pooled_lr: With `--recipe post`.
-        masked: What `--recipe tuned --masked` sets besides, and instead of the above and of the recipe, with
-            crop-resize; chosen in long runs (docs/results.md).
-        post_pooled_statistics: The judge's with `--recipe post` and crop-resize. With own statistics a pooled judge
-            hardly sees contrast, and training stalls at 32 px (docs/results.md); CelebA keeps the author's choice.
-    """
-
-    size: int
-    channels: int
-    hidden: int
-    map_channels: int
-    pooled_map_channels: int
-    crop_ratio: float
-    post_crop_ratio: float
-    lr: float
-    pooled_lr: float
-    post_lr: float
-    post_pooled_lr: float
-    post_pooled_statistics: JudgeStatistics = "own"
-    sigreg_weight: float = SIGREG_WEIGHT
-    masked: Mapping[str, Any] = field(default_factory=dict)
-    steps: int | None = None
-    epochs: int | None = None
-
-
+# with own statistics a pooled judge hardly sees contrast, and training stalls at 32 px (docs/results.md)
+_SEES_CONTRAST = {"judge_statistics": "target"}
 # a judge that sees the whole image in place, or crops of one side, leaves patterns unseen that a long training draws
-SMALL_MASKED = {
+_NO_PATTERNS = {
     "crop_ratio": 0.3, "crop_ratio_max": 1.0, "crops": 2, "full_view": False,
     "branch_statistics": "joint", "masked_weight": 3.0,
 }  # fmt: skip
+_LARGE: Preset = {
+    "always": {"size": 128, "channels": 3, "hidden": 128, "epochs": 50, "crop_ratio": 0.15},
+    "spatial": {"map_channels": 32},
+    "pooled": {"map_channels": 128},
+    "tuned": {"lr": 1e-3},
+    "post spatial": {"lr": 1e-4},
+    "post pooled": {"lr": 1e-3},
+}
+_SMALL: Preset = {
+    "always": {"size": 32, "channels": 3, "hidden": 64, "epochs": 50, "crop_ratio": 0.3},
+    "spatial": {"map_channels": 32},
+    "pooled": {"map_channels": 64},
+    "tuned spatial": {"crop_ratio": 0.6, "sigreg_weight": 0.003, "lr": 2e-3},
+    "tuned pooled": {"lr": 1e-3},
+    "tuned masked crop-resize": _NO_PATTERNS,
+    "post pooled": {"lr": 3e-4},  # of docs/results/small.md
+    "post pooled crop-resize": _SEES_CONTRAST,
+}
 PRESETS: dict[str, Preset] = {
     # the method's toy is 28 px, which the model's stride of 8 does not divide
-    "shapes": Preset(
-        size=32, channels=1, hidden=32, map_channels=16, pooled_map_channels=32,
-        crop_ratio=0.3, post_crop_ratio=0.3, lr=1e-3, pooled_lr=1e-3, steps=400,
-        post_lr=1e-3, post_pooled_lr=1e-3, post_pooled_statistics="target",
-    ),
-    # the post's pooled rate is that of docs/results/small.md
-    "cifar10": Preset(
-        size=32, channels=3, hidden=64, map_channels=32, pooled_map_channels=64,
-        crop_ratio=0.6, sigreg_weight=0.003, post_crop_ratio=0.3, lr=2e-3, pooled_lr=1e-3, epochs=50,
-        post_lr=1e-4, post_pooled_lr=3e-4, post_pooled_statistics="target", masked=SMALL_MASKED,
-    ),
-    "celeba": Preset(
-        size=128, channels=3, hidden=128, map_channels=32, pooled_map_channels=128,
-        crop_ratio=0.15, post_crop_ratio=0.15, lr=1e-3, pooled_lr=1e-3, post_lr=1e-4, post_pooled_lr=1e-3, epochs=50,
-    ),
-    # folders below SMALL px take the CIFAR-10 model; the post's rate reaches 24 dB in 2,000 steps
-    "small folder": Preset(
-        size=32, channels=3, hidden=64, map_channels=32, pooled_map_channels=64,
-        crop_ratio=0.6, sigreg_weight=0.003, post_crop_ratio=0.3, lr=2e-3, pooled_lr=1e-3, epochs=50,
-        post_lr=1e-3, post_pooled_lr=3e-4, post_pooled_statistics="target", masked=SMALL_MASKED,
-    ),
-    "folder": Preset(
-        size=128, channels=3, hidden=128, map_channels=32, pooled_map_channels=128,
-        crop_ratio=0.15, post_crop_ratio=0.15, lr=1e-3, pooled_lr=1e-3, post_lr=1e-4, post_pooled_lr=1e-3, epochs=50,
-    ),
-}  # fmt: skip
-SMALL = 64
+    "shapes": {
+        "always": {"size": 32, "channels": 1, "hidden": 32, "steps": 400, "crop_ratio": 0.3, "lr": 1e-3},
+        "spatial": {"map_channels": 16},
+        "pooled": {"map_channels": 32},
+        "post pooled crop-resize": _SEES_CONTRAST,
+    },
+    "cifar10": _SMALL | {"post spatial": {"lr": 1e-4}},
+    # CelebA keeps the author's own statistics with `--recipe post`
+    "celeba": _LARGE,
+    # folders below FEW_PIXELS px take the CIFAR-10 model; the post's rate reaches 24 dB in 2,000 steps
+    "small folder": _SMALL | {"post spatial": {"lr": 1e-3}},
+    "folder": _LARGE,
+}
+FEW_PIXELS = 64
 # options on which the defaults of others depend
 FIRST = ("size", "objective", "transform", "latent", "schedule", "steps", "epochs")
 
@@ -141,14 +115,20 @@ def make_config(dataset: DatasetName, **overrides: Any) -> RunConfig:
     if "size" in given:
         given["size"] = plain_size(given["size"])
         OPTIONS["size"].check(given["size"])
-    small = dataset == "folder" and min(sides_of(given.get("size", SMALL))) < SMALL
-    preset = PRESETS["small folder" if small else dataset]
-    defaults = _defaults(preset, given, masked=masked, transform=transform, post=recipe == "post")
-    of_masked = dict(preset.masked) if masked and recipe == TUNED and transform == "crop-resize" else {}
+    small = dataset == "folder" and min(sides_of(given.get("size", FEW_PIXELS))) < FEW_PIXELS
+    pooled = given.get("latent", POOLED_LATENT if masked else None) is not None
+    facts = {"always", recipe, "pooled" if pooled else "spatial", transform} | ({"masked"} if masked else set())
+    defaults: dict[str, Any] = {"dataset": dataset, "precision": "auto"} | RECIPES[recipe]
+    defaults |= {"latent": POOLED_LATENT, "hole_ratio": HOLE_RATIO} if masked else {"latent": None}
+    for words, settings in PRESETS["small folder" if small else dataset].items():
+        if facts >= set(words.split()):
+            defaults |= settings
+    if given.keys() & {"steps", "epochs"}:
+        defaults = {name: value for name, value in defaults.items() if name not in {"steps", "epochs"}}
     if "crop_ratio" in given:
         # a side that somebody asks for is not the least of several
-        of_masked.pop("crop_ratio_max", None)
-    settings = {"dataset": dataset, "precision": "auto"} | defaults | RECIPES[recipe] | of_masked | given
+        defaults.pop("crop_ratio_max", None)
+    settings = defaults | given
     objective = pick(ObjectiveConfig, settings) | {"transform": transform_config(transform, settings)}
     if pixel:
         objective = {name: value for name, value in objective.items() if name in PIXEL_FIELDS}
@@ -239,25 +219,6 @@ def _overrides_of(config: RunConfig, given: dict[str, Any]) -> dict[str, Any] | 
     return chosen
 
 
-def _defaults(preset: Preset, given: Mapping[str, Any], *, masked: bool, transform: str, post: bool) -> dict[str, Any]:
-    """The settings that depend on the dataset, or on other settings."""
-    latent = given.get("latent", POOLED_LATENT if masked else None)
-    pooled = latent is not None
-    rates = (preset.post_lr, preset.post_pooled_lr) if post else (preset.lr, preset.pooled_lr)
-    return {
-        "size": preset.size,
-        "channels": preset.channels,
-        "hidden": preset.hidden,
-        "map_channels": preset.pooled_map_channels if pooled else preset.map_channels,
-        "latent": latent,
-        "hole_ratio": HOLE_RATIO if masked else None,
-        "judge_statistics": preset.post_pooled_statistics if pooled and transform == "crop-resize" else "own",
-        "crop_ratio": preset.post_crop_ratio if post or pooled else preset.crop_ratio,
-        "sigreg_weight": SIGREG_WEIGHT if post or pooled else preset.sigreg_weight,
-        "lr": rates[pooled],
-    } | ({} if given.keys() & {"steps", "epochs"} else {"steps": preset.steps, "epochs": preset.epochs})
-
-
 def _check_effects(
     given: Mapping[str, Any], dataset: str, *, masked: bool, transform: str | None, schedule: str
 ) -> None:
@@ -267,7 +228,9 @@ def _check_effects(
     if dataset == "shapes":
         lacking["data"] = "with shapes, which are made on the fly; use `folder` for your own images"
     if dataset != "folder":
-        lacking["channels"] = f"with {dataset}, whose images have {PRESETS[dataset].channels}; it is for `folder`"
+        lacking["channels"] = (
+            f"with {dataset}, whose images have {PRESETS[dataset]['always']['channels']}; it is for `folder`"
+        )
     if not masked:
         lacking |= dict.fromkeys(("hole_ratio", *MASKED_FIELDS), "without --masked")
     if schedule != "trapezoid":

@@ -9,6 +9,7 @@ import pytest
 
 from fastle.config import (
     OPTIONS,
+    TRANSFORMS,
     ConfigError,
     CropResizeConfig,
     DetailConfig,
@@ -19,7 +20,7 @@ from fastle.config import (
     ObjectiveConfig,
     TransformConfig,
 )
-from fastle.presets import make_config, overrides_of
+from fastle.presets import PRESETS, RECIPES, make_config, overrides_of
 
 
 def test_presets_are_the_methods_table() -> None:
@@ -41,6 +42,15 @@ def test_presets_are_the_methods_table() -> None:
         )
     assert make_config("celeba", recipe="post").objective.transform == CropResizeConfig(0.15)
     assert make_config("celeba", masked=True).objective.hole_ratio == 0.35
+
+
+def test_every_layer_of_a_preset_can_hold() -> None:
+    """A misspelt word would leave a layer out of every configuration, and a misspelt setting would do nothing."""
+    words = {"always", "spatial", "pooled", "masked", *RECIPES, *TRANSFORMS}
+    for preset in PRESETS.values():
+        for layer, settings in preset.items():
+            assert words.issuperset(layer.split()), layer
+            assert OPTIONS.keys() >= settings.keys(), layer
 
 
 def test_compression_and_latent_shape() -> None:
