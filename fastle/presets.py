@@ -38,6 +38,7 @@ Preset = dict[str, dict[str, Any]]
 # with own statistics a pooled judge hardly sees contrast, and training stalls at 32 px (docs/results.md)
 _SEES_CONTRAST = {"judge_statistics": "target"}
 # a judge that sees the whole image in place, or crops of one side, leaves patterns unseen that a long training draws
+# (docs/results.md#stripes)
 _NO_PATTERNS = {
     "crop_ratio": 0.3, "crop_ratio_max": 1.0, "crops": 2, "full_view": False,
     "branch_statistics": "joint", "masked_weight": 3.0,

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -25,7 +24,7 @@ from torch import Generator, Tensor
 # this checkout comes first, so that the results name the commit of what they measure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.common.figures import make_parser, open_run, parse, write_report
+from bench.common.figures import make_parser, measure_runs, parse, write_report
 from fastle.commands.cli import one_line_errors
 from fastle.config import ObjectiveConfig
 from fastle.kernels.crop_resize import crop_resize
@@ -44,7 +43,9 @@ def main(argv: list[str] | None = None) -> None:
         parser = make_parser("grid_patterns.py", str(__doc__))
         parser.add_argument("--data", metavar="DIR", type=Path, help="images in place of each run's test split")
         flags = parse(parser, argv)
-        rows = [row for run in flags.runs for row in measure_run(run, flags.data)]
+        rows = measure_runs(
+            flags, IMAGES, "view", lambda run: view_figures(run.model, run.config.objective, run.images)
+        )
         print(f"{'run':<24}{'step':>7}  {'view':<12}{'with':>8}{'without':>9}{'ratio':>7}")
         for row in rows:
             figures = f"{row['with']:>8.4f}{row['without']:>9.4f}{row['without'] / row['with']:>7.3f}"
@@ -52,14 +53,6 @@ def main(argv: list[str] | None = None) -> None:
         write_report(flags, "grid_patterns.py", argv, rows)
 
 
-def measure_run(run: Path, data: Path | None) -> list[dict[str, Any]]:
-    """The figures of a run's views, one row for each."""
-    opened = open_run(run, data, IMAGES)
-    views = view_figures(opened.model, opened.config.objective, opened.images)
-    return [{"run": run.name, "step": opened.step, "view": name, **view} for name, view in views.items()]
-
-
-@torch.no_grad()
 def view_figures(model: Autoencoder, objective: ObjectiveConfig, x: Tensor) -> dict[str, dict[str, float]]:
     """What the judge makes of reconstructions "with" and "without" the patterns, by the view; x (B, C, H, W)."""
     y = x

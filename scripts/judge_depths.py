@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -27,7 +26,7 @@ from torch import Generator, Tensor
 # this checkout comes first, so that the results name the commit of what they measure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.common.figures import make_parser, open_run, parse, write_report
+from bench.common.figures import make_parser, measure_runs, parse, write_report
 from fastle.commands.cli import one_line_errors
 from fastle.method.model import Autoencoder
 
@@ -39,18 +38,11 @@ def main(argv: list[str] | None = None) -> None:
         parser = make_parser("judge_depths.py", str(__doc__))
         parser.add_argument("--data", metavar="DIR", type=Path, help="images in place of each run's test split")
         flags = parse(parser, argv)
-        rows = [row for run in flags.runs for row in measure_run(run, flags.data)]
+        rows = measure_runs(flags, IMAGES, "stage", lambda run: stage_figures(run.model, run.images))
         print(f"{'run':<24}{'step':>7}  {'stage':<8}{'cosine':>8}{'flatness':>10}")
         for row in rows:
             print(f"{row['run']:<24}{row['step']:>7}  {row['stage']:<8}{row['cosine']:>8.3f}{row['flatness']:>10.3f}")
         write_report(flags, "judge_depths.py", argv, rows)
-
-
-def measure_run(run: Path, data: Path | None) -> list[dict[str, Any]]:
-    """The figures of a run's stages, one row for each."""
-    opened = open_run(run, data, IMAGES)
-    stages = stage_figures(opened.model, opened.images)
-    return [{"run": run.name, "step": opened.step, "stage": name, **stage} for name, stage in stages.items()]
 
 
 def stage_figures(model: Autoencoder, x: Tensor) -> dict[str, dict[str, float]]:

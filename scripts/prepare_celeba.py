@@ -32,7 +32,7 @@ from fastle.data.celeba import TRAIN, open_celeba
 from fastle.data.decode import BadFiles, DiskFile, ImageFile, TorchvisionDecoder
 from fastle.errors import FastleError
 from fastle.folders import SPLITS, Split
-from fastle.presets import PRESETS, make_config
+from fastle.presets import make_config
 
 WIDTH, HEIGHT = 178, 218  # pixels
 COUNTS: dict[Split, int] = {"train": TRAIN, "valid": 19_867, "test": 19_962}
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Reports which parts of CelebA are missing, checks every image, and builds the cache.",
     )
     parser.add_argument("dir", type=Path, metavar="DIR", help="the folder of CelebA, or where it should go")
-    preset = PRESETS["celeba"]["always"]["size"]
+    preset = make_config("celeba").data.size
     parser.add_argument(
         "--size", type=int, metavar="N", default=preset, help="size of the crops in pixels (default: %(default)s)"
     )
@@ -114,7 +114,7 @@ def prepare(root: Path, size: int, say: Callable[[str], object], track: Track, *
         hint = "download them again, or train without them with --bad-images skip"
         raise FastleError(f"{len(bad)} bad images: {hint}\n" + "\n".join(f"  {fault}" for fault in bad))
     say(f"all {sum(map(len, splits.values())):,} images are good")
-    sized = "" if size == PRESETS["celeba"]["always"]["size"] else f" --size {size}"
+    sized = "" if size == make_config("celeba").data.size else f" --size {size}"
     if check_only:
         say(f"to build the cache: python scripts/prepare_celeba.py {shlex.quote(str(root))}{sized}")
     say(f"to train: fastle-train celeba --data {shlex.quote(str(root))}{sized}")

@@ -27,6 +27,7 @@ def test_presets_are_the_methods_table() -> None:
     """docs/method.md, section 4: size, widths, latent, learning rate; λ, batch and epochs."""
     table = {
         "cifar10": ((32, 64, 32, None, 1e-4), make_config("cifar10", recipe="post")),
+        "cifar10 pooled": ((32, 64, 64, 128, 3e-4), make_config("cifar10", recipe="post", masked=True)),
         "celeba": ((128, 128, 32, None, 1e-4), make_config("celeba", recipe="post")),
         "celeba 128": ((128, 128, 128, 128, 1e-3), make_config("celeba", recipe="post", masked=True)),
         "celeba 512": ((128, 128, 128, 512, 1e-3), make_config("celeba", recipe="post", masked=True, latent=512)),
@@ -42,6 +43,12 @@ def test_presets_are_the_methods_table() -> None:
         )
     assert make_config("celeba", recipe="post").objective.transform == CropResizeConfig(0.15)
     assert make_config("celeba", masked=True).objective.hole_ratio == 0.35
+
+
+def test_a_length_that_somebody_gives_replaces_the_presets() -> None:
+    by_steps, by_epochs = make_config("cifar10", steps=7).train, make_config("shapes", epochs=2).train
+    assert (by_steps.steps, by_steps.epochs) == (7, None)
+    assert (by_epochs.steps, by_epochs.epochs) == (None, 2)
 
 
 def test_every_layer_of_a_preset_can_hold() -> None:

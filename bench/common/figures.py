@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,31 @@ def open_run(run: Path, data: Path | None, count: int) -> FinishedRun:
     images = open_images(config.data, "test") if data is None else open_tree(config.data, data, Loading())
     x = unit_range(images.batch(evenly_spaced(len(images), count)))
     return FinishedRun(config, model, checkpoint.step, x)
+
+
+def measure_runs(
+    flags: argparse.Namespace,
+    count: int,
+    kind: str,
+    measure: Callable[[FinishedRun], Mapping[str, Mapping[str, float]]],
+) -> list[dict[str, Any]]:
+    """A row for everything that `measure` gives figures of, run by run.
+
+    Args:
+        flags: With the runs, and --data.
+        count: At most so many images of each run.
+        kind: What the names are that `measure` gives, such as "stage".
+        measure: The figures of a run, by name.
+
+    Raises:
+        FastleError: A run or the images cannot be used.
+    """
+    rows: list[dict[str, Any]] = []
+    for run in flags.runs:
+        opened = open_run(run, flags.data, count)
+        named = {"run": run.name, "step": opened.step}
+        rows += [named | {kind: name} | dict(figures) for name, figures in measure(opened).items()]
+    return rows
 
 
 def make_parser(prog: str, description: str) -> Parser:

@@ -52,10 +52,14 @@ def test_a_stage_that_sees_a_quarter_of_the_pixels() -> None:
     assert figures["stem"]["cosine"] == pytest.approx(0.5, abs=0.1)
 
 
-def test_a_run_has_a_row_for_each_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    go(tmp_path / "run", config(steps=2))
-    judge_depths.main([str(tmp_path / "run"), "--json", str(tmp_path / "report.json")])
+def test_each_run_has_a_row_for_each_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lengths = {"short": 1, "long": 2}
+    for name, steps in lengths.items():
+        go(tmp_path / name, config(steps=steps))
+    judge_depths.main([*(str(tmp_path / name) for name in lengths), "--json", str(tmp_path / "report.json")])
     report = json.loads((tmp_path / "report.json").read_bytes())
-    assert [(row["stage"], row["step"]) for row in report["rows"]] == [("stem", 2), ("block 1", 2), ("block 2", 2)]
+    assert [(row["run"], row["step"], row["stage"]) for row in report["rows"]] == [
+        (name, steps, stage) for name, steps in lengths.items() for stage in ("stem", "block 1", "block 2")
+    ]
     assert all(-1 <= row["cosine"] <= 1 and 0 < row["flatness"] <= 1 for row in report["rows"])
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert len(capsys.readouterr().out.splitlines()) == 7
