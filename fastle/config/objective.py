@@ -42,6 +42,7 @@ class ObjectiveConfig(Checked):
         judge: The encoder that compares, or a network of the caller's own.
         judge_statistics: The batch whose mean and variance normalise J(T x̂): its own, or that of J(T x).
         judge_depth: What the judge compares: the code, the down blocks' outputs too, or the stem's as well.
+        judge_reach: r, in (0, 1]: how far J's target lies from a reconstruction, on the way to its image, which is 1.
         transform: What the judge is shown; None for the baseline.
         branch_statistics: The codes whose mean and variance normalise a branch's latents in the masked setting: its
             own, or those of both branches.
@@ -81,6 +82,15 @@ class ObjectiveConfig(Checked):
         "what the judge compares: the code, the features of the blocks before it too, or those of every layer",
         initial="code",
         group="objective",
+        default="the recipe's",
+    )
+    judge_reach: float = option(
+        "how far the judge's target lies from a reconstruction, on the way to its image; 1 is the image itself",
+        initial=1.0,
+        above=0,
+        at_most=1,
+        group="objective",
+        metavar="R",
         default="the recipe's",
     )
     branch_statistics: BranchStatistics = option(
@@ -129,6 +139,8 @@ class ObjectiveConfig(Checked):
             self._check_unused(options_of(ObjectiveConfig).keys() - PIXEL_FIELDS, "with --objective pixel")
         else:
             self._check_unused(["clean_branch"], "without --objective pixel --masked")
+        if self.judge == "live" and self.judge_reach < 1:
+            raise ConfigError("--judge-reach below 1 needs a judge that is frozen for the step, not --judge live")
         if not self.masked:
             self._check_unused(MASKED_FIELDS, "without --masked")
 

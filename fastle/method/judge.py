@@ -10,6 +10,10 @@ instead of a BatchNorm, and the mean squared errors of all features are averaged
 Statistics "own", the author's choice, normalise each batch of views by itself; "target" normalises J(T x̂) by the mean
 and variance of J(T x). Own statistics remove a common scale from the comparison: a judge that is nearly linear in
 contrast then accepts reconstructions with too little contrast.
+
+With a reach r below 1 a reconstruction is not compared with its image but with a point near itself, r of the way to the
+image. To first order in r, J is then a linear map about each reconstruction, and what is uncertain is reconstructed as
+its mean. The mean of J(T x) is another: texture or contrast that nobody can know comes nearer to it.
 """
 
 from __future__ import annotations
@@ -119,7 +123,11 @@ def network_features(network: nn.Module, batches: Sequence[Tensor]) -> Features:
 
 
 def compare(
-    judge: Judge, targets: Sequence[Features], branches: Sequence[Sequence[Features]], statistics: JudgeStatistics
+    judge: Judge,
+    targets: Sequence[Features],
+    branches: Sequence[Sequence[Features]],
+    statistics: JudgeStatistics,
+    near: Sequence[Sequence[Features]] | None = None,
 ) -> list[list[Tensor]]:
     """The mean over the judge's features of mse(J(T x), J(T x̂)): for each branch a scalar for each target.
 
@@ -127,56 +135,70 @@ def compare(
         judge: Normalises codes.
         targets: Features of each T x, from `Encoder.features`.
         branches: Of each branch the features of its views, one for each target.
-        statistics: Whose mean and variance normalise the views; the targets are always normalised by their own.
+        statistics: Whose mean and variance normalise the views: their own, or those of J(T x). The targets are always
+            normalised by their own.
+        near: For each branch what its views are compared with instead of J(T x), normalised like the views.
     """
     if statistics == "target" and torch.compiler.is_compiling() and isinstance(judge, Encoder):
-        return [list(errors) for errors in errors_in_two_passes(judge, targets, branches)]
+        return [list(errors) for errors in errors_in_two_passes(judge, targets, branches, near)]
     comparisons = [_Comparison(judge, target, statistics) for target in targets]
-    return [[compared(view) for compared, view in zip(comparisons, views, strict=True)] for views in branches]
+    wanted = [[None] * len(targets)] * len(branches) if near is None else near
+    return [
+        [compared(view, target) for compared, view, target in zip(comparisons, views, nearer, strict=True)]
+        for views, nearer in zip(branches, wanted, strict=True)
+    ]
 
 
 class _Comparison:
-    """Compares views with one target; see `compare`."""
+    """Compares views with one target, or with what stands for it; see `compare`."""
 
     def __init__(self, judge: Judge, target: Features, statistics: JudgeStatistics) -> None:
         self._judge, self._target, self._by_target = judge, target, statistics == "target"
         self._code = judge.normalize(target[-1])
 
-    def __call__(self, view: Features) -> Tensor:
+    def __call__(self, view: Features, near: Features | None = None) -> Tensor:
         """The mean over the features of mse(J(T x), J(T x̂)), a scalar."""
         like = self._target[-1] if self._by_target else None
-        errors = [F.mse_loss(self._judge.normalize(view[-1], like), self._code)]
-        for ours, wanted in zip(view[:-1], self._target[:-1], strict=True):
-            errors.append(self._error(ours.to(self._code.dtype), wanted.to(self._code.dtype)))
+        code = self._code if near is None else self._judge.normalize(near[-1], like)
+        errors = [F.mse_loss(self._judge.normalize(view[-1], like), code)]
+        wanted = self._target if near is None else near
+        for ours, theirs, target in zip(view[:-1], wanted[:-1], self._target[:-1], strict=True):
+            errors.append(self._error(*(feature.to(self._code.dtype) for feature in (ours, theirs, target))))
         return errors[0] if len(errors) == 1 else torch.stack(errors).mean()
 
-    def _error(self, view: Tensor, target: Tensor) -> Tensor:
+    def _error(self, view: Tensor, wanted: Tensor, target: Tensor) -> Tensor:
         """The mean squared error of one feature, (B, C, ...), normalised channel by channel."""
         eps = self._judge.eps
         if not self._by_target:
-            ours, wanted = (F.batch_norm(x, None, None, training=True, eps=eps) for x in (view, target))
-            return F.mse_loss(ours, wanted)
+            ours, theirs = (F.batch_norm(x, None, None, training=True, eps=eps) for x in (view, wanted))
+            return F.mse_loss(ours, theirs)
         dims = [d for d in range(target.ndim) if d != 1]
         variance = torch.var(target, dims, correction=0)
         # the target's mean, subtracted from both, cancels; a channel's errors are averaged before they are scaled
-        return (_squares(view, target).mean(dims) / (variance + eps)).mean()
+        return (_squares(view, wanted).mean(dims) / (variance + eps)).mean()
 
 
-def errors_in_two_passes(judge: Encoder, targets: Sequence[Features], branches: Sequence[Sequence[Features]]) -> Tensor:
+def errors_in_two_passes(
+    judge: Encoder,
+    targets: Sequence[Features],
+    branches: Sequence[Sequence[Features]],
+    near: Sequence[Sequence[Features]] | None = None,
+) -> Tensor:
     """`compare` with the targets' statistics, in the form of a graph: (branches, targets).
 
     A graph reduces the maps of a batch in several passes, and would do so for every feature, target and branch. Here
     the first pass is over the pixels of each image, and leaves so little that one more is enough for all of them.
     """
     norm, count = judge.norm, len(targets[0])
-    wanted = [_as_map(feature, norm) for target in targets for feature in target]
-    moments = [torch.var_mean(maps, (2, 3), correction=0) for maps in wanted]
+    shared = [_as_map(feature, norm) for target in targets for feature in target]
+    moments = [torch.var_mean(maps, (2, 3), correction=0) for maps in shared]
     # a channel's variance is the mean of its variances within images, plus the variance of its means
     within = torch.cat([variance for variance, _ in moments], 1).mean(0)
     between = torch.var(torch.cat([mean for _, mean in moments], 1), 0, correction=0)
     squares = []
-    for views in branches:
+    for branch, views in enumerate(branches):
         seen = [_as_map(feature, norm) for view in views for feature in view]
+        wanted = shared if near is None else [_as_map(feature, norm) for target in near[branch] for feature in target]
         for index, (ours, theirs) in enumerate(zip(seen, wanted, strict=True)):
             # the BatchNorm's weights scale the code, and nothing scales the features before it
             scale = norm.weight.square() if index % count == count - 1 else 1.0

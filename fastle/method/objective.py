@@ -200,8 +200,8 @@ class SelfTeaching(nn.Module):
             targets, views = self.transform.views((x, xhat), draws.view)
         if self.transform.full_view:
             views = (*views, xhat)
-        wanted, seen = self._judged(targets, views, x, encoded)
-        ((agreement, full_view),) = self._agreements(wanted, seen)
+        wanted, near, seen = self._judged(targets, views, [views], x, encoded)
+        ((agreement, full_view),) = self._agreements(wanted, near, seen)
         regularizer = self._sigreg(draws, z)
         total = _with_full_view(agreement, full_view) + self.config.sigreg_weight * regularizer
         return Losses(total=total, agreement=agreement, full_view=full_view, sigreg=regularizer, latent=z.detach())
@@ -220,15 +220,18 @@ class SelfTeaching(nn.Module):
             xhat_clean, xhat_masked = self.model.decoder(z).chunk(2)
         with phase("views"):
             targets, views_clean, views_masked = self.transform.views((x, xhat_clean, xhat_masked), draws.view)
-        wanted, (clean_full, masked_full, *seen) = self._judged(
-            targets, (xhat_clean, xhat_masked, *views_clean, *views_masked), x, encoded
+        views = (xhat_clean, xhat_masked, *views_clean, *views_masked)
+        if self.transform.full_view:
+            views_clean, views_masked = (*views_clean, xhat_clean), (*views_masked, xhat_masked)
+        wanted, near, (clean_full, masked_full, *seen) = self._judged(
+            targets, views, [views_clean, views_masked], x, encoded
         )
-        seen_clean, seen_masked = seen[: len(views_clean)], seen[len(views_clean) :]
+        seen_clean, seen_masked = seen[: len(targets)], seen[len(targets) :]
         if self.transform.full_view:
             seen_clean, seen_masked = [*seen_clean, clean_full], [*seen_masked, masked_full]
         with phase("judge"):
             consistency = F.mse_loss(self.judge.normalize(clean_full[-1]), self.judge.normalize(masked_full[-1]))
-        clean, masked = (_with_full_view(*terms) for terms in self._agreements(wanted, seen_clean, seen_masked))
+        clean, masked = (_with_full_view(*terms) for terms in self._agreements(wanted, near, seen_clean, seen_masked))
         regularizer = self._sigreg(draws, z, branches=2)
         weights = self.config.consistency_weight, self.config.masked_weight
         agreement = (weights[0] * consistency + clean + weights[1] * masked) / (weights[0] + 1 + weights[1])
@@ -250,17 +253,26 @@ class SelfTeaching(nn.Module):
         return latent(torch.cat(codes))
 
     def _judged(
-        self, targets: Sequence[Tensor], views: Sequence[Tensor], x: Tensor, encoded: Features
-    ) -> tuple[Sequence[Features], Sequence[Features]]:
-        """The judge's features of the targets, constants unless it is live, and of the views.
+        self,
+        targets: Sequence[Tensor],
+        views: Sequence[Tensor],
+        branches: Sequence[Sequence[Tensor]],
+        x: Tensor,
+        encoded: Features,
+    ) -> tuple[Sequence[Features], list[Sequence[Features]] | None, Sequence[Features]]:
+        """The judge's features of the targets, of the points near each branch's views, and of the views.
+
+        All but the views' are constants, unless the judge is live. Nothing is near the views with a reach of 1.
 
         Args:
             targets: T's views of x, to which x is added where T asks for a full view.
             views: Of the reconstructions.
+            branches: For each branch those views that are compared with the targets, in their order.
             x: The images.
             encoded: The encoder's features of x, of its own depth.
         """
         judge, depth, live = self.judge, self.config.judge_depth, self._is_live
+        near = self._near((*targets, x) if self.transform.full_view else targets, branches)
         full: list[Features] = []
         if self.transform.full_view and not self._has_encoder_weights:
             targets = (*targets, x)
@@ -270,12 +282,28 @@ class SelfTeaching(nn.Module):
         with phase("judge"):
             if live:
                 both = judge.features((*targets, *views), depth)
-                return [*both[: len(targets)], *full], both[len(targets) :]
+                return [*both[: len(targets)], *full], None, both[len(targets) :]
             # the views first: if the targets had used a bias before them, torch.compile would keep its sums with the
             # views' maps for the backward pass, as further maps
             seen = self._features(views)
             with torch.no_grad():
-                return [*self._features(targets), *full], seen
+                constants = self._features((*targets, *near))
+        wanted, points = [*constants[: len(targets)], *full], constants[len(targets) :]
+        if not near:
+            return wanted, None, seen
+        return wanted, [points[i : i + len(wanted)] for i in range(0, len(points), len(wanted))], seen
+
+    def _near(self, targets: Sequence[Tensor], branches: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Points on the way from each branch's views to their targets; none with a reach of 1."""
+        reach = self.config.judge_reach
+        if reach == 1:
+            return []
+        with phase("views"), torch.no_grad():
+            return [
+                torch.lerp(view, target, reach)
+                for views in branches
+                for view, target in zip(views, targets, strict=True)
+            ]
 
     def _features(self, batches: Sequence[Tensor]) -> list[Features]:
         """The judge's features of batches."""
@@ -283,16 +311,20 @@ class SelfTeaching(nn.Module):
             return self._frozen[0].of(self.model.encoder, batches)
         return self.judge.features(batches, self.config.judge_depth)
 
-    def _agreements(self, wanted: Sequence[Features], *seen: Sequence[Features]) -> list[tuple[Tensor, Tensor | None]]:
+    def _agreements(
+        self, wanted: Sequence[Features], near: Sequence[Sequence[Features]] | None, *seen: Sequence[Features]
+    ) -> list[tuple[Tensor, Tensor | None]]:
         """For each branch mse(J(T x), J(T x̂)), the mean over T's views, and mse(J(x), J(x̂)) where T asks for it.
 
         Args:
             wanted: Features of the targets, the full view last.
+            near: For each branch those that stand for the targets', in that order.
             seen: Features of each branch's views, in that order.
         """
         with phase("judge"):
             branches: list[tuple[Tensor, Tensor | None]] = []
-            for errors in compare(self.judge, wanted, seen, self.config.judge_statistics):
+            for compared in compare(self.judge, wanted, seen, self.config.judge_statistics, near):
+                errors = [_to_first_order(error, self.config.judge_reach) for error in compared]
                 full_view = errors.pop() if self.transform.full_view else None
                 branches.append((torch.stack(errors).mean(), full_view))
         return branches
@@ -328,3 +360,14 @@ def _draw_hole(config: ObjectiveConfig, shape: Shape, generator: Generator) -> B
 
 def _with_full_view(agreement: Tensor, full_view: Tensor | None) -> Tensor:
     return agreement if full_view is None else (agreement + full_view) / 2
+
+
+def _to_first_order(error: Tensor, reach: float) -> Tensor:
+    """mse(J(v), J(n)) / r² for n = v + r · (t - v): to first order the mean square of J's derivative times t - v.
+
+    J(n) is a constant, so the gradient that reaches v is r times too small, and the value r² times.
+    """
+    if reach == 1:
+        return error
+    gradient = error / reach
+    return gradient + (error / reach**2 - gradient).detach()

@@ -92,6 +92,7 @@ def other_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
     yield from target_rows()
     yield from depth_rows()
     yield from joint_rows()
+    yield from reach_rows()
 
 
 def crop_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
@@ -132,6 +133,21 @@ def joint_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
                 config, judge_depth="features", judge_statistics="target", consistency_weight=0.5, masked_weight=3.0
             )
         yield f"masked-{judge}-{config.judge_depth}-joint-branches", config
+
+
+def reach_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
+    """Targets near the reconstructions: frozen judges, both statistics, the code and several stages, several views."""
+    judges: tuple[JudgeName, ...] = ("step-frozen", "ema")
+    for judge, hole, full_view in itertools.product(judges, (None, 0.35), (False, True)):
+        config = teaching(judge, "crop-resize", hole, CropResizeConfig(0.45, 1.0, 2, full_view))
+        variants: tuple[tuple[JudgeStatistics, JudgeDepth], ...] = (
+            ("target", "all"),
+            ("own", "features"),
+            ("target", "code"),
+        )
+        for statistics, depth in variants:
+            name = f"{'masked-' if hole else ''}{judge}-{depth}-{statistics}{'-full-view' if full_view else ''}-near"
+            yield name, dataclasses.replace(config, judge_reach=0.3, judge_statistics=statistics, judge_depth=depth)
 
 
 def parametrise() -> list[object]:

@@ -135,15 +135,15 @@ def mse(a: Tensor, b: Tensor) -> Tensor:
     return ((a - b) ** 2).sum() / a.numel()
 
 
-def stage_error(target: Tensor, view: Tensor, *, own: bool) -> Tensor:
-    """The mean squared error of two stages' features, standardised with their own statistics or with the target's."""
+def stage_error(target: Tensor, view: Tensor, like: Tensor | None) -> Tensor:
+    """The mean squared error of two stages' features, standardised by their own statistics or by those of `like`."""
 
     def standardised(x: Tensor, by: Tensor) -> Tensor:
         statistics = batch_statistics(by)
         mean, variance = (s[:, None, None] for s in (statistics.mean, statistics.variance))
         return (x - mean) / torch.sqrt(variance + BN_EPS)
 
-    return mse(standardised(target, target), standardised(view, view if own else target))
+    return mse(*(standardised(x, x if like is None else like) for x in (target, view)))
 
 
 def decode(state: State, z: Tensor) -> Tensor:

@@ -72,14 +72,19 @@ def objective(
         return decode(state, z).detach() if cut_path else decode(state, z)
 
     def compare(target: Tensor, view: Tensor) -> Tensor:
-        representation = judge(weights, target)
         like = target if config.judge_statistics == "target" else None
-        errors = [mse(representation if live else representation.detach(), judge(weights, view, like))]
+        # the view and what it is compared with, both within r of the reconstruction as it is
+        r, here = config.judge_reach, view.detach()
+        near, moved = here + r * (target - here), here + r * (view - here)
+        if r == 1:
+            near, moved = target, view
+        representation = judge(weights, near, like)
+        errors = [mse(representation if live else representation.detach(), judge(weights, moved, like))]
         if config.judge_depth != "code":
             first = 0 if config.judge_depth == "all" else 1
-            pairs = zip(stages(weights, target)[first:-1], stages(weights, view)[first:-1], strict=True)
-            errors += [stage_error(wanted, ours, own=like is None) for wanted, ours in pairs]
-        return torch.stack(errors).mean()
+            triples = zip(*(stages(weights, image)[first:-1] for image in (near, moved, target)), strict=True)
+            errors += [stage_error(wanted, ours, None if like is None else true) for wanted, ours, true in triples]
+        return torch.stack(errors).mean() / r**2
 
     def agreement(xhat: Tensor) -> tuple[Tensor, Tensor | None]:
         pairs = list(
