@@ -37,11 +37,11 @@ Preset = dict[str, dict[str, Any]]
 
 # with own statistics a pooled judge hardly sees contrast, and training stalls at 32 px (docs/results.md)
 _SEES_CONTRAST = {"judge_statistics": "target"}
-# a judge that sees the whole image in place, or crops of one side, leaves patterns unseen that a long training draws
-# (docs/results.md#stripes)
+# in a long training a judge that sees the whole image in place, or crops of one side, or that compares with the image
+# itself, makes the decoder draw patterns (docs/results.md#stripes)
 _NO_PATTERNS = {
     "crop_ratio": 0.3, "crop_ratio_max": 1.0, "crops": 2, "full_view": False,
-    "branch_statistics": "joint", "masked_weight": 3.0,
+    "branch_statistics": "joint", "masked_weight": 3.0, "judge_reach": 0.3,
 }  # fmt: skip
 _LARGE: Preset = {
     "always": {"size": 128, "channels": 3, "hidden": 128, "epochs": 50, "crop_ratio": 0.15},
@@ -129,6 +129,9 @@ def make_config(dataset: DatasetName, **overrides: Any) -> RunConfig:
     if "crop_ratio" in given:
         # a side that somebody asks for is not the least of several
         defaults.pop("crop_ratio_max", None)
+    if given.get("judge") == "live":
+        # it has no reach
+        defaults.pop("judge_reach", None)
     settings = defaults | given
     objective = pick(ObjectiveConfig, settings) | {"transform": transform_config(transform, settings)}
     if pixel:

@@ -90,7 +90,11 @@ def test_masked_runs_of_small_photographs_see_crops_of_many_sides() -> None:
         objective, size = config.objective, {"size": 32} if dataset == "folder" else {}
         assert overrides_of(config) == {"masked": True} | size
         assert objective.transform == CropResizeConfig(0.3, 1.0, 2)
-        assert (objective.branch_statistics, objective.masked_weight) == ("joint", 3)
+        assert (objective.branch_statistics, objective.masked_weight, objective.judge_reach) == ("joint", 3, 0.3)
+        # a live judge has none, and says so where it is asked for
+        assert make_config(dataset, masked=True, size=32, judge="live").objective.judge_reach == 1
+        with pytest.raises(ConfigError, match="--judge-reach below 1 needs a judge that is frozen"):
+            make_config(dataset, masked=True, size=32, judge="live", judge_reach=0.5)
         # somebody's own side is the only one, unless they name a greatest one
         for flags, transform in (
             ({"crop_ratio": 0.3}, CropResizeConfig(0.3, crops=2)),

@@ -168,17 +168,25 @@ class PlainObjective(nn.Module):
         return crop(images, boxes, box)
 
     def _compare(self, target: Tensor, view: Tensor) -> Tensor:
-        """The mean over the judge's features of mse(J(target), J(view))."""
-        norm, by_target = self.judge.norm, self.config.judge_statistics == "target"
+        """The mean over the judge's features of mse(J(target), J(view)), or to first order about the view."""
+        norm, reach = self.judge.norm, self.config.judge_reach
         first = {"code": -1, "features": 1, "all": 0}[self.config.judge_depth]
+        near = target
+        if reach < 1:
+            here = view.detach()
+            near, view = torch.lerp(here, target, reach), torch.lerp(here, view, reach)
         with phase("judge"):
             with torch.no_grad():
-                wanted = self.judge.features(target)[first:]
+                wanted = self.judge.features(near)[first:]
+                true = self.judge.features(target)[first:] if reach < 1 else wanted
             errors = []
-            for want, ours in zip(wanted, self.judge.features(view)[first:], strict=True):
+            for want, like, ours in zip(wanted, true, self.judge.features(view)[first:], strict=True):
                 affine = (norm.weight, norm.bias) if want is wanted[-1] else None
-                seen = standardize(ours, want if by_target else None, norm.eps, affine)
-                errors.append(F.mse_loss(seen, standardize(want, None, norm.eps, affine)))
+                by = like if self.config.judge_statistics == "target" else None
+                seen = standardize(ours, by, norm.eps, affine)
+                errors.append(
+                    F.mse_loss(seen, standardize(want, by if reach < 1 else None, norm.eps, affine)) / reach**2
+                )
             return torch.stack(errors).mean()
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastle.config import CropResizeConfig, JudgeDepth, JudgeName, ModelConfig, ObjectiveConfig
 from fastle.method.judge import compare, errors_in_two_passes
 from fastle.method.model import Autoencoder, Encoder, Features
-from fastle.method.objective import make_objective
+from fastle.method.objective import SelfTeaching, make_objective
 from tests import oracle
 from tests.method.test_objective import (
     CASES,
@@ -205,19 +205,22 @@ def test_own_statistics_hardly_see_contrast_and_the_targets_do() -> None:
 
 @pytest.mark.parametrize("depth", get_args(JudgeDepth))
 @pytest.mark.parametrize("name", ["pooled-rgb-16", "spatial-rgb-8x16"])
-def test_a_graph_compares_in_another_form_to_the_same(name: str, depth: JudgeDepth) -> None:
+@pytest.mark.parametrize("reach", [1.0, 0.3])
+def test_a_graph_compares_in_another_form_to_the_same(reach: float, name: str, depth: JudgeDepth) -> None:
     encoder = build(CASES[name]).encoder
     batches = [images_of(CASES[name], seed) for seed in range(6)]
+    batches += [torch.lerp(view, target, reach) for view, target in zip(batches[2:], batches[:2] * 2, strict=True)]
     # the BatchNorm's bias cancels
     learnt = {f"encoder.{key}": parameter for key, parameter in encoder.named_parameters() if key != "norm.bias"}
 
     def result(graph: bool) -> tuple[Tensor, dict[str, Tensor]]:
         features = encoder.features(batches, depth)
-        targets, *branches = features[:2], features[2:4], features[4:]
+        targets, *branches = features[:2], features[2:4], features[4:6]
+        near = None if reach == 1 else (features[6:8], features[8:])
         if graph:
-            errors = errors_in_two_passes(encoder, targets, branches)
+            errors = errors_in_two_passes(encoder, targets, branches, near)
         else:
-            errors = torch.stack([torch.stack(row) for row in compare(encoder, targets, branches, "target")])
+            errors = torch.stack([torch.stack(row) for row in compare(encoder, targets, branches, "target", near)])
         # each weighs differently, and the targets have gradients too, as with a live judge
         weighted = errors * torch.arange(1, 5, dtype=errors.dtype).view(2, 2)
         gradients = torch.autograd.grad(weighted.sum(), list(learnt.values()))
@@ -226,3 +229,24 @@ def test_a_graph_compares_in_another_form_to_the_same(name: str, depth: JudgeDep
     (ours, our_gradients), (theirs, their_gradients) = result(graph=True), result(graph=False)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
     assert_same(our_gradients, their_gradients, rel=1e-9)
+
+
+@pytest.mark.parametrize("reach", [1.0, 0.01])
+def test_a_short_reach_reconstructs_what_is_uncertain_as_its_mean(reach: float) -> None:
+    """Why there is a reach: of two images that are equally likely, the mean is best only to first order."""
+    case = CASES["pooled-rgb-16"]
+    transform = CropResizeConfig(1.0)  # the whole image
+    config = dataclasses.replace(
+        teaching("step-frozen", "crop-resize", config=transform), judge_statistics="target", judge_depth="all",
+        judge_reach=reach, sigreg_weight=0.0,
+    )  # fmt: skip
+    model = build(case)
+    pair = images_of(case, 0)[:2]
+    guess = pair.mean(0).expand_as(pair).clone().requires_grad_()
+    # a decoder that answers with the guess for both
+    model.decoder.forward = lambda z: guess + 0 * z.sum()  # type: ignore[method-assign]
+    objective = SelfTeaching(model, config)
+    torch.autograd.backward(objective(pair, drawn(objective, pair, 0)).total)
+    assert guess.grad is not None
+    pull, of_each = guess.grad.sum(0).norm(), guess.grad.flatten(1).norm(dim=1).sum()
+    assert pull < 0.05 * of_each if reach < 1 else pull > 0.5 * of_each

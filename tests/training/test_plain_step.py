@@ -38,6 +38,8 @@ CONFIGS = {
     "tuned-spatial": tiny(False, None, recipe="tuned", judge_statistics="target"),
     "sides": tiny(recipe="tuned", size=(24, 16), crop_ratio_max=0.9, crops=2),
     "own-all": tiny(judge_depth="all", full_view=True),
+    "near": tiny(recipe="tuned", judge_statistics="target", judge_reach=0.3, full_view=True),
+    "near-own-spatial": tiny(False, None, judge_reach=0.3, judge_depth="all"),
     "clipped": tiny(clip=0.3, lr=0.01),
 }
 
