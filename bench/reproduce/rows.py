@@ -91,8 +91,11 @@ TUNED: dict[str, Any] = TARGET | {
 }  # fmt: skip
 TUNED_MASKED: dict[str, Any] = TARGET | {
     "judge_depth": "features", "crop_ratio": 0.3, "crop_ratio_max": 1.0, "crops": 2,
-    "branch_statistics": "joint", "masked_weight": 3.0,
+    "branch_statistics": "joint", "masked_weight": 3.0, "judge_reach": 0.3,
 }  # fmt: skip
+
+# the judge compares with the images themselves
+FAR: dict[str, Any] = {"judge_reach": None}
 
 
 def _photographs(name: str, about: str, **options: Any) -> Row:
@@ -155,16 +158,17 @@ ROWS: tuple[Row, ...] = (
     _photographs("tuned", "recipe tuned: the blocks' features, crop-resize 0.6 and the whole image", **TUNED),
     _photographs("tuned-all", "the same, with the stem's features", **TUNED | {"judge_depth": "all"}),
     _hole("masked-target", "symmetric, crop-resize 0.3, target statistics", crop_ratio=0.3, **TARGET),
-    _hole("masked-tuned", "recipe tuned: the blocks' features, two crops of 0.3 to 1", **TUNED_MASKED),
+    _hole("masked-tuned", "recipe tuned: the blocks' features, two crops of 0.3 to 1, a reach of 0.3", **TUNED_MASKED),
+    _hole("masked-tuned-far", "recipe tuned, but a reach of 1", **TUNED_MASKED | FAR),
     _hole(
         "masked-tuned-whole",
-        "recipe tuned, but one crop of 0.15 to 0.6, and the whole image",
-        **TUNED_MASKED | {"crop_ratio": 0.15, "crop_ratio_max": 0.6, "crops": None, "full_view": True},
+        "that, but one crop of 0.15 to 0.6, and the whole image",
+        **TUNED_MASKED | FAR | {"crop_ratio": 0.15, "crop_ratio_max": 0.6, "crops": None, "full_view": True},
     ),
     _hole(
         "masked-tuned-0.6",
         "that, but a crop of 0.6",
-        **TUNED_MASKED | {"crop_ratio": 0.6, "crop_ratio_max": None, "crops": None, "full_view": True},
+        **TUNED_MASKED | FAR | {"crop_ratio": 0.6, "crop_ratio_max": None, "crops": None, "full_view": True},
     ),
     _hole(
         "masked-tuned-own",
