@@ -129,8 +129,8 @@ def make_config(dataset: DatasetName, **overrides: Any) -> RunConfig:
     if "crop_ratio" in given:
         # a side that somebody asks for is not the least of several
         defaults.pop("crop_ratio_max", None)
-    if given.get("judge") == "live":
-        # it has no reach
+    if given.get("judge") == "live" or given.get("judge_statistics") == "own":
+        # these have no reach
         defaults.pop("judge_reach", None)
     settings = defaults | given
     objective = pick(ObjectiveConfig, settings) | {"transform": transform_config(transform, settings)}

@@ -10,7 +10,7 @@ setting x̂ is made of images with a hole. The figure is
 
 Above 1, the judge finds the reconstruction better with the pattern; what else those frequencies hold raises it too. So
 compare T: the whole image; both moved by 1 to 4 pixels, so that the strides fall elsewhere, by 4 only for the coarsest;
-and crops. Judge, features and statistics are those of the run.
+and crops. Judge, features and statistics are those of the run; whatever its reach, images themselves are compared.
 """
 
 from __future__ import annotations

@@ -91,10 +91,9 @@ def test_masked_runs_of_small_photographs_see_crops_of_many_sides() -> None:
         assert overrides_of(config) == {"masked": True} | size
         assert objective.transform == CropResizeConfig(0.3, 1.0, 2)
         assert (objective.branch_statistics, objective.masked_weight, objective.judge_reach) == ("joint", 3, 0.3)
-        # a live judge has none, and says so where it is asked for
-        assert make_config(dataset, masked=True, size=32, judge="live").objective.judge_reach == 1
-        with pytest.raises(ConfigError, match="--judge-reach below 1 needs a judge that is frozen"):
-            make_config(dataset, masked=True, size=32, judge="live", judge_reach=0.5)
+        # a live judge and its own statistics have none
+        for option, value in (("judge", "live"), ("judge_statistics", "own")):
+            assert make_config(dataset, masked=True, size=32, **{option: value}).objective.judge_reach == 1
         # somebody's own side is the only one, unless they name a greatest one
         for flags, transform in (
             ({"crop_ratio": 0.3}, CropResizeConfig(0.3, crops=2)),
@@ -239,6 +238,11 @@ def test_small_folders_take_the_cifar_model() -> None:
             {"objective": "pixel", "judge_statistics": "target"},
             "--judge-statistics has no effect with --objective pixel",
         ),
+        ({"judge_reach": 1.5}, "--judge-reach must be at least 0.01 and at most 1, not 1.5"),
+        ({"judge_reach": 0.0}, "--judge-reach must be at least 0.01 and at most 1, not 0.0"),
+        ({"objective": "pixel", "judge_reach": 0.5}, "--judge-reach has no effect with --objective pixel"),
+        ({"judge": "live", "judge_reach": 0.5}, "has no meaning with --judge live, which learns from its targets"),
+        ({"judge_statistics": "own", "judge_reach": 0.5}, "needs the statistics of the target"),
         ({"judge_statistics": "running"}, "--judge-statistics must be one of own, target, not running"),
         (
             {"objective": "pixel", "clean_branch": True},

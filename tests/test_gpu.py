@@ -35,6 +35,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "crops": {"crop_ratio_max": 1.0, "crops": 2},
     "masked": {"masked": True, "latent": 16},
     "target-statistics": {"masked": True, "latent": 16, "judge_statistics": "target"},
+    "reach": {"masked": True, "latent": 16, "judge_statistics": "target", "judge_reach": 0.3},
     "pixel-mask": {"transform": "pixel-mask"},
     "noise": {"transform": "noise"},
 }

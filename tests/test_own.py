@@ -232,26 +232,27 @@ class Features(nn.Module):
         return first, net.fc(net.avgpool(net.layer4(net.layer3(net.layer2(first)))).flatten(1))
 
 
-@pytest.mark.parametrize("statistics", ["own", "target"])
-def test_a_frozen_judge_compares_normalised_features(statistics: Any) -> None:
+@pytest.mark.parametrize(("statistics", "reach"), [("own", 1.0), ("target", 1.0), ("target", 0.3)])
+def test_a_frozen_judge_compares_normalised_features(statistics: Any, reach: float) -> None:
     torch.manual_seed(0)
     judge = frozen(Features().double())
-    config = ObjectiveConfig(transform=IdentityConfig(), judge_statistics=statistics, slices=8)
+    config = ObjectiveConfig(transform=IdentityConfig(), judge_statistics=statistics, judge_reach=reach, slices=8)
     model = Autoencoder(ModelConfig(size=32, channels=3, hidden=4, map_channels=4, latent=None)).double()
     objective = SelfTeaching(model, config, judge=judge)
     x = torch.rand(3, 3, 32, 32, dtype=torch.float64, generator=Generator().manual_seed(0))
     # the other modules' modes are not the judge's
     objective.train()
     losses = objective(x, objective.draw(x.shape, shared=Generator(), local=Generator()))
-    wanted, seen = Features().double().eval()(x), Features().double().eval()(model(x))
+    xhat = model(x)
+    everything = (Features().double().eval()(images) for images in (x, torch.lerp(xhat, x, reach), xhat))
     errors = []
-    for target, view in zip(wanted, seen, strict=True):
+    for target, near, view in zip(*everything, strict=True):
         dims = [d for d in range(target.ndim) if d != 1]
         of = view if statistics == "own" else target
         scale, own_scale = ((t.var(dims, correction=0, keepdim=True) + 1e-5).sqrt() for t in (target, of))
-        left = (target - target.mean(dims, keepdim=True)) / scale
+        left = (near - target.mean(dims, keepdim=True)) / scale
         errors.append((left - (view - of.mean(dims, keepdim=True)) / own_scale).square().mean())
-    torch.testing.assert_close(losses.agreement, torch.stack(errors).mean(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(losses.agreement, torch.stack(errors).mean() / reach**2, rtol=1e-9, atol=0)
     before = {name: value.clone() for name, value in judge.state_dict().items()}
     losses.total.backward()
     assert_same(before, judge.state_dict())

@@ -95,7 +95,7 @@ TUNED_MASKED: dict[str, Any] = TARGET | {
 }  # fmt: skip
 
 # the judge compares with the images themselves
-FAR: dict[str, Any] = {"judge_reach": None}
+FAR: dict[str, Any] = {"judge_reach": 1.0}
 
 
 def _photographs(name: str, about: str, **options: Any) -> Row:

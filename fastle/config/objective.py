@@ -42,7 +42,8 @@ class ObjectiveConfig(Checked):
         judge: The encoder that compares, or a network of the caller's own.
         judge_statistics: The batch whose mean and variance normalise J(T x̂): its own, or that of J(T x).
         judge_depth: What the judge compares: the code, the down blocks' outputs too, or the stem's as well.
-        judge_reach: r, in (0, 1]: how far J's target lies from a reconstruction, on the way to its image, which is 1.
+        judge_reach: r, from 0.01 to 1: the share of the way from a reconstruction to its image at which J's target
+            lies; 1 is the image itself. Below 1 the judge must be frozen and the statistics the target's.
         transform: What the judge is shown; None for the baseline.
         branch_statistics: The codes whose mean and variance normalise a branch's latents in the masked setting: its
             own, or those of both branches.
@@ -85,9 +86,9 @@ class ObjectiveConfig(Checked):
         default="the recipe's",
     )
     judge_reach: float = option(
-        "how far the judge's target lies from a reconstruction, on the way to its image; 1 is the image itself",
+        "share of the way from a reconstruction to its image at which the judge's target lies; 1 is the image itself",
         initial=1.0,
-        above=0,
+        at_least=0.01,
         at_most=1,
         group="objective",
         metavar="R",
@@ -139,8 +140,16 @@ class ObjectiveConfig(Checked):
             self._check_unused(options_of(ObjectiveConfig).keys() - PIXEL_FIELDS, "with --objective pixel")
         else:
             self._check_unused(["clean_branch"], "without --objective pixel --masked")
-        if self.judge == "live" and self.judge_reach < 1:
-            raise ConfigError("--judge-reach below 1 needs a judge that is frozen for the step, not --judge live")
+        if self.judge_reach < 1 and self.judge == "live":
+            raise ConfigError(
+                "--judge-reach below 1 has no meaning with --judge live, which learns from its targets: give --judge "
+                "step-frozen or ema, or --judge-reach 1"
+            )
+        if self.judge_reach < 1 and self.judge_statistics == "own" and self.transform is not None:
+            raise ConfigError(
+                "--judge-reach below 1 needs the statistics of the target: give --judge-statistics target, or "
+                "--judge-reach 1"
+            )
         if not self.masked:
             self._check_unused(MASKED_FIELDS, "without --masked")
 

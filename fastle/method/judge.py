@@ -12,8 +12,9 @@ and variance of J(T x). Own statistics remove a common scale from the comparison
 contrast then accepts reconstructions with too little contrast.
 
 With a reach r below 1 a reconstruction is not compared with its image but with a point near itself, r of the way to the
-image. To first order in r, J is then a linear map about each reconstruction, and what is uncertain is reconstructed as
-its mean. The mean of J(T x) is another: texture or contrast that nobody can know comes nearer to it.
+image. To first order in r, J is then a linear map about each reconstruction, and the mean of all images that are
+possible is a best guess. It is not the one whose J comes nearest to the mean of their J: texture or contrast that
+nobody can know comes nearer.
 """
 
 from __future__ import annotations
@@ -131,13 +132,16 @@ def compare(
 ) -> list[list[Tensor]]:
     """The mean over the judge's features of mse(J(T x), J(T x̂)): for each branch a scalar for each target.
 
+    With `near` J(T x) only normalises, and `near` is what views are compared with; see `SelfTeaching`.
+
     Args:
         judge: Normalises codes.
         targets: Features of each T x, from `Encoder.features`.
         branches: Of each branch the features of its views, one for each target.
         statistics: Whose mean and variance normalise the views: their own, or those of J(T x). The targets are always
             normalised by their own.
-        near: For each branch what its views are compared with instead of J(T x), normalised like the views.
+        near: For each branch the features that its views are compared with instead of J(T x), normalised by the mean
+            and variance of J(T x); with statistics "target" only.
     """
     if statistics == "target" and torch.compiler.is_compiling() and isinstance(judge, Encoder):
         return [list(errors) for errors in errors_in_two_passes(judge, targets, branches, near)]
@@ -150,7 +154,7 @@ def compare(
 
 
 class _Comparison:
-    """Compares views with one target, or with what stands for it; see `compare`."""
+    """Compares views with one target, or with what lies near them; see `compare`."""
 
     def __init__(self, judge: Judge, target: Features, statistics: JudgeStatistics) -> None:
         self._judge, self._target, self._by_target = judge, target, statistics == "target"
@@ -170,7 +174,7 @@ class _Comparison:
         """The mean squared error of one feature, (B, C, ...), normalised channel by channel."""
         eps = self._judge.eps
         if not self._by_target:
-            ours, theirs = (F.batch_norm(x, None, None, training=True, eps=eps) for x in (view, wanted))
+            ours, theirs = (F.batch_norm(x, None, None, training=True, eps=eps) for x in (view, target))
             return F.mse_loss(ours, theirs)
         dims = [d for d in range(target.ndim) if d != 1]
         variance = torch.var(target, dims, correction=0)

@@ -3,8 +3,9 @@
     x   batch              E, D  encoder and decoder        T  transformation, the same draw for every view of a sample
     z   E(x)               x̂     D(z)                       J  the judge (see judge.py), of one or several features
 
-mse(J(a), J(b)) stands for the mean over the judge's features. The consistency term has no target: it compares codes,
-each normalised by the statistics of its own batch.
+mse(J(a), J(b)) stands for the mean over the judge's features; with a reach below 1 agreement is taken to first order,
+by `_to_first_order`. The consistency term has no target: it compares codes, each normalised by the statistics of its
+own batch.
 """
 
 from __future__ import annotations

@@ -173,8 +173,9 @@ class PlainObjective(nn.Module):
         first = {"code": -1, "features": 1, "all": 0}[self.config.judge_depth]
         near = target
         if reach < 1:
-            here = view.detach()
-            near, view = torch.lerp(here, target, reach), torch.lerp(here, view, reach)
+            with phase("views"):
+                here = view.detach()
+                near, view = torch.lerp(here, target, reach), torch.lerp(here, view, reach)
         with phase("judge"):
             with torch.no_grad():
                 wanted = self.judge.features(near)[first:]
@@ -184,9 +185,9 @@ class PlainObjective(nn.Module):
                 affine = (norm.weight, norm.bias) if want is wanted[-1] else None
                 by = like if self.config.judge_statistics == "target" else None
                 seen = standardize(ours, by, norm.eps, affine)
-                errors.append(
-                    F.mse_loss(seen, standardize(want, by if reach < 1 else None, norm.eps, affine)) / reach**2
-                )
+                # with a reach of 1 its own statistics are the target's, and BatchNorm is the faster form
+                wished = standardize(want, by if reach < 1 else None, norm.eps, affine)
+                errors.append(F.mse_loss(seen, wished) / reach**2)
             return torch.stack(errors).mean()
 
     @torch.no_grad()

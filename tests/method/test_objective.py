@@ -136,18 +136,16 @@ def joint_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
 
 
 def reach_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
-    """Targets near the reconstructions: frozen judges, both statistics, the code and several stages, several views."""
+    """Targets near the reconstructions: frozen judges, every depth, crops with and without the whole image, detail."""
     judges: tuple[JudgeName, ...] = ("step-frozen", "ema")
     for judge, hole, full_view in itertools.product(judges, (None, 0.35), (False, True)):
-        config = teaching(judge, "crop-resize", hole, CropResizeConfig(0.45, 1.0, 2, full_view))
-        variants: tuple[tuple[JudgeStatistics, JudgeDepth], ...] = (
-            ("target", "all"),
-            ("own", "features"),
-            ("target", "code"),
-        )
-        for statistics, depth in variants:
-            name = f"{'masked-' if hole else ''}{judge}-{depth}-{statistics}{'-full-view' if full_view else ''}-near"
-            yield name, dataclasses.replace(config, judge_reach=0.3, judge_statistics=statistics, judge_depth=depth)
+        for depth in get_args(JudgeDepth):
+            transform = DetailConfig() if full_view and depth == "code" else CropResizeConfig(0.45, 1.0, 2, full_view)
+            name = f"{'masked-' if hole else ''}{judge}-{depth}{'-full-view' if full_view else ''}-near"
+            yield name, dataclasses.replace(
+                teaching(judge, "crop-resize", hole, transform), judge_reach=0.3, judge_statistics="target",
+                judge_depth=depth,
+            )  # fmt: skip
 
 
 def parametrise() -> list[object]:
@@ -345,8 +343,8 @@ def test_agreement_of_two_crops_is_the_mean_of_each_alone(ratio_max: float | Non
 @pytest.mark.skipif(torch.__version__ < "2.11", reason="only training compiles an objective, which needs torch 2.11")
 def test_crops_of_drawn_sides_compile_once_to_the_same() -> None:
     case = CASES["spatial-rgb-8x16"]
-    config = teaching("step-frozen", "crop-resize", 0.35, CropResizeConfig(0.2, 1.0, 2))
-    config = dataclasses.replace(config, judge_statistics="target", judge_reach=0.3)
+    config = teaching("step-frozen", "crop-resize", 0.35, CropResizeConfig(0.2, 1.0, 2, full_view=True))
+    config = dataclasses.replace(config, judge_statistics="target", judge_reach=0.3, judge_depth="features")
     eager, compiled = (make_objective(build(case), config) for _ in range(2))
     # whether graphs are shared is Dynamo's business, before any code is generated
     compiled.compile(fullgraph=True, dynamic=False, backend="aot_eager")

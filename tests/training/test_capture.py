@@ -33,8 +33,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "target-statistics": {"judge_statistics": "target"},
     "pixel-mask": {"transform": "pixel-mask", "masked": False},
     "recipe": {
-        "judge_depth": "all", "judge_reach": 0.3, "full_view": True, "averages": (0.05, 0.2), "clip": 0.1,
-        "accumulate": 2,
+        "judge_depth": "all", "judge_reach": 0.3, "judge_statistics": "target", "full_view": True,
+        "averages": (0.05, 0.2), "clip": 0.1, "accumulate": 2,
     },
 }  # fmt: skip
 

@@ -10,9 +10,10 @@ import torch
 
 import fastle.training.loop
 from fastle.checkpoint import read_run_config
-from fastle.config import RunConfig
+from fastle.config import ConfigError, RunConfig
 from fastle.presets import make_config
 from fastle.training.precision import with_precision
+from fastle.training.trainer import Trainer
 from tests.training.runs import CPU, config, go
 
 AUTO = make_config("shapes")
@@ -57,3 +58,10 @@ def test_configurations_of_before_the_choice_are_fp32() -> None:
     values = AUTO.to_dict()
     del values["train"]["precision"]
     assert RunConfig.from_dict(values).train.precision == "fp32"
+
+
+def test_a_reach_below_the_rounding_of_bf16_is_an_error() -> None:
+    short = make_config("shapes", judge_reach=0.1, precision="bf16", steps=1)
+    with pytest.raises(ConfigError, match=r"--judge-reach 0\.1 is lost in the rounding of bf16: use --precision fp32"):
+        Trainer(short, CPU)
+    Trainer(replace(short, train=replace(short.train, precision="fp32")), CPU)
