@@ -49,6 +49,10 @@ def setting_as_typed(name: str, value: Any) -> Any:
     return OPTIONS[name].as_typed(value) if name in OPTIONS else value
 
 
+# with less, rounding spoils the small difference of two features that the judge compares
+LEAST_REACH_IN_BF16 = 0.3
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """Everything that decides what a run computes, apart from the device."""
@@ -72,6 +76,12 @@ class RunConfig:
             )
         if hole is not None and round(math.sqrt(hole) * size) < 1:
             raise ConfigError(f"--hole-ratio {hole:g} of {size} px is less than a pixel: use {1 / size**2:.3g} or more")
+        reach = self.objective.judge_reach
+        if self.train.precision == "bf16" and reach < LEAST_REACH_IN_BF16:
+            raise ConfigError(
+                f"--judge-reach {reach:g} is lost in the rounding of bf16: use --precision fp32, or a reach of at "
+                f"least {LEAST_REACH_IN_BF16}"
+            )
 
     def own(self) -> list[str]:
         """The keywords of `fastle.fit` for the parts that only the caller can make."""

@@ -366,7 +366,7 @@ def _with_full_view(agreement: Tensor, full_view: Tensor | None) -> Tensor:
 def _to_first_order(error: Tensor, reach: float) -> Tensor:
     """mse(J(v), J(n)) / r² for n = v + r · (t - v): to first order the mean square of J's derivative times t - v.
 
-    J(n) is a constant, so the gradient that reaches v is r times too small, and the value r² times.
+    J(n) is a constant, so the gradient at v lacks a factor 1 / r, and the value a factor 1 / r².
     """
     if reach == 1:
         return error

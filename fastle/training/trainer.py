@@ -45,10 +45,6 @@ from .schedule import rate_share
 SLICES, VIEWS = 0, 1
 
 
-# with less, the difference of two features that the judge compares is smaller than their rounding
-LEAST_REACH_IN_BF16 = 0.3
-
-
 # all parts are as the configuration describes them
 FASTLES = OwnParts()
 
@@ -71,8 +67,7 @@ class Trainer:
         own: What the caller made, of which the configuration only knows the names.
 
     Raises:
-        ConfigError: The device cannot compute in the precision of the configuration, or the judge's reach is too short
-            for it.
+        ConfigError: The device cannot compute in the precision of the configuration.
 
     Attributes:
         model: The autoencoder that is trained.
@@ -105,12 +100,6 @@ class Trainer:
             raise ConfigError(
                 f"--precision bf16: {torch.cuda.get_device_name(device)} has no bf16 arithmetic, and emulating it is "
                 "slower than fp32; use --precision fp32"
-            )
-        reach = config.objective.judge_reach
-        if config.train.precision == "bf16" and reach < LEAST_REACH_IN_BF16:
-            raise ConfigError(
-                f"--judge-reach {reach} is lost in the rounding of bf16: use --precision fp32, or a reach of at least "
-                f"{LEAST_REACH_IN_BF16}"
             )
         self.model = _initial_model(config, device) if own.model is None else own.model
         self.model.bits = config.data.bits

@@ -13,7 +13,6 @@ from fastle.checkpoint import read_run_config
 from fastle.config import ConfigError, RunConfig
 from fastle.presets import make_config
 from fastle.training.precision import with_precision
-from fastle.training.trainer import Trainer
 from tests.training.runs import CPU, config, go
 
 AUTO = make_config("shapes")
@@ -60,8 +59,12 @@ def test_configurations_of_before_the_choice_are_fp32() -> None:
     assert RunConfig.from_dict(values).train.precision == "fp32"
 
 
-def test_a_reach_below_the_rounding_of_bf16_is_an_error() -> None:
-    short = make_config("shapes", judge_reach=0.1, precision="bf16", steps=1)
-    with pytest.raises(ConfigError, match=r"--judge-reach 0\.1 is lost in the rounding of bf16: use --precision fp32"):
-        Trainer(short, CPU)
-    Trainer(replace(short, train=replace(short.train, precision="fp32")), CPU)
+def test_a_reach_below_the_rounding_of_bf16_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = r"--judge-reach 0\.1 is lost in the rounding of bf16: use --precision fp32"
+    with pytest.raises(ConfigError, match=message):
+        make_config("shapes", judge_reach=0.1, precision="bf16")
+    short = make_config("shapes", judge_reach=0.1)
+    assert with_precision(short, CPU).train.precision == "fp32"
+    # before a run directory is looked at
+    with pytest.raises(ConfigError, match=message):
+        with_precision(short, a_gpu(monkeypatch, 8, 0))
