@@ -36,6 +36,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "masked": {"masked": True, "latent": 16},
     "target-statistics": {"masked": True, "latent": 16, "judge_statistics": "target"},
     "reach": {"masked": True, "latent": 16, "judge_statistics": "target", "judge_reach": 0.3},
+    "holes": {"masked": True, "latent": 16, "judge": "ema", "holes": 3, "judge_statistics": "target"},
     "pixel-mask": {"transform": "pixel-mask"},
     "noise": {"transform": "noise"},
 }

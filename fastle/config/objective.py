@@ -21,9 +21,9 @@ BranchStatistics = Literal["own", "joint"]
 HOLE_RATIO = 0.35
 SIGREG_WEIGHT = 0.03
 # the fields that the pixel baseline has
-PIXEL_FIELDS = ("name", "hole_ratio", "clean_branch")
+PIXEL_FIELDS = ("name", "hole_ratio", "holes", "clean_branch")
 # those that have no effect without a hole
-MASKED_FIELDS = ("clean_branch", "branch_statistics", "consistency_weight", "masked_weight")
+MASKED_FIELDS = ("holes", "clean_branch", "branch_statistics", "consistency_weight", "masked_weight")
 # masked is no field of its own: an objective with a hole is masked
 MASKED = Option(
     name="masked", kind=bool, help="cut a hole into the input: the symmetric masked setting", group="objective"
@@ -37,6 +37,8 @@ class ObjectiveConfig(Checked):
     Attributes:
         name: "self-teaching", or "pixel" for the baseline.
         hole_ratio: Share of the input that the hole covers in the masked setting, in (0, 1); None without a hole.
+        holes: How many holes each image has in the masked setting, at least 1: each in a copy of its own, which is one
+            more masked branch.
         clean_branch: Whether the pixel baseline reconstructs whole images beside those with a hole, as the masked
             setting of the method always does.
         judge: The encoder that compares, or a network of the caller's own.
@@ -64,6 +66,14 @@ class ObjectiveConfig(Checked):
         group="objective",
         metavar="R",
         default=str(HOLE_RATIO),
+    )
+    holes: int = option(
+        "holes of each image, each in a copy of its own, with --masked",
+        initial=1,
+        at_least=1,
+        group="objective",
+        metavar="N",
+        default="the recipe's",
     )
     clean_branch: bool = option(
         "reconstruct whole images beside those with a hole, as the method does, with --objective pixel --masked",

@@ -10,6 +10,7 @@ own batch.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -34,7 +35,7 @@ class Draws:
     Attributes:
         slices: (D, M) of SIGReg.
         view: Of the transformation.
-        hole: The input hole's corners.
+        hole: The corners of the input holes, (holes · B,): those of every image's first hole, then of its second.
     """
 
     slices: Tensor | None = None
@@ -51,9 +52,9 @@ class Losses:
         pixel: mse(x̂, x).
         agreement: mse(J(T x), J(T x̂)), the mean over the transformation's views.
         full_view: mse(J(x), J(x̂)), where the transformation asks for the whole image too.
-        consistency: mse(J(x̂_c), J(x̂_m)).
-        clean, masked: Agreement of x̂_c and of x̂_m with x.
-        sigreg: Of z; in the masked setting the mean over z_c and z_m.
+        consistency: mse(J(x̂_c), J(x̂_m)), the mean over the holes of an image.
+        clean, masked: Agreement of x̂_c and of x̂_m with x; the second is the mean over the holes.
+        sigreg: Of z; in the masked setting the mean over z_c and every z_m.
         latent: Z (z_c in the masked setting).
     """
 
@@ -76,6 +77,8 @@ class Losses:
 class PixelBaseline(nn.Module):
     """Rows 0 and 7: mse(D(E(x)), x), or mse(D(E(y)), x) with y the image with a hole; with both, the mean of the two.
 
+    With several holes of each image there is a y for each, and the loss is the mean over all of these.
+
     Args:
         model: The autoencoder to train.
         config: A row with name "pixel".
@@ -93,12 +96,13 @@ class PixelBaseline(nn.Module):
 
     def forward(self, images: Tensor, draws: Draws) -> Losses:
         """The losses of a batch (B, C, H, W), uint8 or in [0, 1]."""
-        source = target = unit_range(images)
-        if draws.hole is not None and self.config.hole_ratio is not None:
+        x = source = target = unit_range(images)
+        if draws.hole is not None:
             with phase("views"):
-                source = cut_hole(target, draws.hole, self.config.hole_ratio)
+                target = _copies(x, self.config.holes)
+                source = _with_holes(x, draws.hole, self.config)
             if self.config.clean_branch:
-                source, target = torch.cat((target, source)), torch.cat((target, target))
+                source, target = torch.cat((x, source)), torch.cat((x, target))
         with phase("encode"):
             z = self.model.encoder(source)
         with phase("decode"):
@@ -178,12 +182,11 @@ class SelfTeaching(nn.Module):
     def forward(self, images: Tensor, draws: Draws) -> Losses:
         """The losses of a batch (B, C, H, W), uint8 or in [0, 1]."""
         x = unit_range(images)
-        hole, ratio = draws.hole, self.config.hole_ratio
-        if hole is None or ratio is None:
+        if draws.hole is None:
             return self._plain(x, draws)
         with phase("views"):
-            y = cut_hole(x, hole, ratio)
-        return self._masked(x, y, draws)
+            holed = _with_holes(x, draws.hole, self.config).chunk(self.config.holes)
+        return self._masked(x, holed, draws)
 
     def update_judge(self) -> None:
         """Moves the EMA judge after the optimizer's step; the other judges share the encoder's memory."""
@@ -207,33 +210,35 @@ class SelfTeaching(nn.Module):
         total = _with_full_view(agreement, full_view) + self.config.sigreg_weight * regularizer
         return Losses(total=total, agreement=agreement, full_view=full_view, sigreg=regularizer, latent=z.detach())
 
-    def _masked(self, x: Tensor, y: Tensor, draws: Draws) -> Losses:
-        """The weighted mean of consistency, clean and masked, and λ/2 · (SIGReg(z_c) + SIGReg(z_m)).
+    def _masked(self, x: Tensor, holed: Sequence[Tensor], draws: Draws) -> Losses:
+        """The weighted mean of consistency, clean and masked, and λ times the mean of SIGReg over all branches.
+
+        Consistency and masked are means over the holes of each image.
 
         Args:
-            y: The images with their hole.
+            holed: For each of these holes the images with it, a batch like x.
         """
-        encoder = self.model.encoder
         with phase("encode"):
-            encoded, encoded_masked = encoder.features((x, y), self._encoder_depth)
-            z = self._latents(encoded[-1], encoded_masked[-1])
+            encoded = self.model.encoder.features((x, *holed), self._encoder_depth)
+            z = self._latents(*(features[-1] for features in encoded))
         with phase("decode"):
-            xhat_clean, xhat_masked = self.model.decoder(z).chunk(2)
+            xhats = self.model.decoder(z).chunk(len(encoded))
         with phase("views"):
-            targets, views_clean, views_masked = self.transform.views((x, xhat_clean, xhat_masked), draws.view)
-        views = (xhat_clean, xhat_masked, *views_clean, *views_masked)
-        if self.transform.full_view:
-            views_clean, views_masked = (*views_clean, xhat_clean), (*views_masked, xhat_masked)
-        wanted, near, (clean_full, masked_full, *seen) = self._judged(
-            targets, views, [views_clean, views_masked], x, encoded
-        )
-        seen_clean, seen_masked = seen[: len(targets)], seen[len(targets) :]
-        if self.transform.full_view:
-            seen_clean, seen_masked = [*seen_clean, clean_full], [*seen_masked, masked_full]
+            targets, *crops = self.transform.views((x, *xhats), draws.view)
+        full_view = self.transform.full_view
+        branches = [(*views, xhat) if full_view else views for views, xhat in zip(crops, xhats, strict=True)]
+        views = (*xhats, *itertools.chain.from_iterable(crops))
+        wanted, near, seen = self._judged(targets, views, branches, x, encoded[0])
+        whole, seen = seen[: len(xhats)], seen[len(xhats) :]
         with phase("judge"):
-            consistency = F.mse_loss(self.judge.normalize(clean_full[-1]), self.judge.normalize(masked_full[-1]))
-        clean, masked = (_with_full_view(*terms) for terms in self._agreements(wanted, near, seen_clean, seen_masked))
-        regularizer = self._sigreg(draws, z, branches=2)
+            code, *others = (self.judge.normalize(features[-1]) for features in whole)
+            consistency = _mean([F.mse_loss(code, other) for other in others])
+        compared = [seen[i : i + len(targets)] for i in range(0, len(seen), len(targets))]
+        if full_view:
+            compared = [[*views, features] for views, features in zip(compared, whole, strict=True)]
+        clean, *of_holes = (_with_full_view(*terms) for terms in self._agreements(wanted, near, *compared))
+        masked = _mean(of_holes)
+        regularizer = self._sigreg(draws, z, branches=len(xhats))
         weights = self.config.consistency_weight, self.config.masked_weight
         agreement = (weights[0] * consistency + clean + weights[1] * masked) / (weights[0] + 1 + weights[1])
         total = agreement + self.config.sigreg_weight * regularizer
@@ -247,7 +252,7 @@ class SelfTeaching(nn.Module):
         )
 
     def _latents(self, *codes: Tensor) -> Tensor:
-        """The latents of both branches, one after the other, which BatchNorm normalises one by one or together."""
+        """The latents of all branches, one after the other, which BatchNorm normalises one by one or together."""
         latent = self.model.encoder.latent
         if self.config.branch_statistics == "own":
             return torch.cat([latent(code) for code in codes])
@@ -354,9 +359,27 @@ def make_objective(
 
 
 def _draw_hole(config: ObjectiveConfig, shape: Shape, generator: Generator) -> Boxes | None:
+    """The corners of all first holes of the images, then those of all second holes, and so on; None without holes."""
     if config.hole_ratio is None:
         return None
+    shape = (config.holes * shape[0], *shape[1:])
     return draw_boxes(shape, hole_side(config.hole_ratio, shape), generator)
+
+
+def _with_holes(x: Tensor, hole: Boxes, config: ObjectiveConfig) -> Tensor:
+    """(holes · B, C, H, W): all images with their first hole, then all with their second, and so on."""
+    assert config.hole_ratio is not None
+    return cut_hole(_copies(x, config.holes), hole, config.hole_ratio)
+
+
+def _copies(x: Tensor, count: int) -> Tensor:
+    """(count · B, C, H, W): the batch `count` times; the batch itself for once."""
+    return x.expand(count, *x.shape).flatten(0, 1)
+
+
+def _mean(terms: Sequence[Tensor]) -> Tensor:
+    """The mean of scalars."""
+    return terms[0] if len(terms) == 1 else torch.stack(list(terms)).mean()
 
 
 def _with_full_view(agreement: Tensor, full_view: Tensor | None) -> Tensor:

@@ -112,7 +112,7 @@ class PlainAutoencoder(nn.Module):
 
 
 class PlainObjective(nn.Module):
-    """agreement + λ·SIGReg(z), or the weighted mean of consistency, clean and masked + λ/2 · Σ SIGReg of both latents.
+    """agreement + λ·SIGReg(z), or the weighted mean of consistency, clean and masked + λ · mean SIGReg of all latents.
 
     Attributes:
         judge: A separate encoder, which receives the encoder's weights from `refresh_judge`.
@@ -146,18 +146,21 @@ class PlainObjective(nn.Module):
             with phase("decode"):
                 xhat = decoder(z)
             return agreement(xhat) + config.sigreg_weight * self._sigreg(z, draws)
-        y = cut(x, draws.hole, box_size(round(math.sqrt(config.hole_ratio) * min(x.shape[2:])), x.shape))
+        hole = box_size(round(math.sqrt(config.hole_ratio) * min(x.shape[2:])), x.shape)
+        corners = zip(draws.hole.top.chunk(config.holes), draws.hole.left.chunk(config.holes), strict=True)
+        branches = [x, *(cut(x, Boxes(top, left), hole) for top, left in corners)]
         with phase("encode"):
             if config.branch_statistics == "joint":
-                z, z_masked = encoder(torch.cat((x, y))).chunk(2)
+                latents = encoder(torch.cat(branches)).chunk(len(branches))
             else:
-                z, z_masked = encoder(x), encoder(y)
+                latents = [encoder(branch) for branch in branches]
         with phase("decode"):
-            xhat, xhat_masked = decoder(z), decoder(z_masked)
-        clean, masked = agreement(xhat), agreement(xhat_masked)
+            xhat, *xhats = (decoder(z) for z in latents)
+        clean, masked = agreement(xhat), torch.stack([agreement(xhat) for xhat in xhats]).mean()
         with phase("judge"):
-            consistency = F.mse_loss(self.judge(xhat), self.judge(xhat_masked))
-        regularizer = (self._sigreg(z, draws) + self._sigreg(z_masked, draws)) / 2
+            code = self.judge(xhat)
+            consistency = torch.stack([F.mse_loss(code, self.judge(xhat)) for xhat in xhats]).mean()
+        regularizer = torch.stack([self._sigreg(z, draws) for z in latents]).mean()
         total = config.consistency_weight * consistency + clean + config.masked_weight * masked
         weights = config.consistency_weight + 1 + config.masked_weight
         return total / weights + config.sigreg_weight * regularizer

@@ -93,6 +93,23 @@ def other_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
     yield from depth_rows()
     yield from joint_rows()
     yield from reach_rows()
+    yield from holes_rows()
+
+
+def holes_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
+    """Several holes of each image: the baseline, every judge, each statistics of branches, all that is weighted."""
+    yield "masked-pixel-two-holes", ObjectiveConfig(name="pixel", hole_ratio=0.35, holes=2)
+    yield (
+        "masked-pixel-clean-branch-three-holes",
+        ObjectiveConfig(name="pixel", hole_ratio=0.35, holes=3, clean_branch=True),
+    )
+    for judge, joint, full_view in itertools.product(get_args(JudgeName), (False, True), (False, True)):
+        config = teaching(judge, "crop-resize", 0.35, CropResizeConfig(0.45, 1.0, 2, full_view))
+        name = f"masked-{judge}-{'joint-' if joint else ''}{'full-view-' if full_view else ''}three-holes"
+        yield name, dataclasses.replace(
+            config, holes=3, branch_statistics="joint" if joint else "own", consistency_weight=0.5, masked_weight=3.0,
+            judge_statistics="target", judge_depth="features", judge_reach=1.0 if judge == "live" else 0.3,
+        )  # fmt: skip
 
 
 def crop_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
@@ -261,7 +278,7 @@ def test_two_steps_equal_the_oracle(config: ObjectiveConfig, case: Case) -> None
         ema = oracle.update_ema(ema, state)
 
     separate = config.masked and config.name != "pixel" and config.branch_statistics == "own"
-    assert int(state["encoder.norm.num_batches_tracked"]) == (4 if separate else 2)
+    assert int(state["encoder.norm.num_batches_tracked"]) == (2 * (1 + config.holes) if separate else 2)
     if config.judge == "ema":
         judge = {f"encoder.{name}": p.detach() for name, p in judge_of(objective).named_parameters()}
         assert_same(judge, ema, rel=1e-12)

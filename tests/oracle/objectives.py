@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,6 +41,18 @@ def cut_hole(x: Tensor, hole: Boxes, ratio: float) -> Tensor:
     return fill_rectangle(x, hole.top, hole.left, *box_of(side, x))
 
 
+def cut_holes(config: ObjectiveConfig, x: Tensor, hole: Boxes | None) -> list[Tensor]:
+    """The images with their first hole, those with their second, ...; nothing without holes."""
+    if hole is None or config.hole_ratio is None:
+        return []
+    corners = zip(hole.top.chunk(config.holes), hole.left.chunk(config.holes), strict=True)
+    return [cut_hole(x, replace(hole, top=top, left=left), config.hole_ratio) for top, left in corners]
+
+
+def mean(terms: list[Tensor]) -> Tensor:
+    return torch.stack(terms).mean()
+
+
 def objective(
     config: ObjectiveConfig, state: State, ema: State | None, images: Tensor, draws: Draws, *, cut_path: bool = False
 ) -> Step:
@@ -53,15 +65,12 @@ def objective(
         cut_path: Detach the reconstructions before they are judged, which the method does not do.
     """
     x = images
-    y = cut_hole(x, draws.hole, config.hole_ratio) if draws.hole is not None and config.hole_ratio else None
+    holed = cut_holes(config, x, draws.hole)
     if config.name == "pixel":
-        if y is not None and config.clean_branch:
-            z, z_masked = encode(state, torch.cat((x, y))).chunk(2)
-            loss = (mse(decode(state, z), x) + mse(decode(state, z_masked), x)) / 2
-        else:
-            z = encode(state, x if y is None else y)
-            loss = mse(decode(state, z), x)
-        return Step(loss, {"pixel": loss}, z)
+        shown = [x, *holed] if config.clean_branch else holed or [x]
+        latents = list(encode(state, torch.cat(shown)).chunk(len(shown)))
+        loss = mean([mse(decode(state, z), x) for z in latents])
+        return Step(loss, {"pixel": loss}, latents[0])
 
     assert draws.slices is not None
     live = config.judge == "live"
@@ -90,34 +99,34 @@ def objective(
         pairs = list(
             zip(views(config.transform, x, draws.view), views(config.transform, xhat, draws.view), strict=True)
         )
-        mean = torch.stack([compare(target, view) for target, view in pairs]).mean()
+        crops_error = mean([compare(target, view) for target, view in pairs])
         crops = config.transform
         full = crops.full_view if isinstance(crops, CropResizeConfig) else isinstance(crops, DetailConfig)
-        return mean, compare(x, xhat) if full else None
+        return crops_error, compare(x, xhat) if full else None
 
-    def combined(mean: Tensor, full: Tensor | None) -> Tensor:
-        return mean if full is None else (mean + full) / 2
+    def combined(crops: Tensor, full: Tensor | None) -> Tensor:
+        return crops if full is None else (crops + full) / 2
 
-    if y is None:
+    if not holed:
         z_clean = encode(state, x)
         xhat_clean = reconstruct(z_clean)
-        mean, full = agreement(xhat_clean)
+        crops, full = agreement(xhat_clean)
         regularizer = sigreg(z_clean, slices)
-        terms = {"agreement": mean, "sigreg": regularizer} | ({} if full is None else {"full_view": full})
-        return Step(combined(mean, full) + config.sigreg_weight * regularizer, terms, z_clean)
+        terms = {"agreement": crops, "sigreg": regularizer} | ({} if full is None else {"full_view": full})
+        return Step(combined(crops, full) + config.sigreg_weight * regularizer, terms, z_clean)
 
     if config.branch_statistics == "joint":
-        z_clean, z_masked = encode(state, torch.cat((x, y))).chunk(2)
+        latents = list(encode(state, torch.cat((x, *holed))).chunk(1 + len(holed)))
     else:
-        z_clean, z_masked = encode(state, x), encode(state, y)
-    xhat_clean, xhat_masked = reconstruct(z_clean), reconstruct(z_masked)
-    consistency = mse(judge(weights, xhat_clean), judge(weights, xhat_masked))
-    clean, masked = combined(*agreement(xhat_clean)), combined(*agreement(xhat_masked))
-    regularizer = (sigreg(z_clean, slices) + sigreg(z_masked, slices)) / 2
+        latents = [encode(state, branch) for branch in (x, *holed)]
+    xhat_clean, *xhats = (reconstruct(z) for z in latents)
+    consistency = mean([mse(judge(weights, xhat_clean), judge(weights, xhat)) for xhat in xhats])
+    clean, masked = combined(*agreement(xhat_clean)), mean([combined(*agreement(xhat)) for xhat in xhats])
+    regularizer = mean([sigreg(z, slices) for z in latents])
     weighted = config.consistency_weight * consistency + clean + config.masked_weight * masked
     total = weighted / (config.consistency_weight + 1 + config.masked_weight) + config.sigreg_weight * regularizer
     terms = {"consistency": consistency, "clean": clean, "masked": masked, "sigreg": regularizer}
-    return Step(total, terms, z_clean)
+    return Step(total, terms, latents[0])
 
 
 def update_ema(ema: State, state: State) -> State:

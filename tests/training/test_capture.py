@@ -28,7 +28,7 @@ WHY_NO_CAPTURE = trainer_module._why_no_capture
 ROWS: dict[str, dict[str, Any]] = {
     "pixel": {"objective": "pixel", "slices": None},
     "live": {"judge": "live", "masked": False},
-    "ema": {"judge": "ema"},
+    "ema": {"masked": True, "judge": "ema", "holes": 2},
     "masked": {"judge_statistics": "own"},
     "target-statistics": {"judge_statistics": "target"},
     "pixel-mask": {"transform": "pixel-mask", "masked": False},

@@ -39,6 +39,8 @@ CONFIGS = {
     "sides": tiny(recipe="tuned", size=(24, 16), crop_ratio_max=0.9, crops=2),
     "own-all": tiny(judge_depth="all", full_view=True),
     "near": tiny(recipe="tuned", judge_statistics="target", judge_reach=0.3, full_view=True),
+    "holes": tiny(recipe="tuned", judge_statistics="target", judge_reach=0.3, holes=3),
+    "holes-own-branches": tiny(holes=2),
     "near-spatial": tiny(False, None, judge_reach=0.3, judge_depth="all", judge_statistics="target"),
     "clipped": tiny(clip=0.3, lr=0.01),
 }
