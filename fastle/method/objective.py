@@ -373,8 +373,8 @@ def _with_holes(x: Tensor, hole: Boxes, config: ObjectiveConfig) -> Tensor:
 
 
 def _copies(x: Tensor, count: int) -> Tensor:
-    """(count · B, C, H, W): the batch `count` times; the batch itself for once."""
-    return x.expand(count, *x.shape).flatten(0, 1)
+    """(count · B, C, H, W) in the memory format of x: the batch again and again."""
+    return x if count == 1 else torch.cat([x] * count)
 
 
 def _mean(terms: Sequence[Tensor]) -> Tensor:
