@@ -10,7 +10,6 @@ own batch.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -202,9 +201,8 @@ class SelfTeaching(nn.Module):
             xhat = self.model.decoder(z)
         with phase("views"):
             targets, views = self.transform.views((x, xhat), draws.view)
-        if self.transform.full_view:
-            views = (*views, xhat)
-        wanted, near, seen = self._judged(targets, views, [views], x, encoded)
+        branch = (*views, xhat) if self.transform.full_view else views
+        wanted, near, seen = self._judged(targets, [branch], x, encoded)
         ((agreement, full_view),) = self._agreements(wanted, near, seen)
         regularizer = self._sigreg(draws, z)
         total = _with_full_view(agreement, full_view) + self.config.sigreg_weight * regularizer
@@ -225,18 +223,14 @@ class SelfTeaching(nn.Module):
             xhats = self.model.decoder(z).chunk(len(encoded))
         with phase("views"):
             targets, *crops = self.transform.views((x, *xhats), draws.view)
-        full_view = self.transform.full_view
-        branches = [(*views, xhat) if full_view else views for views, xhat in zip(crops, xhats, strict=True)]
-        views = (*xhats, *itertools.chain.from_iterable(crops))
-        wanted, near, seen = self._judged(targets, views, branches, x, encoded[0])
-        whole, seen = seen[: len(xhats)], seen[len(xhats) :]
+        # consistency compares the whole reconstructions, whether or not the images are compared as a whole
+        branches = [(*views, xhat) for views, xhat in zip(crops, xhats, strict=True)]
+        wanted, near, seen = self._judged(targets, branches, x, encoded[0])
         with phase("judge"):
-            code, *others = (self.judge.normalize(features[-1]) for features in whole)
+            code, *others = (self.judge.normalize(whole[-1]) for *_, whole in seen)
             consistency = _mean([F.mse_loss(code, other) for other in others])
-        compared = [seen[i : i + len(targets)] for i in range(0, len(seen), len(targets))]
-        if full_view:
-            compared = [[*views, features] for views, features in zip(compared, whole, strict=True)]
-        clean, *of_holes = (_with_full_view(*terms) for terms in self._agreements(wanted, near, *compared))
+        compared = [views[: len(wanted)] for views in seen]
+        clean, *of_holes = (_with_full_view(*terms) for terms in self._agreements(wanted, near, compared))
         masked = _mean(of_holes)
         regularizer = self._sigreg(draws, z, branches=len(xhats))
         weights = self.config.consistency_weight, self.config.masked_weight
@@ -259,25 +253,21 @@ class SelfTeaching(nn.Module):
         return latent(torch.cat(codes))
 
     def _judged(
-        self,
-        targets: Sequence[Tensor],
-        views: Sequence[Tensor],
-        branches: Sequence[Sequence[Tensor]],
-        x: Tensor,
-        encoded: Features,
-    ) -> tuple[Sequence[Features], list[Sequence[Features]] | None, Sequence[Features]]:
-        """The judge's features of the targets, of the points near each branch's views, and of the views.
+        self, targets: Sequence[Tensor], branches: Sequence[Sequence[Tensor]], x: Tensor, encoded: Features
+    ) -> tuple[list[Features], list[list[Features]] | None, list[list[Features]]]:
+        """The judge's features of the targets, of the points near each branch's views, and of each branch's views.
 
         All but the views' are constants, unless the judge is live. Nothing is near the views with a reach of 1.
 
         Args:
             targets: T's views of x, to which x is added where T asks for a full view.
-            views: Of the reconstructions.
-            branches: For each branch those views that are compared with the targets, in their order.
+            branches: For each branch the views of its reconstructions, in the order of the targets. Views without a
+                target may follow.
             x: The images.
             encoded: The encoder's features of x, of its own depth.
         """
         judge, depth, live = self.judge, self.config.judge_depth, self._is_live
+        views = [view for branch in branches for view in branch]
         near = self._near((*targets, x) if self.transform.full_view else targets, branches)
         full: list[Features] = []
         if self.transform.full_view and not self._has_encoder_weights:
@@ -288,16 +278,15 @@ class SelfTeaching(nn.Module):
         with phase("judge"):
             if live:
                 both = judge.features((*targets, *views), depth)
-                return [*both[: len(targets)], *full], None, both[len(targets) :]
-            # the views first: if the targets had used a bias before them, torch.compile would keep its sums with the
-            # views' maps for the backward pass, as further maps
-            seen = self._features(views)
-            with torch.no_grad():
-                constants = self._features((*targets, *near))
+                constants, seen = both[: len(targets)], both[len(targets) :]
+            else:
+                # the views first: if the targets had used a bias before them, torch.compile would keep its sums with
+                # the views' maps for the backward pass, as further maps
+                seen = self._features(views)
+                with torch.no_grad():
+                    constants = self._features((*targets, *near))
         wanted, points = [*constants[: len(targets)], *full], constants[len(targets) :]
-        if not near:
-            return wanted, None, seen
-        return wanted, [points[i : i + len(wanted)] for i in range(0, len(points), len(wanted))], seen
+        return wanted, _grouped(points, len(wanted)) or None, _grouped(seen, len(branches[0]))
 
     def _near(self, targets: Sequence[Tensor], branches: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         """Points on the way from each branch's views to their targets; none with a reach of 1."""
@@ -308,7 +297,7 @@ class SelfTeaching(nn.Module):
             return [
                 torch.lerp(view, target, reach)
                 for views in branches
-                for view, target in zip(views, targets, strict=True)
+                for view, target in zip(views, targets, strict=False)
             ]
 
     def _features(self, batches: Sequence[Tensor]) -> list[Features]:
@@ -318,7 +307,10 @@ class SelfTeaching(nn.Module):
         return self.judge.features(batches, self.config.judge_depth)
 
     def _agreements(
-        self, wanted: Sequence[Features], near: Sequence[Sequence[Features]] | None, *seen: Sequence[Features]
+        self,
+        wanted: Sequence[Features],
+        near: Sequence[Sequence[Features]] | None,
+        seen: Sequence[Sequence[Features]],
     ) -> list[tuple[Tensor, Tensor | None]]:
         """For each branch mse(J(T x), J(T x̂)), the mean over T's views, and mse(J(x), J(x̂)) where T asks for it.
 
@@ -375,6 +367,11 @@ def _with_holes(x: Tensor, hole: Boxes, config: ObjectiveConfig) -> Tensor:
 def _copies(x: Tensor, count: int) -> Tensor:
     """(count · B, C, H, W) in the memory format of x: the batch again and again."""
     return x if count == 1 else torch.cat([x] * count)
+
+
+def _grouped(features: Sequence[Features], size: int) -> list[list[Features]]:
+    """The features in groups of `size`, in their order."""
+    return [list(features[i : i + size]) for i in range(0, len(features), size)]
 
 
 def _mean(terms: Sequence[Tensor]) -> Tensor:
