@@ -9,6 +9,7 @@ import torch
 
 from fastle.data import decode_files
 from fastle.machine import pick_device
+from fastle.method.pretrained import hole_ratio_of
 from fastle.training.evaluate import reconstruction_rows
 from fastle.training.loop import make_loading
 from fastle.training.report import save_grid
@@ -31,7 +32,6 @@ def _reconstruct(
 ) -> None:
     check_output(output, (".png",), images)
     loaded = load_model(name, device, weights)
-    hole_ratio = None if loaded.config is None else loaded.config.objective.hole_ratio
     batch = decode_files(loaded.data, images, make_loading("auto", "none", device, console)).to(device)
-    save_grid(output, reconstruction_rows(loaded.model, batch, hole_ratio))
+    save_grid(output, reconstruction_rows(loaded.model, batch, hole_ratio_of(loaded.path)))
     console.say(f"written to {output}")

@@ -135,9 +135,12 @@ def test_train_eval_and_reconstruct_one_s_own_photographs(
 
     files = sorted((photographs / "red").iterdir())[:3]
     assert command("main", "reconstruct", "mine", *files, "-o", "out/picture.png", "--device", "cpu")[0] == 0
-    picture = Image.open(tmp_path / "out" / "picture.png")
-    # four rows of three tiles, 32 px thrice enlarged
-    assert picture.height == 4 + 4 * (96 + 4) and picture.width > 3 * 96
+    # a model that ships, too, shows how it fills holes if it was trained with them
+    assert command("main", "reconstruct", "cifar10-masked", *files, "-o", "out/shipped.png", "--device", "cpu")[0] == 0
+    for name in ("picture", "shipped"):
+        picture = Image.open(tmp_path / "out" / f"{name}.png")
+        # four rows of three tiles, 32 px thrice enlarged
+        assert picture.height == 4 + 4 * (96 + 4) and picture.width > 3 * 96
 
 
 def test_figures_of_folders_with_one_name_lie_side_by_side(
