@@ -7,8 +7,9 @@
     python bench/step_bench.py --from FILE --plot FILE.png
 
 It measures the fastle of its own checkout, installed or not. A shape is SETTING:BATCH, a setting one of fastle's
-presets with the post's recipe; that of -tuned is the default recipe's objective, at a constant rate and with no bound
-on the gradient. A call is one step on a uint8 batch that is on the device already: draws, forward, backward, AdamW.
+presets with the post's recipe; that of -tuned is the default recipe's objective, with AdamW at a constant rate and with
+no bound on the gradient. A call is one step on a uint8 batch that is on the device already: draws, forward, backward,
+AdamW.
 The sides:
 
     plain                   fastle/training/plain_step.py: eager, fp32, contiguous
@@ -74,7 +75,14 @@ SETTINGS: dict[str, Callable[..., RunConfig]] = {
     "celeba-masked-128": partial(make_config, "celeba", recipe="post", masked=True, latent=128),
     "celeba-masked-512": partial(make_config, "celeba", recipe="post", masked=True, latent=512),
     "celeba-masked-512-tuned": partial(
-        make_config, "celeba", masked=True, latent=512, schedule="constant", warmup=0.0, clip=0.0
+        make_config,
+        "celeba",
+        masked=True,
+        latent=512,
+        schedule="constant",
+        warmup=0.0,
+        clip=0.0,
+        optimizer="adamw",
     ),
     "celeba-spatial": partial(make_config, "celeba", recipe="post"),
     "cifar10": partial(make_config, "cifar10", recipe="post"),

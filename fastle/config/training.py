@@ -9,19 +9,21 @@ from fastle.options import Checked, ConfigError, option, shown
 
 Precision = Literal["auto", "fp32", "bf16"]
 Schedule = Literal["constant", "cosine", "trapezoid"]
+Optimizer = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig(Checked):
-    """The loop: AdamW, the learning rate of each step, and averages of the weights.
+    """The loop: the optimizer, the learning rate of each step, and averages of the weights.
 
     Attributes:
         steps, epochs: The length of the run; one of the two.
         batch_size: Of all ranks together.
         accumulate: Parts of a batch, whose gradients are averaged; each has statistics and draws of its own.
+        optimizer: "adamw", or "muon": Muon for the weights of the layers, and AdamW for biases and the BatchNorm.
         lr: Peak of the learning rate, above 0.
         schedule, warmup, decay: How it changes over the run; see `fastle.training.schedule`.
-        weight_decay: AdamW's, at least 0.
+        weight_decay: Decoupled, as AdamW's; at least 0.
         clip: Bound on the norm of the gradient of all weights, above 0; None, or 0 when it is set, for no bound.
         averages: Lengths of averages of the weights, σ_rel of EDM2; see `fastle.training.average`.
         seed: Of the weights, the order of the images and every draw.
@@ -36,7 +38,12 @@ class TrainConfig(Checked):
     accumulate: int = option(
         "take the gradient of a batch in this many parts, each with statistics of its own", initial=1, at_least=1
     )
-    lr: float = option("learning rate of AdamW, its peak where it changes", above=0, metavar="LR")
+    optimizer: Optimizer = option(
+        "what updates the weights: AdamW, or Muon with AdamW for biases and the BatchNorm",
+        initial="adamw",
+        default="the recipe's",
+    )
+    lr: float = option("learning rate, its peak where it changes", above=0, metavar="LR")
     schedule: Schedule = option(
         "whether the learning rate stays, falls along a cosine, or falls linearly in the last part of the run",
         initial="constant",
@@ -53,7 +60,7 @@ class TrainConfig(Checked):
     decay: float = option(
         "last share of the run, over which --schedule trapezoid falls", initial=0.4, above=0, at_most=1, metavar="R"
     )
-    weight_decay: float = option("weight decay of AdamW", initial=0.01, at_least=0, metavar="W")
+    weight_decay: float = option("weight decay, decoupled from the gradient", initial=0.01, at_least=0, metavar="W")
     clip: float | None = option(
         "bound on the norm of the gradient, 0 for none", initial=None, at_least=0, metavar="G", default="the recipe's"
     )

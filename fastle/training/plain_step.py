@@ -27,6 +27,7 @@ from fastle.method.objective import Draws
 from fastle.method.transforms import Boxes, box_size
 from fastle.phases import phase
 
+from .optimizer import make_optimizer
 from .trainer import Trainer
 
 Box = tuple[int | Tensor, int | Tensor]  # height and width, pixels
@@ -325,7 +326,11 @@ class PlainStep:
         self.objective = PlainObjective(self.model, config.objective)
         train = config.train
         self._clip = train.clip
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=train.lr, weight_decay=train.weight_decay)
+        self.optimizer: torch.optim.Optimizer
+        if train.optimizer == "adamw":
+            self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=train.lr, weight_decay=train.weight_decay)
+        else:
+            self.optimizer = make_optimizer(self.model, train, self.device)
         if mode != "eager":
             # compile the whole graph or fail: a silent fallback would be timed as if it were compiled
             graphs = "reduce-overhead" if mode == "captured" else None

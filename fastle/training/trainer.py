@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastle.checkpoint import Checkpoint, check_identity, check_sections
 from fastle.choices import StepMode
-from fastle.config import ConfigError, RunConfig, TrainConfig
+from fastle.config import ConfigError, RunConfig
 from fastle.errors import FastleError
 from fastle.machine import is_old
 from fastle.method.model import Autoencoder
@@ -38,6 +38,7 @@ from fastle.phases import phase
 from .average import make_averages
 from .capture import CannotCapture, StepGraph
 from .memory import OutOfMemory, check_fits, out_of_memory, too_large
+from .optimizer import make_optimizer, state_of
 from .precision import fast_arithmetic, with_precision
 from .schedule import rate_share
 
@@ -296,9 +297,8 @@ class Trainer:
         """Tensors with the names, shapes and types that `state` has after a step."""
         sections = self.state()
         count = torch.zeros((), dtype=torch.float32)
-        for index, weight in enumerate(trained(self.model)):
-            moments = {"step": count, "exp_avg": weight, "exp_avg_sq": weight}
-            sections["optimizer"] |= {f"{index}.{name}": value for name, value in moments.items()}
+        for index, (weight, names) in enumerate(state_of(self.optimizer)):
+            sections["optimizer"] |= {f"{index}.{name}": count if name == "step" else weight for name in names}
         return sections
 
     def load(self, checkpoint: Checkpoint, step: int) -> None:
@@ -310,7 +310,7 @@ class Trainer:
         self.check(checkpoint)
         self.model.load_state_dict(checkpoint.section("model"))
         moments: dict[int, dict[str, Tensor]] = {}
-        parameters = trained(self.model)
+        parameters = [weight for weight, _ in state_of(self.optimizer)]
         for key, value in checkpoint.section("optimizer").items():
             index, name = key.split(".")
             # the fused update needs a moment in the memory format of its parameter: it ignores strides
@@ -327,11 +327,6 @@ class Trainer:
         self.done = step
 
 
-def trained(model: nn.Module) -> list[nn.Parameter]:
-    """The weights that a step changes: parts of a network of the caller's own may be fixed."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
 def _initial_model(config: RunConfig, device: torch.device) -> Autoencoder:
     """The model of a configuration, with the weights of its seed.
 
@@ -345,16 +340,6 @@ def _initial_model(config: RunConfig, device: torch.device) -> Autoencoder:
         torch.manual_seed(config.train.seed)
         model: Autoencoder = Autoencoder(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW with PyTorch's defaults but for rate and decay, as one fused kernel for all parameters."""
-    parameters, decay = trained(model), config.weight_decay
-    if device.type != "cuda":
-        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=decay, fused=True)
-    # a captured graph would keep a Python number for good; a tensor it reads anew in every replay
-    rate = torch.tensor(config.lr, device=device)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True, capturable=True)
 
 
 def _parts(images: Tensor, count: int) -> list[tuple[Tensor, bool]]:

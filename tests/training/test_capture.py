@@ -19,6 +19,7 @@ from fastle.training import trainer as trainer_module
 from fastle.training.capture import StepGraph
 from fastle.training.loop import Execution, train
 from fastle.training.memory import OutOfMemory
+from fastle.training.optimizer import Muon
 from fastle.training.trainer import Trainer
 from tests.training import fake_graph
 from tests.training.test_trainer import config
@@ -34,7 +35,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "pixel-mask": {"transform": "pixel-mask", "masked": False},
     "recipe": {
         "judge_depth": "all", "judge_reach": 0.3, "judge_statistics": "target", "full_view": True,
-        "averages": (0.05, 0.2), "clip": 0.1, "accumulate": 2,
+        "averages": (0.05, 0.2), "clip": 0.1, "accumulate": 2, "optimizer": "muon",
     },
 }  # fmt: skip
 
@@ -125,8 +126,9 @@ def counting(function: Any, calls: list[object]) -> Any:
 
 
 def test_rate_that_is_a_tensor_may_change_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    def tensor_rate(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
-        return torch.optim.AdamW(model.parameters(), lr=torch.tensor(config.lr), fused=True)
+    def tensor_rate(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
+        adamw = torch.optim.AdamW(model.parameters(), lr=torch.tensor(config.lr), fused=True)
+        return Muon(adamw, [weight for weight in model.parameters() if weight.ndim > 1])
 
     monkeypatch.setattr(trainer_module, "make_optimizer", tensor_rate)
     falling = config(**ROWS["recipe"], schedule="cosine", warmup=0.5, steps=4)
@@ -144,7 +146,12 @@ def test_captured_run_resumes_exactly(tmp_path: Path) -> None:
     for name, lengths in (("whole", (9,)), ("parts", (4, 9))):
         for steps in lengths:
             execution = Execution(device=CPU, mode="captured")
-            train(config(steps=steps, judge="ema"), tmp_path / name, execution, console=Console(quiet=True))
+            train(
+                config(steps=steps, judge="ema", optimizer="muon"),
+                tmp_path / name,
+                execution,
+                console=Console(quiet=True),
+            )
     rows = [(tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1] for name in ("whole", "parts")]
     # all but the rates
     assert rows[0].split('"images_per_second"')[0] == rows[1].split('"images_per_second"')[0]

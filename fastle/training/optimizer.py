@@ -1,0 +1,109 @@
+"""The optimizers: AdamW, and Muon, which gives the directions of a weight's update all the same length.
+
+Muon (Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks") takes the weights of hidden layers
+for matrices. It steps along the orthogonal factor of their momentum: of U S Vᵀ it takes U Vᵀ. So a few large directions
+do not drown all others. Five Newton-Schulz iterations approximate the factor, to singular values of 0.7 to 1.2. The
+step is scaled to what AdamW's would be (Liu et al., 2025, "Muon is scalable for LLM training"), and both have one rate.
+
+`torch.optim.Muon` takes matrices only, not the weights of convolutions, and no rate in a tensor, which a CUDA graph
+needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastle.config import TrainConfig
+
+MOMENTUM = 0.95
+# coefficients of the iteration X ↦ a X + (b X Xᵀ + c (X Xᵀ)²) X: a, b and c
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+# the root mean square of AdamW's steps over its rate, which is below 1, as a typical one
+RMS = 0.2
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
+    """The optimizer of a configuration, around all weights that a step changes."""
+    # a captured graph would keep a Python number for good; a tensor it reads anew in every replay
+    captured = device.type == "cuda"
+    rate = torch.tensor(config.lr, device=device) if captured else config.lr
+    adamw = torch.optim.AdamW(
+        trained(model), lr=rate, weight_decay=config.weight_decay, fused=True, capturable=captured
+    )
+    return adamw if config.optimizer == "adamw" else Muon(adamw, hidden_weights(model))
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The weights that a step changes: parts of a network of the caller's own may be fixed."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for some weights, and AdamW for all others.
+
+    Its state is AdamW's, except that Muon's weights have their momentum ("exp_avg") only.
+
+    Args:
+        adamw: Around all weights; its rate and its weight decay are Muon's too.
+        hidden: Muon's weights, of two or more dimensions: the first is the rows', and all others are the columns'.
+    """
+
+    def __init__(self, adamw: torch.optim.AdamW, hidden: Sequence[Tensor]) -> None:
+        self._adamw = adamw
+        (group,) = adamw.param_groups
+        chosen = {id(weight) for weight in hidden}
+        others = [weight for weight in group["params"] if id(weight) not in chosen]
+        shared = {name: group[name] for name in ("lr", "weight_decay")}
+        super().__init__([{"params": list(hidden), **shared}, {**group, "params": others}], {})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Updates every weight that has a gradient."""
+        assert closure is None
+        hidden, others = self.param_groups
+        for weight in hidden["params"]:
+            if weight.grad is not None:
+                self._turn(weight, weight.grad, hidden["lr"], hidden["weight_decay"])
+        # loading a state gives the optimizer new groups, and a new dict
+        self._adamw.param_groups, self._adamw.state = [others], self.state
+        self._adamw.step()
+
+    def _turn(self, weight: Tensor, gradient: Tensor, rate: float | Tensor, decay: float) -> None:
+        state = self.state[weight]
+        if not state:
+            state["exp_avg"] = torch.zeros_like(weight)
+        momentum = state["exp_avg"].lerp_(gradient, 1 - MOMENTUM)
+        # Nesterov's: the gradient, and the momentum that it has just moved
+        direction = orthogonalize(gradient.lerp(momentum, MOMENTUM).flatten(1))
+        scale = RMS * max(direction.shape) ** 0.5
+        weight.mul_(1 - rate * decay).sub_(direction.reshape(weight.shape) * (rate * scale))
+
+
+def hidden_weights(model: nn.Module) -> list[nn.Parameter]:
+    """The trained weights of two or more dimensions."""
+    return [parameter for parameter in trained(model) if parameter.ndim >= 2]
+
+
+def state_of(optimizer: torch.optim.Optimizer) -> Iterable[tuple[nn.Parameter, tuple[str, ...]]]:
+    """Each weight in the order of the optimizer's state dict, and the names of what the optimizer keeps of it."""
+    for group in optimizer.param_groups:
+        names = ("step", "exp_avg", "exp_avg_sq") if "betas" in group else ("exp_avg",)
+        yield from ((weight, names) for weight in group["params"])
+
+
+def orthogonalize(matrix: Tensor) -> Tensor:
+    """About U Vᵀ of a matrix U S Vᵀ (rows, columns), with singular values of 0.7 to 1.2; zeros of zeros."""
+    a, b, c = NEWTON_SCHULZ
+    wide = matrix.shape[0] <= matrix.shape[1]
+    # the iteration multiplies by the smaller of X Xᵀ and Xᵀ X
+    x = matrix if wide else matrix.T
+    x = x / x.norm().clamp_min(1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if wide else x.T
