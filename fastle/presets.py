@@ -84,7 +84,7 @@ FIRST = ("size", "objective", "transform", "latent", "schedule", "steps", "epoch
 RECIPES: dict[str, dict[str, Any]] = {
     "tuned": {
         "judge_statistics": "target", "judge_depth": "features", "full_view": True,
-        "schedule": "trapezoid", "warmup": 0.05, "clip": 1.0,
+        "optimizer": "muon", "schedule": "trapezoid", "warmup": 0.05, "clip": 1.0,
     },
     "post": {},
 }  # fmt: skip

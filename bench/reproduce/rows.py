@@ -94,6 +94,7 @@ TUNED_MASKED: dict[str, Any] = TARGET | {
     "branch_statistics": "joint", "masked_weight": 3.0, "judge_reach": 0.3,
 }  # fmt: skip
 
+MUON: dict[str, Any] = {"optimizer": "muon"}
 # the judge compares with the images themselves
 FAR: dict[str, Any] = {"judge_reach": 1.0}
 
@@ -155,11 +156,23 @@ ROWS: tuple[Row, ...] = (
         crops=2,
         **TARGET,
     ),
-    _photographs("tuned", "recipe tuned: the blocks' features, crop-resize 0.6 and the whole image", **TUNED),
-    _photographs("tuned-all", "the same, with the stem's features", **TUNED | {"judge_depth": "all"}),
+    _photographs("pixel-muon", "pixel baseline, Muon", objective="pixel", **MUON),
+    _photographs("tuned", "recipe tuned: the blocks' features, crop-resize 0.6, the whole image, Muon", **TUNED | MUON),
+    _photographs("tuned-adamw", "the same with AdamW", **TUNED),
+    _photographs("tuned-all", "that, with the stem's features", **TUNED | {"judge_depth": "all"}),
     _hole("masked-target", "symmetric, crop-resize 0.3, target statistics", crop_ratio=0.3, **TARGET),
-    _hole("masked-tuned", "recipe tuned: the blocks' features, two crops of 0.3 to 1, a reach of 0.3", **TUNED_MASKED),
-    _hole("masked-tuned-far", "recipe tuned, but a reach of 1", **TUNED_MASKED | FAR),
+    _hole("masked-pixel-muon", "pixel baseline, Muon", objective="pixel", **MUON),
+    _hole("masked-pixel-both-muon", "pixel baseline of both, Muon", objective="pixel", clean_branch=True, **MUON),
+    _hole(
+        "masked-tuned",
+        "recipe tuned: the blocks' features, two crops of 0.3 to 1, a reach of 0.3, Muon",
+        **TUNED_MASKED | MUON,
+    ),
+    _hole(
+        "masked-tuned-holes", "that, four holes, λ 0.005", **TUNED_MASKED | MUON | {"holes": 4, "sigreg_weight": 0.005}
+    ),
+    _hole("masked-tuned-adamw", "recipe tuned, but AdamW", **TUNED_MASKED),
+    _hole("masked-tuned-far", "that, with a reach of 1", **TUNED_MASKED | FAR),
     _hole(
         "masked-tuned-whole",
         "that, but one crop of 0.15 to 0.6, and the whole image",
