@@ -52,8 +52,8 @@ def markdown(report: Record) -> str:
 PHOTOGRAPHS = """\
 CIFAR-10 as JPEG files at 32×32, with {train:,} training images. The figures are means over all {test:,} test images.
 {valid:,} more are held out of the training split{choose}. Every row has the same model
-(`hidden` {hidden}, a latent of {latent}), {steps:,} steps of batch {batch}, and the same AdamW; {seeds}. The judge is
-step-frozen unless the row names another. PSNR is in dB and averaged over images; Y is luma and CbCr chroma, of
+(`hidden` {hidden}, a latent of {latent}), {steps:,} steps of batch {batch}; {seeds}. The optimizer is AdamW and the
+judge step-frozen unless the row names another. PSNR is in dB and averaged over images; Y is luma and CbCr chroma, of
 full-range BT.601. Contrast is the standard deviation of the reconstructions' luma over that of the images."""
 HOLE = """\
 The same photographs and settings, with a square hole in the input and a pooled latent of {latent}. The holes are the

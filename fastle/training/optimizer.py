@@ -35,7 +35,10 @@ def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) 
     adamw = torch.optim.AdamW(
         trained(model), lr=rate, weight_decay=config.weight_decay, fused=True, capturable=captured
     )
-    return adamw if config.optimizer == "adamw" else Muon(adamw, hidden_weights(model))
+    if config.optimizer == "adamw":
+        return adamw
+    # Newton-Schulz needs no more precision than the step has
+    return Muon(adamw, hidden_weights(model), torch.bfloat16 if config.precision == "bf16" else None)
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
@@ -51,10 +54,11 @@ class Muon(torch.optim.Optimizer):
     Args:
         adamw: Around all weights; its rate and its weight decay are Muon's too.
         hidden: Muon's weights, of two or more dimensions: the first is the rows', and all others are the columns'.
+        dtype: In which the directions are computed; None for the weights' own.
     """
 
-    def __init__(self, adamw: torch.optim.AdamW, hidden: Sequence[Tensor]) -> None:
-        self._adamw = adamw
+    def __init__(self, adamw: torch.optim.AdamW, hidden: Sequence[Tensor], dtype: torch.dtype | None = None) -> None:
+        self._adamw, self._dtype = adamw, dtype
         (group,) = adamw.param_groups
         chosen = {id(weight) for weight in hidden}
         others = [weight for weight in group["params"] if id(weight) not in chosen]
@@ -79,9 +83,9 @@ class Muon(torch.optim.Optimizer):
             state["exp_avg"] = torch.zeros_like(weight)
         momentum = state["exp_avg"].lerp_(gradient, 1 - MOMENTUM)
         # Nesterov's: the gradient, and the momentum that it has just moved
-        direction = orthogonalize(gradient.lerp(momentum, MOMENTUM).flatten(1))
+        direction = orthogonalize(gradient.lerp(momentum, MOMENTUM).flatten(1).to(self._dtype or weight.dtype))
         scale = RMS * max(direction.shape) ** 0.5
-        weight.mul_(1 - rate * decay).sub_(direction.reshape(weight.shape) * (rate * scale))
+        weight.mul_(1 - rate * decay).sub_(direction.reshape(weight.shape).to(weight.dtype) * (rate * scale))
 
 
 def hidden_weights(model: nn.Module) -> list[nn.Parameter]:

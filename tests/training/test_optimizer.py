@@ -74,23 +74,24 @@ def test_steps_by_hand(tensor_rate: bool, layout: torch.memory_format) -> None:
     torch.testing.assert_close(bias.detach(), twin.detach(), rtol=1e-7, atol=1e-9)
 
 
-def test_pytorch_s_steps_on_matrices_are_the_same_but_for_its_bf16() -> None:
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_pytorch_s_steps_on_matrices_are_the_same_but_for_its_bf16(dtype: torch.dtype | None) -> None:
     moved = []
-    for muon in (True, False):
+    for theirs in (True, False):
         weights = [nn.Parameter(randn(*shape).float()) for shape in ((16, 40), (40, 16))]
         before = [w.detach().clone() for w in weights]
         optimizer: torch.optim.Optimizer
-        if muon:
+        if theirs:
             optimizer = torch.optim.Muon(weights, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
         else:
-            optimizer = Muon(torch.optim.AdamW(weights, lr=0.01, weight_decay=0.1, fused=True), weights)
+            optimizer = Muon(torch.optim.AdamW(weights, lr=0.01, weight_decay=0.1, fused=True), weights, dtype)
         for step in range(3):
             for weight in weights:
                 weight.grad = randn(*weight.shape, seed=step).float()
             optimizer.step()
         moved.append([w.detach() - b for w, b in zip(weights, before, strict=True)])
-    for theirs, ours in zip(*moved, strict=True):
-        assert float((ours - theirs).norm() / theirs.norm()) < 0.02
+    for wanted, ours in zip(*moved, strict=True):
+        assert float((ours - wanted).norm() / wanted.norm()) < 0.02
 
 
 def test_a_weight_without_a_gradient_stays() -> None:
