@@ -75,6 +75,7 @@ def test_tuned_recipe_compares_more_and_lets_the_rate_fall() -> None:
         assert isinstance(objective.transform, CropResizeConfig) and objective.transform.full_view
         assert config.train.schedule == "trapezoid" and config.model == post.model
         assert post.objective.judge_depth == "code" and post.train.schedule == "constant"
+        assert (config.train.optimizer, post.train.optimizer) == ("muon", "adamw")
     # flags win over a recipe
     config = make_config("cifar10", full_view=False, judge_depth="all", schedule="constant", warmup=0)
     assert config.objective.transform == CropResizeConfig(0.6) and config.objective.judge_depth == "all"
@@ -114,14 +115,14 @@ def test_masked_runs_of_small_photographs_see_crops_of_many_sides() -> None:
 def test_a_run_names_no_setting_without_an_effect() -> None:
     masked = {"branch_statistics", "consistency_weight", "masked_weight"}
     for flags, unused in (
-        ({}, masked | {"clean_branch", "hole_ratio"}),
+        ({}, masked | {"clean_branch", "hole_ratio", "holes"}),
         ({"masked": True}, {"clean_branch"}),
         ({"masked": True, "objective": "pixel"}, masked),
     ):
         config = make_config("cifar10", **flags)
         named = config.settings()["objective"].keys()
-        assert not named & unused and (masked | {"clean_branch", "hole_ratio"}) - unused <= named
-        assert not config.objective.to_dict().keys() & (unused - {"hole_ratio"})
+        assert not named & unused and (masked | {"clean_branch", "hole_ratio", "holes"}) - unused <= named
+        assert not config.objective.to_dict().keys() & (unused - {"hole_ratio", "holes"})
 
 
 def test_defaults_are_the_method() -> None:
@@ -251,6 +252,8 @@ def test_small_folders_take_the_cifar_model() -> None:
         ({"masked": True, "clean_branch": True}, "--clean-branch has no effect without --objective pixel --masked"),
         ({"consistency_weight": 0.5}, "--consistency-weight has no effect without --masked"),
         ({"masked": True, "masked_weight": 0.0}, "--masked-weight must be above 0, not 0.0"),
+        ({"masked": True, "holes": 0}, "--holes must be at least 1, not 0"),
+        ({"holes": 2}, "--holes has no effect without --masked"),
         ({"branch_statistics": "joint"}, "--branch-statistics has no effect without --masked"),
         ({"objective": "pixel", "transform": "noise"}, "--transform has no effect with --objective pixel"),
         ({"objective": "pixel", "sigreg_weight": 1.0}, "--sigreg-weight has no effect with --objective pixel"),

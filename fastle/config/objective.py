@@ -73,7 +73,6 @@ class ObjectiveConfig(Checked):
         at_least=1,
         group="objective",
         metavar="N",
-        default="the recipe's",
     )
     clean_branch: bool = option(
         "reconstruct whole images beside those with a hole, as the method does, with --objective pixel --masked",
