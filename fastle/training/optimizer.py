@@ -63,13 +63,13 @@ class Muon(torch.optim.Optimizer):
         chosen = {id(weight) for weight in hidden}
         others = [weight for weight in group["params"] if id(weight) not in chosen]
         shared = {name: group[name] for name in ("lr", "weight_decay")}
-        super().__init__([{"params": list(hidden), **shared}, {**group, "params": others}], {})
+        super().__init__([{**group, "params": others}, {"params": list(hidden), **shared}], {})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Updates every weight that has a gradient."""
         assert closure is None
-        hidden, others = self.param_groups
+        others, hidden = self.param_groups
         for weight in hidden["params"]:
             if weight.grad is not None:
                 self._turn(weight, weight.grad, hidden["lr"], hidden["weight_decay"])

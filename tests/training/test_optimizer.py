@@ -108,7 +108,7 @@ def test_muon_takes_the_layers_weights_and_adamw_all_others() -> None:
     whole = config(optimizer="muon")
     model = Trainer(whole, CPU).model
     optimizer = make_optimizer(model, whole.train, CPU)
-    hidden, others = optimizer.param_groups
+    others, hidden = optimizer.param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert {names[id(p)] for p in others["params"]} == {
         name for name, parameter in model.named_parameters() if parameter.ndim < 2

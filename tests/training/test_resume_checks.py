@@ -51,19 +51,19 @@ CHANGES: dict[str, tuple[Callable[[Sections], object], str]] = {
     "odd index": (lambda s: s["optimizer"].update({"x.step": torch.ones(1)}), "holds optimizer.x.step, of which"),
     "far index": (lambda s: s["optimizer"].update({"99.step": torch.ones(1)}), "holds optimizer.99.step, of which"),
     "moment of another shape": (
-        lambda s: s["optimizer"].update({"1.exp_avg": torch.ones(7)}),
-        "holds optimizer.1.exp_avg of shape (7,), not (4,)",
+        lambda s: s["optimizer"].update({"0.exp_avg": torch.ones(7)}),
+        "holds optimizer.0.exp_avg of shape (7,), not (4,)",
     ),
     "moment of another rank": (
         # copy_ would repeat it
-        lambda s: s["optimizer"].update({"1.exp_avg": torch.ones(())}),
-        "holds optimizer.1.exp_avg of shape (), not (4,)",
+        lambda s: s["optimizer"].update({"0.exp_avg": torch.ones(())}),
+        "holds optimizer.0.exp_avg of shape (), not (4,)",
     ),
-    "negative steps": (lambda s: s["optimizer"].update({"1.step": torch.tensor(-1.0)}), "holds optimizer.1.step -1"),
-    "steps to come": (lambda s: s["optimizer"].update({"1.step": torch.tensor(1e9)}), "holds optimizer.1.step 1e+09"),
+    "negative steps": (lambda s: s["optimizer"].update({"0.step": torch.tensor(-1.0)}), "holds optimizer.0.step -1"),
+    "steps to come": (lambda s: s["optimizer"].update({"0.step": torch.tensor(1e9)}), "holds optimizer.0.step 1e+09"),
     "negative squares": (
-        lambda s: s["optimizer"].update({"1.exp_avg_sq": -torch.ones(4)}),
-        "holds a negative square in optimizer.1.exp_avg_sq",
+        lambda s: s["optimizer"].update({"0.exp_avg_sq": -torch.ones(4)}),
+        "holds a negative square in optimizer.0.exp_avg_sq",
     ),
 }
 
