@@ -72,16 +72,16 @@ statistics. Where SIGReg sets the scale, a constant image is at a distance of ab
 
 
 def _photographs(rows: Record) -> dict[str, Cell]:
-    # both means are over the same seeds
-    baseline = rows.get("pixel", {}).get("mean", {}).get("clean", {}).get("psnr")
-
     def gap(name: str, record: Record) -> str:
+        # the baseline of the same optimizer; both means are over the same seeds
+        peer = "pixel-muon" if record["settings"]["config"]["train"].get("optimizer") == "muon" else "pixel"
+        baseline = rows.get(peer, {}).get("mean", {}).get("clean", {}).get("psnr")
         return UNKNOWN if baseline is None else f"{baseline - record['mean']['clean']['psnr']:.2f}"
 
     return {
         "lr": lambda name, record: f"{record['lr']:g}",
         "PSNR": _figure("clean", "psnr"),
-        "behind `pixel`": gap,
+        "behind the baseline": gap,
         "SSIM": _figure("clean", "ssim"),
         "contrast": _figure("clean", "contrast"),
         "sharpness": _figure("clean", "sharpness"),

@@ -48,7 +48,7 @@ class ObjectiveConfig(Checked):
             lies; 1 is the image itself. Below 1 the judge must be frozen and the statistics the target's.
         transform: What the judge is shown; None for the baseline.
         branch_statistics: The codes whose mean and variance normalise a branch's latents in the masked setting: its
-            own, or those of both branches.
+            own, or those of all branches.
         consistency_weight, masked_weight: Weights of these two terms in the masked setting, where that of the clean
             branch is 1; the first is at least 0, the second above 0.
         sigreg_weight: λ, at least 0.
@@ -104,13 +104,13 @@ class ObjectiveConfig(Checked):
         default="the recipe's",
     )
     branch_statistics: BranchStatistics = option(
-        "the codes whose mean and variance normalise a branch's latents, with --masked: its own, or both branches'",
+        "the codes whose mean and variance normalise a branch's latents, with --masked: its own, or all branches'",
         initial="own",
         group="objective",
         default="the recipe's",
     )
     consistency_weight: float = option(
-        "weight of the consistency of both branches, with --masked; that of the clean branch's agreement is 1",
+        "weight of the consistency of the branches, with --masked; that of the clean branch's agreement is 1",
         initial=1.0,
         at_least=0,
         group="objective",

@@ -103,8 +103,8 @@ def _digits(value: float) -> str:
 def legend(figures: Sequence[StepFigures], device: torch.device) -> list[str]:
     """What the figures mean, a line each."""
     lines = [
-        "FLOP: executed in convolutions and matrix products, forward and backward, counted by torch.utils.flop_counter "
-        "over one eager evaluation of each step; fastle's own operators are not seen",
+        "FLOP: executed in convolutions and matrix products of loss and gradient, counted by torch.utils.flop_counter "
+        "over one eager evaluation of each step; fastle's own operators and the optimizer are not seen",
         "MFU: those in a second over the measured peak, that of the best of several large matrix products",
         "memory: torch.cuda.max_memory_allocated"
         if device.type == "cuda"

@@ -43,7 +43,7 @@ def check_fits(config: ModelConfig, device: torch.device) -> None:
     # built without memory: only its shapes are asked for
     with torch.device("meta"):
         weights = Autoencoder(config).parameter_count()
-    # 4 bytes each for the weight, its gradient and two moments
+    # 4 bytes each for the weight, its gradient and two moments; Muon has one, and makes its directions in as much
     needed = 16 * weights
     free = free_memory(device)
     if needed > free:
@@ -54,7 +54,7 @@ def check_fits(config: ModelConfig, device: torch.device) -> None:
 
 
 def estimate(config: RunConfig) -> Estimate:
-    """The memory of an eager step: measured on the CPU with a few images, plus weights and AdamW's moments."""
+    """The memory of an eager step: measured on the CPU with a few images, plus weights and moments."""
     model = Autoencoder(config.model)
     objective = make_objective(model, config.objective)
 

@@ -1,9 +1,9 @@
 """The optimizers: AdamW, and Muon, which gives the directions of a weight's update all the same length.
 
-Muon (Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks") takes the weights of hidden layers
-for matrices. It steps along the orthogonal factor of their momentum: of U S Vᵀ it takes U Vᵀ. So a few large directions
-do not drown all others. Five Newton-Schulz iterations approximate the factor, to singular values of 0.7 to 1.2. The
-step is scaled to what AdamW's would be (Liu et al., 2025, "Muon is scalable for LLM training"), and both have one rate.
+Muon (Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks") takes weights for matrices. It
+steps along the orthogonal factor of their momentum: of U S Vᵀ it takes U Vᵀ. So a few large directions do not drown all
+others. Five Newton-Schulz iterations come near to that (see `orthogonalize`). The step is scaled to what AdamW's would
+be (Liu et al., 2025, "Muon is scalable for LLM training"), and both have one rate.
 
 `torch.optim.Muon` takes matrices only, not the weights of convolutions, and no rate in a tensor, which a CUDA graph
 needs.
@@ -23,7 +23,7 @@ MOMENTUM = 0.95
 # coefficients of the iteration X ↦ a X + (b X Xᵀ + c (X Xᵀ)²) X: a, b and c
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
-# the root mean square of AdamW's steps over its rate, which is below 1, as a typical one
+# the root mean square that AdamW's steps typically have, over its rate
 RMS = 0.2
 
 
@@ -32,13 +32,13 @@ def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) 
     # a captured graph would keep a Python number for good; a tensor it reads anew in every replay
     captured = device.type == "cuda"
     rate = torch.tensor(config.lr, device=device) if captured else config.lr
-    adamw = torch.optim.AdamW(
-        trained(model), lr=rate, weight_decay=config.weight_decay, fused=True, capturable=captured
-    )
+    weights = trained(model)
+    adamw = torch.optim.AdamW(weights, lr=rate, weight_decay=config.weight_decay, fused=True, capturable=captured)
     if config.optimizer == "adamw":
         return adamw
+    matrices = [weight for weight in weights if weight.ndim >= 2]
     # Newton-Schulz needs no more precision than the step has
-    return Muon(adamw, hidden_weights(model), torch.bfloat16 if config.precision == "bf16" else None)
+    return Muon(adamw, matrices, torch.bfloat16 if config.precision == "bf16" else None)
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
@@ -53,31 +53,31 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         adamw: Around all weights; its rate and its weight decay are Muon's too.
-        hidden: Muon's weights, of two or more dimensions: the first is the rows', and all others are the columns'.
+        matrices: Muon's weights, of two or more dimensions: the first is the rows', and all others are the columns'.
         dtype: In which the directions are computed; None for the weights' own.
     """
 
-    def __init__(self, adamw: torch.optim.AdamW, hidden: Sequence[Tensor], dtype: torch.dtype | None = None) -> None:
+    def __init__(self, adamw: torch.optim.AdamW, matrices: Sequence[Tensor], dtype: torch.dtype | None = None) -> None:
         self._adamw, self._dtype = adamw, dtype
         (group,) = adamw.param_groups
-        chosen = {id(weight) for weight in hidden}
+        chosen = {id(weight) for weight in matrices}
         others = [weight for weight in group["params"] if id(weight) not in chosen]
         shared = {name: group[name] for name in ("lr", "weight_decay")}
-        super().__init__([{**group, "params": others}, {"params": list(hidden), **shared}], {})
+        super().__init__([{**group, "params": others}, {"params": list(matrices), **shared}], {})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Updates every weight that has a gradient."""
         assert closure is None
-        others, hidden = self.param_groups
-        for weight in hidden["params"]:
+        others, matrices = self.param_groups
+        for weight in matrices["params"]:
             if weight.grad is not None:
-                self._turn(weight, weight.grad, hidden["lr"], hidden["weight_decay"])
-        # loading a state gives the optimizer new groups, and a new dict
+                self._update(weight, weight.grad, matrices["lr"], matrices["weight_decay"])
+        # its own groups hold the matrices too, and loading a state gives this optimizer new groups and a new dict
         self._adamw.param_groups, self._adamw.state = [others], self.state
         self._adamw.step()
 
-    def _turn(self, weight: Tensor, gradient: Tensor, rate: float | Tensor, decay: float) -> None:
+    def _update(self, weight: Tensor, gradient: Tensor, rate: float | Tensor, decay: float) -> None:
         state = self.state[weight]
         if not state:
             state["exp_avg"] = torch.zeros_like(weight)
@@ -88,20 +88,19 @@ class Muon(torch.optim.Optimizer):
         weight.mul_(1 - rate * decay).sub_(direction.reshape(weight.shape).to(weight.dtype) * (rate * scale))
 
 
-def hidden_weights(model: nn.Module) -> list[nn.Parameter]:
-    """The trained weights of two or more dimensions."""
-    return [parameter for parameter in trained(model) if parameter.ndim >= 2]
-
-
-def state_of(optimizer: torch.optim.Optimizer) -> Iterable[tuple[nn.Parameter, tuple[str, ...]]]:
-    """Each weight in the order of the optimizer's state dict, and the names of what the optimizer keeps of it."""
+def kept_of(optimizer: torch.optim.Optimizer) -> Iterable[tuple[nn.Parameter, tuple[str, ...]]]:
+    """Each weight in the order of the optimizer's state dict, and the names of the tensors that are kept of it."""
     for group in optimizer.param_groups:
         names = ("step", "exp_avg", "exp_avg_sq") if "betas" in group else ("exp_avg",)
         yield from ((weight, names) for weight in group["params"])
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """About U Vᵀ of a matrix U S Vᵀ (rows, columns), with singular values of 0.7 to 1.2; zeros of zeros."""
+    """About U Vᵀ of a matrix U S Vᵀ (rows, columns).
+
+    Singular values above 0.002 of the Frobenius norm become 0.68 to 1.21. Smaller ones grow up to 485 times, so that
+    what is as good as nothing stays small.
+    """
     a, b, c = NEWTON_SCHULZ
     wide = matrix.shape[0] <= matrix.shape[1]
     # the iteration multiplies by the smaller of X Xᵀ and Xᵀ X

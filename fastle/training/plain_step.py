@@ -13,6 +13,7 @@ gradients with or without a bound.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from typing import cast
 
@@ -294,7 +295,7 @@ class StartingPoint:
 
 
 class PlainStep:
-    """Draw, loss, backward, AdamW, and the copy of the weights to the judge.
+    """Draw, loss, backward, the optimizer, and the copy of the weights to the judge.
 
     Args:
         start: Where the weights and the draws come from.
@@ -330,7 +331,7 @@ class PlainStep:
         if train.optimizer == "adamw":
             self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=train.lr, weight_decay=train.weight_decay)
         else:
-            self.optimizer = make_optimizer(self.model, train, self.device)
+            self.optimizer = make_optimizer(self.model, dataclasses.replace(train, precision=precision), self.device)
         if mode != "eager":
             # compile the whole graph or fail: a silent fallback would be timed as if it were compiled
             graphs = "reduce-overhead" if mode == "captured" else None

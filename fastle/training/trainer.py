@@ -38,7 +38,7 @@ from fastle.phases import phase
 from .average import make_averages
 from .capture import CannotCapture, StepGraph
 from .memory import OutOfMemory, check_fits, out_of_memory, too_large
-from .optimizer import make_optimizer, state_of
+from .optimizer import kept_of, make_optimizer
 from .precision import fast_arithmetic, with_precision
 from .schedule import rate_share
 
@@ -297,7 +297,7 @@ class Trainer:
         """Tensors with the names, shapes and types that `state` has after a step."""
         sections = self.state()
         count = torch.zeros((), dtype=torch.float32)
-        for index, (weight, names) in enumerate(state_of(self.optimizer)):
+        for index, (weight, names) in enumerate(kept_of(self.optimizer)):
             sections["optimizer"] |= {f"{index}.{name}": count if name == "step" else weight for name in names}
         return sections
 
@@ -310,7 +310,7 @@ class Trainer:
         self.check(checkpoint)
         self.model.load_state_dict(checkpoint.section("model"))
         moments: dict[int, dict[str, Tensor]] = {}
-        parameters = [weight for weight, _ in state_of(self.optimizer)]
+        parameters = [weight for weight, _ in kept_of(self.optimizer)]
         for key, value in checkpoint.section("optimizer").items():
             index, name = key.split(".")
             # the fused update needs a moment in the memory format of its parameter: it ignores strides

@@ -414,6 +414,20 @@ def test_slices_come_from_the_shared_generator_and_the_rest_from_the_local_one()
     assert not torch.equal(one.hole.top, one.view.top)  # type: ignore[union-attr]
 
 
+def test_every_hole_of_an_image_has_its_own_place() -> None:
+    config = dataclasses.replace(teaching("step-frozen", "crop-resize", 0.35), holes=3)
+    for row in (config, ObjectiveConfig(name="pixel", hole_ratio=0.35, holes=3)):
+        shape, generators = (16, 3, 16, 16), (Generator().manual_seed(seed) for seed in (1, 2))
+        hole = (
+            make_objective(build(CASES["pooled-rgb-16"]), row)
+            .draw(shape, **dict(zip(("shared", "local"), generators, strict=True)))
+            .hole
+        )
+        assert hole is not None
+        corners = torch.stack((hole.top, hole.left)).unflatten(1, (3, 16))
+        assert all(not torch.equal(corners[:, one], corners[:, other]) for one, other in ((0, 1), (0, 2), (1, 2)))
+
+
 def test_draws_hold_only_what_the_row_uses() -> None:
     case = CASES["spatial-rgb-8x16"]
     for name, config in (*rows(), *other_rows()):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -17,6 +17,7 @@ from fastle.fitting import pick_mode, process_group
 from fastle.machine import find_device, pick_device
 from fastle.presets import make_config
 from fastle.training import trainer
+from fastle.training.optimizer import Muon
 from fastle.training.precision import precision_on
 
 META = torch.device("meta")
@@ -75,7 +76,11 @@ class MetaGenerator(Generator):
 
 @pytest.mark.parametrize("latent", [None, 16], ids=["spatial", "pooled"])
 def test_a_step_makes_no_fp64_on_a_gpu(monkeypatch: pytest.MonkeyPatch, latent: int | None) -> None:
-    monkeypatch.setattr(trainer, "make_optimizer", lambda model, *_: torch.optim.AdamW(model.parameters()))
+    def muon(model: nn.Module, *_: object) -> Muon:
+        # a fused AdamW knows no such device
+        return Muon(torch.optim.AdamW(model.parameters()), [weight for weight in model.parameters() if weight.ndim > 1])
+
+    monkeypatch.setattr(trainer, "make_optimizer", muon)
     monkeypatch.setattr(trainer, "Generator", lambda device: MetaGenerator())
     monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)

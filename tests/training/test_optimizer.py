@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Generator, Tensor, nn
 
+from fastle.training import optimizer as optimizer_module
 from fastle.training.optimizer import Muon, make_optimizer, orthogonalize
+from fastle.training.plain_step import PlainStep, StartingPoint
 from fastle.training.trainer import Trainer
 from tests.training.test_trainer import config
 
@@ -29,7 +32,12 @@ def test_directions_stay_and_get_one_length(shape: tuple[int, int], scale: float
     matrix = scale * u @ torch.diag(torch.logspace(0, -1.5, len(s), dtype=torch.float64)) @ vh
     lengths = u.T @ orthogonalize(matrix) @ vh.T
     torch.testing.assert_close(lengths, torch.diag(lengths.diag()), rtol=0, atol=1e-9)
-    assert float(lengths.diag().min()) > 0.65 and float(lengths.diag().max()) < 1.25
+    assert float(lengths.diag().min()) > 0.68 and float(lengths.diag().max()) < 1.21
+
+
+def test_what_is_as_good_as_nothing_stays_small() -> None:
+    lengths = orthogonalize(torch.diag(torch.tensor([1.0, 1e-2, 2e-3, 1e-5], dtype=torch.float64))).diag()
+    assert 0.68 < float(lengths[:3].min()) and float(lengths[3]) == pytest.approx(4.85e-3, rel=0.01)
 
 
 def test_nothing_has_no_direction() -> None:
@@ -104,16 +112,36 @@ def test_a_weight_without_a_gradient_stays() -> None:
     assert len(optimizer.state) == 1
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_directions_are_computed_in_the_precision_of_the_step(precision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def noted(matrix: Tensor) -> Tensor:
+        seen.append(matrix.dtype)
+        return orthogonalize(matrix)
+
+    monkeypatch.setattr(optimizer_module, "orthogonalize", noted)
+    images = torch.randint(0, 256, (4, 1, 16, 16), dtype=torch.uint8)
+    # the precision of a plain step is its own, not its configuration's
+    start = StartingPoint(config(optimizer="muon", crop_ratio=0.3, precision="fp32"), CPU)
+    steps = (Trainer(config(optimizer="muon", precision=precision), CPU), PlainStep(start, precision=precision))
+    for step in steps:
+        seen.clear()
+        step(images)
+        assert set(seen) == {torch.bfloat16 if precision == "bf16" else torch.float32}
+        assert all(weight.dtype == torch.float32 for weight in step.model.parameters())
+
+
 def test_muon_takes_the_layers_weights_and_adamw_all_others() -> None:
     whole = config(optimizer="muon")
     model = Trainer(whole, CPU).model
     optimizer = make_optimizer(model, whole.train, CPU)
-    others, hidden = optimizer.param_groups
+    others, matrices = optimizer.param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert {names[id(p)] for p in others["params"]} == {
         name for name, parameter in model.named_parameters() if parameter.ndim < 2
     }
-    assert len(hidden["params"]) + len(others["params"]) == len(names)
+    assert len(matrices["params"]) + len(others["params"]) == len(names)
     fixed = replace(whole.train, optimizer="adamw")
     model.encoder.stem.weight.requires_grad_(False)
     for train in (whole.train, fixed):

@@ -33,6 +33,8 @@ def test_its_own_state_is_taken(tmp_path: Path, trained: Trainer) -> None:
         assert all(torch.equal(tensor, other.state()[section][name]) for name, tensor in tensors.items())
 
 
+# the last weight, which Muon moves
+LAST = len(list(Autoencoder(CONFIG.model).parameters())) - 1
 CHANGES: dict[str, tuple[Callable[[Sections], object], str]] = {
     "no model": (lambda s: s.pop("model"), "holds no model.encoder"),
     "no optimizer": (lambda s: s.pop("optimizer"), "holds no optimizer.0.step"),
@@ -58,6 +60,14 @@ CHANGES: dict[str, tuple[Callable[[Sections], object], str]] = {
         # copy_ would repeat it
         lambda s: s["optimizer"].update({"0.exp_avg": torch.ones(())}),
         "holds optimizer.0.exp_avg of shape (), not (4,)",
+    ),
+    "momentum of another shape": (
+        lambda s: s["optimizer"].update({f"{LAST}.exp_avg": torch.ones(7)}),
+        f"holds optimizer.{LAST}.exp_avg of shape (7,), not (",
+    ),
+    "squares of what Muon moves": (
+        lambda s: s["optimizer"].update({f"{LAST}.exp_avg_sq": torch.ones(7)}),
+        f"holds optimizer.{LAST}.exp_avg_sq, of which",
     ),
     "negative steps": (lambda s: s["optimizer"].update({"0.step": torch.tensor(-1.0)}), "holds optimizer.0.step -1"),
     "steps to come": (lambda s: s["optimizer"].update({"0.step": torch.tensor(1e9)}), "holds optimizer.0.step 1e+09"),
@@ -90,6 +100,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, trained: Trainer
     Trainer(config_of(steps=50), CPU).check(checkpoint)
     with pytest.raises(CheckpointError, match=r"saved by another run .*\(train\.seed 0 → 1\)"):
         Trainer(config_of(seed=1), CPU).check(checkpoint)
+    with pytest.raises(CheckpointError, match=r"saved by another run .*\(train\.optimizer muon → adamw\)"):
+        Trainer(config_of(optimizer="adamw"), CPU).check(checkpoint)
     # what is measured must be of the model and the images that config.json names
     values = CONFIG.to_dict()
     values["train"]["lr"] = 0.5
