@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=150, metavar="N")
     parser.add_argument("--hidden", type=int, default=8, metavar="N")
     parser.add_argument("--batch-size", type=int, default=16, metavar="B")
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="muon", help="default: %(default)s")
     parser.add_argument("--seeds", type=int, default=3, metavar="N")
     parser.add_argument("--images", type=int, default=500, metavar="N", help="images of test/ to measure")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
@@ -73,7 +74,7 @@ def measure(options: argparse.Namespace, train: Tensor, test: Tensor, precision:
     """The PSNR in dB, of the images of `test`, that one training on those of `train` reaches."""
     config = make_config(
         "folder", data=options.data, size=32, hidden=options.hidden, batch_size=options.batch_size,
-        steps=options.steps, seed=seed, precision=precision,
+        steps=options.steps, optimizer=options.optimizer, seed=seed, precision=precision,
     )  # fmt: skip
     trainer = Trainer(config, CPU)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))

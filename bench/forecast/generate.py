@@ -235,11 +235,10 @@ def _trace(variant: StepVariant) -> int:
         shape = (variant.batch, config.model.channels, *config.model.sides)
         images = torch.empty(shape, dtype=torch.uint8, device=device)
         corner = torch.zeros(variant.batch, dtype=torch.int64, device=device)
-        of_holes = corner.repeat(config.objective.holes)
         draws = method.Draws(
             slices=torch.empty(config.model.latent_shape[0], config.objective.slices, device=device),
             view=None if config.objective.transform is None else Boxes(corner, corner.clone()),
-            hole=None if config.objective.hole_ratio is None else Boxes(of_holes, of_holes.clone()),
+            hole=None if config.objective.hole_ratio is None else Boxes(corner.clone(), corner.clone()),
         )
         objective.compile(fullgraph=True, dynamic=False)
         try:

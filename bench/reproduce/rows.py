@@ -168,10 +168,7 @@ ROWS: tuple[Row, ...] = (
         "recipe tuned: the blocks' features, two crops of 0.3 to 1, a reach of 0.3, Muon",
         **TUNED_MASKED | MUON,
     ),
-    _hole(
-        "masked-tuned-holes", "that, four holes, λ 0.005", **TUNED_MASKED | MUON | {"holes": 4, "sigreg_weight": 0.005}
-    ),
-    _hole("masked-tuned-adamw", "recipe tuned, but AdamW", **TUNED_MASKED),
+    _hole("masked-tuned-adamw", "the same with AdamW", **TUNED_MASKED),
     _hole("masked-tuned-far", "that, with a reach of 1", **TUNED_MASKED | FAR),
     _hole(
         "masked-tuned-whole",

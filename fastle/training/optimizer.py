@@ -11,8 +11,7 @@ needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +65,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__([{**group, "params": others}, {"params": list(matrices), **shared}], {})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]
         """Updates every weight that has a gradient."""
-        assert closure is None
         others, matrices = self.param_groups
         for weight in matrices["params"]:
             if weight.grad is not None:
