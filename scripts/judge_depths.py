@@ -2,14 +2,18 @@
 
     python scripts/judge_depths.py RUN... [--data DIR] [--json PATH]
 
-For the newest checkpoint of each run, and for each stage that a judge may compare, two figures over 64 test images x
-and their reconstructions x̂:
+For the newest checkpoint of each run, and for each stage that a judge may compare, figures over 64 test images x and
+their reconstructions x̂:
 
     cosine      the mean over images of the cosine between the stage's gradient to x̂ and that of the pixels' squared
                 error, x̂ − x. 1 if both pull the reconstruction the same way
     flatness    (tr G)² / (n · tr G²), with G = JᵀJ for the Jacobian J of the stage's features at x, an n×n matrix for
                 the n numbers of an image. 1 if the stage weighs all changes of the image alike, as the squared error
                 does, and 1/n if it sees one kind of change only
+    weights     the mean square change of the features for small changes of x of one size but of several kinds, over
+                the mean of all kinds. Slow changes are random grids of one number for 8 pixels each way, enlarged;
+                fine ones are noise less its mean over boxes of 5 pixels. Brightness is the same in all channels, and
+                colour has a mean of 0 over them. The last is slow brightness in a blurred view (--blur-views 11)
 
 The features are scaled as the judge scales them, each channel by the standard deviation of the batch. The traces are
 Hutchinson's estimates, from 16 probes for each image.
@@ -18,9 +22,12 @@ Hutchinson's estimates, from 16 probes for each image.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 # this checkout comes first, so that the results name the commit of what they measure
@@ -29,8 +36,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.common.figures import make_parser, measure_runs, parse, write_report
 from fastle.commands.cli import one_line_errors
 from fastle.method.model import Autoencoder
+from fastle.method.transforms import box_blur, to_grey
 
 IMAGES, PROBES = 64, 16
+# size of a change of an image: its root mean square
+SMALL = 1e-3
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,21 +49,29 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument("--data", metavar="DIR", type=Path, help="images in place of each run's test split")
         flags = parse(parser, argv)
         rows = measure_runs(flags, IMAGES, "stage", lambda run: stage_figures(run.model, run.images))
-        print(f"{'run':<24}{'step':>7}  {'stage':<8}{'cosine':>8}{'flatness':>10}")
+        print(f"{'run':<24}{'step':>7}  {'stage':<8}{'cosine':>8}{'flatness':>10}  weights")
         for row in rows:
-            print(f"{row['run']:<24}{row['step']:>7}  {row['stage']:<8}{row['cosine']:>8.3f}{row['flatness']:>10.3f}")
+            weights = ", ".join(f"{kind} {weight:.2f}" for kind, weight in row["weights"].items())
+            print(
+                f"{row['run']:<24}{row['step']:>7}  {row['stage']:<8}{row['cosine']:>8.3f}{row['flatness']:>10.3f}"
+                f"  {weights}"
+            )
         write_report(flags, "judge_depths.py", argv, rows)
 
 
-def stage_figures(model: Autoencoder, x: Tensor) -> dict[str, dict[str, float]]:
-    """Cosine and flatness of each stage by name, from shallow to deep; x (B, C, H, W) in [0, 1]."""
+def stage_figures(model: Autoencoder, x: Tensor) -> dict[str, dict[str, Any]]:
+    """Cosine, flatness and weights of each stage by name, from shallow to deep; x (B, C, H, W) in [0, 1]."""
     with torch.no_grad():
         xhat = model(x)
         count = len(model.encoder.features((x,), "all")[0])
     names = ["stem", "block 1", "block 2", "pooled"][:count]
     generator = Generator().manual_seed(0)
     return {
-        name: {"cosine": _cosine(model, x, xhat, stage), "flatness": _flatness(model, x, stage, generator)}
+        name: {
+            "cosine": _cosine(model, x, xhat, stage),
+            "flatness": _flatness(model, x, stage, generator),
+            "weights": _weights(model, x, stage),
+        }
         for stage, name in enumerate(names)
     }
 
@@ -87,6 +105,34 @@ def _flatness(model: Autoencoder, x: Tensor, stage: int, generator: Generator) -
         trace += pushed.flatten(1).square().sum(1) / PROBES
         trace_of_square += both.flatten(1).square().sum(1) / PROBES
     return float((trace.square() / trace_of_square).mean() / x[0].numel())
+
+
+@torch.no_grad()
+def _weights(model: Autoencoder, x: Tensor, stage: int) -> dict[str, float]:
+    height, width = x.shape[2:]
+    generator = Generator().manual_seed(0)
+    grid = torch.randn((*x.shape[:2], -(-height // 8), -(-width // 8)), generator=generator)
+    noise = torch.randn(x.shape, generator=generator)
+    kinds = {}
+    for speed, change in {
+        "slow": F.interpolate(grid, (height, width), mode="bilinear"),
+        "fine": noise - box_blur(noise, 5),
+    }.items():
+        kinds[f"{speed} brightness"] = brightness = change.mean(1, keepdim=True).expand_as(x)
+        if x.shape[1] > 1:
+            kinds[f"{speed} colour"] = change - brightness
+
+    def seen(change: Tensor, view: Callable[[Tensor], Tensor]) -> float:
+        small = SMALL * change / change.square().mean().sqrt()
+        scaled = [_scaled(model, view(image), stage, view(x)) for image in (x + small, x)]
+        return float((scaled[0] - scaled[1]).square().mean())
+
+    weights = {kind: seen(change, lambda image: image) for kind, change in kinds.items()}
+    mean = sum(weights.values()) / len(weights)
+    weights["slow brightness, blurred"] = seen(
+        kinds["slow brightness"], lambda image: box_blur(to_grey(image), 11).expand_as(image)
+    )
+    return {kind: weight / mean for kind, weight in weights.items()}
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ def test_tuned_recipe_compares_more_and_lets_the_rate_fall() -> None:
         assert (config.train.optimizer, post.train.optimizer) == ("muon", "adamw")
     # flags win over a recipe
     config = make_config("cifar10", full_view=False, judge_depth="all", schedule="constant", warmup=0)
-    assert config.objective.transform == CropResizeConfig(0.6) and config.objective.judge_depth == "all"
+    assert config.objective.transform == CropResizeConfig(0.6, blur_views=(3, 11))
+    assert config.objective.judge_depth == "all"
     assert config.train.schedule == "constant" and config.train.warmup == 0
     # the baseline has the recipe's schedule, so that both train alike
     assert make_config("cifar10", objective="pixel").train == make_config("cifar10").train
@@ -214,6 +215,11 @@ def test_small_folders_take_the_cifar_model() -> None:
         ({"crop_ratio_max": float("nan")}, "--crop-ratio-max must be"),
         ({"crop_ratio": 0.005, "crop_ratio_max": 1.0}, "less than a pixel"),
         ({"crops": 0}, "--crops must be at least 1, not 0"),
+        ({"blur_views": (3, 4)}, "--blur-views 4: a box around a pixel has an odd side, such as 5"),
+        ({"blur_views": (0,)}, "--blur-views must be at least 1"),
+        ({"blur_views": 3}, "--blur-views must be numbers in a list, not 3"),
+        ({"blur_views": (3, 257)}, "--blur-views 257: use 255 or less for images of 128 px"),
+        ({"transform": "noise", "blur_views": (3,)}, "--blur-views has no effect with --transform noise"),
         ({"transform": "noise", "crop_ratio_max": 1.0}, "--crop-ratio-max has no effect with --transform noise"),
         ({"transform": "detail", "crops": 2}, "--crops has no effect with --transform detail"),
         ({"objective": "pixel", "crop_ratio_max": 1.0}, "--crop-ratio-max has no effect with --objective pixel"),

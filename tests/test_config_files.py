@@ -34,6 +34,7 @@ from fastle.training.loop import Execution, train
         {"objective": "pixel"},
         {"transform": "detail", "judge": "ema"},
         {"crop_ratio_max": 1.0, "crops": 2},
+        {"blur_views": (1, 5)},
         {"transform": "patch-mask", "masked": True},
         {"transform": "noise"},
         {"transform": "identity"},

@@ -33,6 +33,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "ema": {"judge": "ema"},
     "detail": {"transform": "detail"},
     "crops": {"crop_ratio_max": 1.0, "crops": 2},
+    "blur-views": {"blur_views": (3, 11), "full_view": True, "judge_statistics": "target"},
     "masked": {"masked": True, "latent": 16},
     "target-statistics": {"masked": True, "latent": 16, "judge_statistics": "target"},
     "reach": {"masked": True, "latent": 16, "judge_statistics": "target", "judge_reach": 0.3},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from fastle.options import Checked, ConfigError, option, options_of
+from fastle.options import Checked, ConfigError, option, options_of, shown
 
 from .own import OwnConfig
 
@@ -23,7 +23,9 @@ class CropResizeConfig(Checked):
         ratio: Sides of the crop over the image's, in (0, 1].
         ratio_max: Each step draws the side, up to this share, in (ratio, 1]; None keeps `ratio`.
         crops: Crops of each image, at least 1.
-        full_view: Whether the whole image is compared too, with the weight of all crops together.
+        full_view: Whether the whole image is compared too, with the weight of all other views together.
+        blur_views: Sides, pixels, of the boxes that blur grey copies of the whole image, odd: each is one more view,
+            with the weight of a crop. A side of 1 leaves the grey image as it is.
     """
 
     name: ClassVar[TransformName] = "crop-resize"
@@ -43,9 +45,24 @@ class CropResizeConfig(Checked):
     )
     crops: int = option("crops of each image, each with a box of its own", initial=1, at_least=1, group="objective")
     full_view: bool = option("compare the whole image too", initial=False, group="objective", default="the recipe's")
+    blur_views: tuple[int, ...] = option(
+        "compare grey copies of the whole image too, blurred by boxes of these sides, pixels",
+        initial=(),
+        many=True,
+        at_least=1,
+        group="objective",
+        default="the recipe's",
+    )
 
     def __post_init__(self) -> None:
+        if not isinstance(self.blur_views, (list, tuple)):
+            raise ConfigError(f"--blur-views must be numbers in a list, not {shown(self.blur_views)}")
+        # JSON knows no tuples
+        object.__setattr__(self, "blur_views", tuple(self.blur_views))
         Checked.__post_init__(self)
+        for side in self.blur_views:
+            if side % 2 == 0:
+                raise ConfigError(f"--blur-views {side}: a box around a pixel has an odd side, such as {side + 1}")
         if self.ratio_max is not None and self.ratio_max <= self.ratio:
             raise ConfigError(f"--crop-ratio-max must be above --crop-ratio {self.ratio:g}, not {self.ratio_max:g}")
 

@@ -2,8 +2,9 @@
 
 Each transformation has `draw`, which makes its random numbers from a generator, and `views`, a pure function of images
 and that draw: an image and its reconstructions get the same draw. One call transforms all images of a step, in one
-launch on a GPU for each crop. Most transformations make one view. Crop-resize makes one for each crop. The detail stack
-makes five, and the untransformed image is compared as well, as it can be beside crops.
+launch on a GPU for each crop. Most transformations make one view. Crop-resize makes one for each crop, and grey,
+blurred ones of the whole image where they are asked for. The detail stack makes five, and the untransformed image is
+compared as well, as it can be beside crops.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def make_transform(config: TransformConfig) -> Transform:
         case OwnConfig():
             raise ValueError(f"the transformation {config} is the caller's own: give it as transform=")
         case CropResizeConfig():
-            return CropResize(config.ratio, config.ratio_max, config.crops, config.full_view)
+            return CropResize(config.ratio, config.ratio_max, config.crops, config.full_view, config.blur_views)
         case MaskConfig(kind="channel"):
             return ChannelMask(config.ratio)
         case MaskConfig():
@@ -136,12 +137,16 @@ class CropResize:
     With a `ratio_max` each crop draws a side s of its own, the same for all images: a whole number of pixels from
     a = int(ratio · min(H, W)) to b = int(ratio_max · min(H, W)), both included, with the log-uniform probability
     P(s) = log((s + 1) / s) / log((b + 1) / a).
+
+    The grey image follows for each of `blur_views`, in all channels, each pixel the mean of a box of that side around
+    it.
     """
 
     ratio: float
     ratio_max: float | None = None
     crops: int = 1
     full_view: bool = False
+    blur_views: tuple[int, ...] = ()
 
     def side(self, shape: Shape) -> int:
         """The shorter side of the box for images of `shape`, pixels; with a `ratio_max`, the smallest one."""
@@ -154,7 +159,13 @@ class CropResize:
 
     def views(self, images: Sequence[Tensor], drawn: ViewDraw) -> list[tuple[Tensor, ...]]:
         crops = drawn if isinstance(drawn, tuple) else (drawn,)
-        return list(zip(*[self._crop(images, boxes) for boxes in crops], strict=True))
+        made = [self._crop(images, boxes) for boxes in crops]
+        if self.blur_views:
+            grey = [to_grey(image) for image in images]
+            for side in self.blur_views:
+                blurred = [box_blur(image, side) for image in grey]
+                made.append(tuple(view.expand_as(image) for view, image in zip(blurred, images, strict=True)))
+        return list(zip(*made, strict=True))
 
     def _draw_side(self, shape: Shape, generator: Generator) -> int | Tensor:
         least = self.side(shape)

@@ -25,7 +25,7 @@ from fastle.choices import StepMode
 from fastle.config import CropResizeConfig, ModelConfig, ObjectiveConfig, Precision, RunConfig
 from fastle.kernels import reference
 from fastle.method.objective import Draws
-from fastle.method.transforms import Boxes, box_size
+from fastle.method.transforms import Boxes, box_blur, box_size, to_grey
 from fastle.phases import phase
 
 from .optimizer import make_optimizer
@@ -125,7 +125,7 @@ class PlainObjective(nn.Module):
         if config.judge != "step-frozen" or not isinstance(config.transform, CropResizeConfig):
             raise ValueError(f"the plain step has a step-frozen judge and crop-resize, not {config}")
         self.model, self.config = model, config
-        self.crop_ratio, self.full_view = config.transform.ratio, config.transform.full_view
+        self.transform = config.transform
         self.judge = copy.deepcopy(model.encoder).requires_grad_(False)
         # without running statistics, BatchNorm uses those of the batch
         self.judge.norm.track_running_stats = False
@@ -138,9 +138,10 @@ class PlainObjective(nn.Module):
         crops = draws.view if isinstance(draws.view, tuple) else (draws.view,)
 
         def agreement(xhat: Tensor) -> Tensor:
-            cropped = [self._compare(self._crop(x, boxes), self._crop(xhat, boxes)) for boxes in crops]
-            agreed = torch.stack(cropped).mean()
-            return (agreed + self._compare(x, xhat)) / 2 if self.full_view else agreed
+            errors = [self._compare(self._crop(x, boxes), self._crop(xhat, boxes)) for boxes in crops]
+            errors += [self._compare(blurred(x, side), blurred(xhat, side)) for side in self.transform.blur_views]
+            agreed = torch.stack(errors).mean()
+            return (agreed + self._compare(x, xhat)) / 2 if self.transform.full_view else agreed
 
         if draws.hole is None or config.hole_ratio is None:
             with phase("encode"):
@@ -168,7 +169,7 @@ class PlainObjective(nn.Module):
         return total / weights + config.sigreg_weight * regularizer
 
     def _crop(self, images: Tensor, boxes: Boxes) -> Tensor:
-        least = int(self.crop_ratio * min(images.shape[2:]))
+        least = int(self.transform.ratio * min(images.shape[2:]))
         box: Box = box_size(least, images.shape) if boxes.side is None else box_size(boxes.side, images.shape)
         return crop(images, boxes, box)
 
@@ -207,6 +208,12 @@ class PlainObjective(nn.Module):
         with phase("SIGReg"), torch.autocast(z.device.type, enabled=False):
             samples = z if z.ndim == 2 else z.flatten(2).permute(2, 0, 1)
             return reference.sigreg(samples, draws.slices).mean()
+
+
+def blurred(images: Tensor, side: int) -> Tensor:
+    """The grey images in all channels, blurred by boxes of a side in pixels."""
+    with phase("views"):
+        return box_blur(to_grey(images), side).expand_as(images)
 
 
 def standardize(x: Tensor, like: Tensor | None, eps: float, affine: tuple[Tensor, Tensor] | None) -> Tensor:

@@ -93,6 +93,7 @@ def other_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
     yield from depth_rows()
     yield from joint_rows()
     yield from reach_rows()
+    yield from blur_rows()
     yield from holes_rows()
 
 
@@ -118,6 +119,17 @@ def crop_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
     for judge, hole, (ratio_max, crops) in itertools.product(judges, (None, 0.35), ((None, 2), (1.0, 1), (1.0, 2))):
         name = f"{'masked-' if hole else ''}{judge}-{crops}-{'varying' if ratio_max else 'fixed'}-crops"
         yield name, teaching(judge, "crop-resize", hole, CropResizeConfig(0.45, ratio_max, crops))
+
+
+def blur_rows() -> Iterator[tuple[str, ObjectiveConfig]]:
+    """Blurred views beside one crop or two, with the whole image and without, every judge."""
+    for judge, hole, full_view in itertools.product(get_args(JudgeName), (None, 0.35), (False, True)):
+        transform = CropResizeConfig(0.45, crops=1 + full_view, full_view=full_view, blur_views=(3, 5)[: 2 - full_view])
+        name = f"{'masked-' if hole else ''}{judge}{'-full-view' if full_view else ''}-blur-views"
+        yield name, dataclasses.replace(
+            teaching(judge, "crop-resize", hole, transform), judge_depth="features", judge_statistics="target",
+            judge_reach=0.3 if judge == "ema" else 1.0,
+        )  # fmt: skip
 
 
 def target_rows() -> Iterator[tuple[str, ObjectiveConfig]]:

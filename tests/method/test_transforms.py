@@ -48,6 +48,7 @@ TRANSFORMS: dict[str, TransformConfig] = {
     "crops": CropResizeConfig(0.45, crops=2),
     "varying-crop": CropResizeConfig(0.2, 1.0),
     "varying-crops": CropResizeConfig(0.2, 0.9, 3),
+    "blur-views": CropResizeConfig(0.45, crops=2, blur_views=(1, 3, 7)),
 }
 
 
@@ -318,7 +319,7 @@ def test_views_equal_the_oracle(name: str, size: tuple[int, int], channels: int)
     (views,) = made.views([images], draws)
     expected = oracle.views(config, images, draws)
     assert made.full_view == (name == "detail")
-    assert len(views) == len(expected) == (5 if name == "detail" else getattr(config, "crops", 1))
+    assert len(views) == len(expected) == {"detail": 5, "blur-views": 5}.get(name, getattr(config, "crops", 1))
     for view, wanted in zip(views, expected, strict=True):
         assert view.shape == images.shape and view.dtype == images.dtype
         torch.testing.assert_close(view, wanted, rtol=1e-11, atol=1e-12)

@@ -178,4 +178,5 @@ def views(config: TransformConfig | None, x: Tensor, drawn: ViewDraw) -> list[Te
     fixed = int(config.ratio * min(x.shape[2:]))
     crops = drawn if isinstance(drawn, tuple) else (drawn,)
     sides = [fixed if box.side is None else int(box.side) for box in crops]
-    return [resize_crops(x, box.top, box.left, box_of(side, x)) for box, side in zip(crops, sides, strict=True)]
+    made = [resize_crops(x, box.top, box.left, box_of(side, x)) for box, side in zip(crops, sides, strict=True)]
+    return made + [box_mean(grey(x), side).expand_as(x) for side in config.blur_views]

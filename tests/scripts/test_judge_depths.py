@@ -1,4 +1,4 @@
-"""scripts/judge_depths.py: its two figures, where they are known."""
+"""scripts/judge_depths.py: its figures, where they are known."""
 
 from __future__ import annotations
 
@@ -42,6 +42,14 @@ def test_pixels_themselves_are_flat_and_pull_as_the_squared_error() -> None:
     figures = judge_depths.stage_figures(judged_by(3 * torch.eye(64)), images())
     assert figures["stem"]["cosine"] == pytest.approx(1, abs=1e-4)
     assert figures["stem"]["flatness"] == pytest.approx(1, abs=0.05)
+    kinds = ("slow brightness", "fine brightness")
+    assert [figures["stem"]["weights"][kind] for kind in kinds] == pytest.approx([1, 1], rel=1e-3)
+
+
+def test_a_stage_that_sees_the_mean_alone() -> None:
+    # fine noise has a mean near 0
+    weights = judge_depths.stage_figures(judged_by(torch.full((64, 4), 1 / 64)), images())["stem"]["weights"]
+    assert weights["slow brightness"] > 1.9 and weights["fine brightness"] < 0.1
 
 
 def test_a_stage_that_sees_a_quarter_of_the_pixels() -> None:

@@ -35,7 +35,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "pixel-mask": {"transform": "pixel-mask", "masked": False},
     "recipe": {
         "judge_depth": "all", "judge_reach": 0.3, "judge_statistics": "target", "full_view": True,
-        "averages": (0.05, 0.2), "clip": 0.1, "accumulate": 2, "optimizer": "muon",
+        "blur_views": (3, 5), "averages": (0.05, 0.2), "clip": 0.1, "accumulate": 2, "optimizer": "muon",
     },
 }  # fmt: skip
 

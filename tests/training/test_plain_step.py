@@ -39,6 +39,7 @@ CONFIGS = {
     "sides": tiny(recipe="tuned", size=(24, 16), crop_ratio_max=0.9, crops=2),
     "own-all": tiny(judge_depth="all", full_view=True),
     "near": tiny(recipe="tuned", judge_statistics="target", judge_reach=0.3, full_view=True),
+    "blurred": tiny(False, None, judge_statistics="target", blur_views=(3, 5), crops=2, size=(24, 16)),
     "holes": tiny(recipe="tuned", judge_statistics="target", judge_reach=0.3, holes=3),
     "holes-own-branches": tiny(holes=2),
     "near-spatial": tiny(False, None, judge_reach=0.3, judge_depth="all", judge_statistics="target"),
