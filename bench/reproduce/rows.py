@@ -86,13 +86,16 @@ SCALES: dict[ScaleName, Scale] = {
 # the post's statistics, whatever the presets have
 POST: dict[str, Any] = {"judge_statistics": "own"}
 # the objective of the recipe "tuned" for spatial latents of 32 px, and with a hole
-TUNED: dict[str, Any] = TARGET | {
+# before they had blurred views, and several holes
+SHARP: dict[str, Any] = TARGET | {
     "judge_depth": "features", "full_view": True, "crop_ratio": 0.6, "sigreg_weight": 0.003,
 }  # fmt: skip
-TUNED_MASKED: dict[str, Any] = TARGET | {
+TUNED: dict[str, Any] = SHARP | {"blur_views": (3, 11)}
+ONE_HOLE: dict[str, Any] = TARGET | {
     "judge_depth": "features", "crop_ratio": 0.3, "crop_ratio_max": 1.0, "crops": 2,
     "branch_statistics": "joint", "masked_weight": 3.0, "judge_reach": 0.3,
 }  # fmt: skip
+TUNED_MASKED: dict[str, Any] = ONE_HOLE | {"holes": 4, "sigreg_weight": 0.005}
 
 MUON: dict[str, Any] = {"optimizer": "muon"}
 # the judge compares with the images themselves
@@ -157,28 +160,35 @@ ROWS: tuple[Row, ...] = (
         **TARGET,
     ),
     _photographs("pixel-muon", "pixel baseline, Muon", objective="pixel", **MUON),
-    _photographs("tuned", "recipe tuned: the blocks' features, crop-resize 0.6, the whole image, Muon", **TUNED | MUON),
-    _photographs("tuned-adamw", "the same with AdamW", **TUNED),
-    _photographs("tuned-all", "that, with the stem's features", **TUNED | {"judge_depth": "all"}),
+    _photographs(
+        "tuned",
+        "recipe tuned: the blocks' features, crop-resize 0.6, two blurred views, the whole image, Muon",
+        **TUNED | MUON,
+    ),
+    _photographs("tuned-all", "that, with the stem's features", **TUNED | MUON | {"judge_depth": "all"}),
+    _photographs("tuned-sharp", "recipe tuned without blurred views", **SHARP | MUON),
+    _photographs("tuned-adamw", "that, with AdamW", **SHARP),
+    _photographs("tuned-adamw-all", "that, with the stem's features", **SHARP | {"judge_depth": "all"}),
     _hole("masked-target", "symmetric, crop-resize 0.3, target statistics", crop_ratio=0.3, **TARGET),
     _hole("masked-pixel-muon", "pixel baseline, Muon", objective="pixel", **MUON),
     _hole("masked-pixel-both-muon", "pixel baseline of both, Muon", objective="pixel", clean_branch=True, **MUON),
     _hole(
         "masked-tuned",
-        "recipe tuned: the blocks' features, two crops of 0.3 to 1, a reach of 0.3, Muon",
+        "recipe tuned: the blocks' features, two crops of 0.3 to 1, a reach of 0.3, four holes, Muon",
         **TUNED_MASKED | MUON,
     ),
-    _hole("masked-tuned-adamw", "the same with AdamW", **TUNED_MASKED),
-    _hole("masked-tuned-far", "that, with a reach of 1", **TUNED_MASKED | FAR),
+    _hole("masked-tuned-one-hole", "that, with one hole and λ = 0.03", **ONE_HOLE | MUON),
+    _hole("masked-tuned-adamw", "that, with AdamW", **ONE_HOLE),
+    _hole("masked-tuned-far", "that, with a reach of 1", **ONE_HOLE | FAR),
     _hole(
         "masked-tuned-whole",
         "that, but one crop of 0.15 to 0.6, and the whole image",
-        **TUNED_MASKED | FAR | {"crop_ratio": 0.15, "crop_ratio_max": 0.6, "crops": None, "full_view": True},
+        **ONE_HOLE | FAR | {"crop_ratio": 0.15, "crop_ratio_max": 0.6, "crops": None, "full_view": True},
     ),
     _hole(
         "masked-tuned-0.6",
         "that, but a crop of 0.6",
-        **TUNED_MASKED | FAR | {"crop_ratio": 0.6, "crop_ratio_max": None, "crops": None, "full_view": True},
+        **ONE_HOLE | FAR | {"crop_ratio": 0.6, "crop_ratio_max": None, "crops": None, "full_view": True},
     ),
     _hole(
         "masked-tuned-own",
