@@ -71,6 +71,11 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
     @property
+    def annotation(self) -> str:
+        """The type of its values, as Python writes it."""
+        return f"tuple[{self.kind.__name__}, ...]" if self.many else self.kind.__name__
+
+    @property
     def rule(self) -> str:
         """The choices or the bounds, in words."""
         if self.choices:
@@ -90,7 +95,7 @@ class Option:
             return
         if self.many and isinstance(value, tuple):
             for item in value:
-                self.check(item)
+                self._check_one(item, item)
             return
         if self.choices:
             # True is equal to 1, and 3.0 to 3
@@ -116,8 +121,14 @@ class Option:
         return int(text) if len(sides) == 1 else tuple(map(int, sides))
 
     def as_typed(self, value: Any) -> Any:
-        """A value as people type it: HEIGHTxWIDTH for a pair."""
+        """A value as people type it: HEIGHTxWIDTH for a pair, and several with spaces between."""
+        if self.many and isinstance(value, tuple):
+            return " ".join(map(str, value)) or "none"
         return pair_text(value) if self.pair else value
+
+    def words(self, value: Any) -> list[str]:
+        """The words that follow the flag where it sets a value."""
+        return [*map(str, value)] if self.many else [str(self.as_typed(value))]
 
     def _check_one(self, value: Any, whole: Any) -> None:
         """Raises ConfigError, which shows `whole`, if a value or one of a pair is of another type or out of bounds."""

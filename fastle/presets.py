@@ -43,8 +43,8 @@ _NO_PATTERNS = {
     "crop_ratio": 0.3, "crop_ratio_max": 1.0, "crops": 2, "full_view": False,
     "branch_statistics": "joint", "masked_weight": 3.0, "judge_reach": 0.3,
 }  # fmt: skip
-# inside the hole this is level with the pixel baseline at the same number of steps (docs/results.md#muon)
-_LEVEL_IN_HOLES = {"holes": 4, "sigreg_weight": 0.005}
+# inside the hole they bring it level with the pixel baseline after as many steps (docs/results.md#several-holes)
+_SEVERAL_HOLES = {"holes": 4, "sigreg_weight": 0.005}
 _LARGE: Preset = {
     "always": {"size": 128, "channels": 3, "hidden": 128, "epochs": 50, "crop_ratio": 0.15},
     "spatial": {"map_channels": 32},
@@ -59,7 +59,7 @@ _SMALL: Preset = {
     "pooled": {"map_channels": 64},
     "tuned spatial": {"crop_ratio": 0.6, "blur_views": (3, 11), "sigreg_weight": 0.003, "lr": 2e-3},
     "tuned pooled": {"lr": 1e-3},
-    "tuned masked crop-resize": _NO_PATTERNS | _LEVEL_IN_HOLES,
+    "tuned masked crop-resize": _NO_PATTERNS | _SEVERAL_HOLES,
     "post pooled": {"lr": 3e-4},  # of docs/results/small.md
     "post pooled crop-resize": _SEES_CONTRAST,
 }
@@ -134,9 +134,10 @@ def make_config(dataset: DatasetName, **overrides: Any) -> RunConfig:
     if given.get("judge") == "live" or given.get("judge_statistics") == "own":
         # these have no reach
         defaults.pop("judge_reach", None)
-    if pixel:
-        # the peer is the post's, with one hole
-        defaults.pop("holes", None)
+    if pixel or given.get("branch_statistics") == "own":
+        # the peer is the post's, with one hole; and the running statistics would be those of holes alone
+        for name in _SEVERAL_HOLES:
+            defaults.pop(name, None)
     settings = defaults | given
     objective = pick(ObjectiveConfig, settings) | {"transform": transform_config(transform, settings)}
     if pixel:
@@ -176,10 +177,7 @@ def command_of(config: RunConfig) -> str | None:
         if OPTIONS[name].kind is bool:
             words.append(flag if value else f"--no-{flag[2:]}")
         else:
-            values = (
-                ["DIR"] if name == "data" else list(value) if OPTIONS[name].many else [OPTIONS[name].as_typed(value)]
-            )
-            words += [flag, *map(str, values)]
+            words += [flag, *(["DIR"] if name == "data" else OPTIONS[name].words(value))]
     return " ".join(words)
 
 
@@ -269,9 +267,7 @@ setattr(  # noqa: B010 (mypy knows no such attribute of a function)
         [
             Parameter("dataset", Parameter.POSITIONAL_OR_KEYWORD, annotation="DatasetName"),
             *(
-                Parameter(
-                    option.name, Parameter.KEYWORD_ONLY, default=None, annotation=f"{option.kind.__name__} | None"
-                )
+                Parameter(option.name, Parameter.KEYWORD_ONLY, default=None, annotation=f"{option.annotation} | None")
                 for option in OPTIONS.values()
                 if option.name != "dataset"
             ),

@@ -114,13 +114,13 @@ def _weights(model: Autoencoder, x: Tensor, stage: int) -> dict[str, float]:
     grid = torch.randn((*x.shape[:2], -(-height // 8), -(-width // 8)), generator=generator)
     noise = torch.randn(x.shape, generator=generator)
     kinds = {}
-    for speed, change in {
+    for pace, change in {
         "slow": F.interpolate(grid, (height, width), mode="bilinear"),
         "fine": noise - box_blur(noise, 5),
     }.items():
-        kinds[f"{speed} brightness"] = brightness = change.mean(1, keepdim=True).expand_as(x)
+        kinds[f"{pace} brightness"] = brightness = change.mean(1, keepdim=True).expand_as(x)
         if x.shape[1] > 1:
-            kinds[f"{speed} colour"] = change - brightness
+            kinds[f"{pace} colour"] = change - brightness
 
     def seen(change: Tensor, view: Callable[[Tensor], Tensor]) -> float:
         small = SMALL * change / change.square().mean().sqrt()

@@ -93,6 +93,15 @@ def test_masked_runs_of_small_photographs_see_crops_of_many_sides() -> None:
         assert overrides_of(config) == {"masked": True} | size
         assert objective.transform == CropResizeConfig(0.3, 1.0, 2)
         assert (objective.branch_statistics, objective.masked_weight, objective.judge_reach) == ("joint", 3, 0.3)
+        assert (objective.holes, objective.sigreg_weight) == (4, 0.005)
+        # where each branch has its own statistics, the running ones would be those of holes
+        for option, value in (("branch_statistics", "own"), ("recipe", "post"), ("transform", "pixel-mask")):
+            other = make_config(dataset, masked=True, size=32, **{option: value}).objective
+            assert (other.holes, other.sigreg_weight) == (1, 0.03)
+        # the post's baseline has one, unless somebody asks for more
+        for holes in (None, 4):
+            peer = make_config(dataset, masked=True, size=32, objective="pixel", holes=holes)
+            assert peer.objective.holes == (holes or 1)
         # a live judge and its own statistics have none
         for option, value in (("judge", "live"), ("judge_statistics", "own")):
             assert make_config(dataset, masked=True, size=32, **{option: value}).objective.judge_reach == 1
@@ -215,7 +224,10 @@ def test_small_folders_take_the_cifar_model() -> None:
         ({"crop_ratio_max": float("nan")}, "--crop-ratio-max must be"),
         ({"crop_ratio": 0.005, "crop_ratio_max": 1.0}, "less than a pixel"),
         ({"crops": 0}, "--crops must be at least 1, not 0"),
-        ({"blur_views": (3, 4)}, "--blur-views 4: a box around a pixel has an odd side, such as 5"),
+        ({"blur_views": (3, 4)}, "--blur-views 4: a box around a pixel has an odd side, such as 3"),
+        ({"blur_views": (3, 3)}, "--blur-views 3 3 names a side twice"),
+        ({"blur_views": ((3, 5),)}, "--blur-views must be a whole number, not"),
+        ({"size": (32, 64), "blur_views": (201,)}, "use 127 or less for images of 32x64 px"),
         ({"blur_views": (0,)}, "--blur-views must be at least 1"),
         ({"blur_views": 3}, "--blur-views must be numbers in a list, not 3"),
         ({"blur_views": (3, 257)}, "--blur-views 257: use 255 or less for images of 128 px"),

@@ -85,12 +85,12 @@ SCALES: dict[ScaleName, Scale] = {
 
 # the post's statistics, whatever the presets have
 POST: dict[str, Any] = {"judge_statistics": "own"}
-# the objective of the recipe "tuned" for spatial latents of 32 px, and with a hole
-# before they had blurred views, and several holes
+# the recipe "tuned" for spatial latents of 32 px, without its blurred views and with them
 SHARP: dict[str, Any] = TARGET | {
     "judge_depth": "features", "full_view": True, "crop_ratio": 0.6, "sigreg_weight": 0.003,
 }  # fmt: skip
 TUNED: dict[str, Any] = SHARP | {"blur_views": (3, 11)}
+# the recipe "tuned" for masked models of 32 px, as it was with one hole and as it is
 ONE_HOLE: dict[str, Any] = TARGET | {
     "judge_depth": "features", "crop_ratio": 0.3, "crop_ratio_max": 1.0, "crops": 2,
     "branch_statistics": "joint", "masked_weight": 3.0, "judge_reach": 0.3,
@@ -165,10 +165,10 @@ ROWS: tuple[Row, ...] = (
         "recipe tuned: the blocks' features, crop-resize 0.6, two blurred views, the whole image, Muon",
         **TUNED | MUON,
     ),
-    _photographs("tuned-all", "that, with the stem's features", **TUNED | MUON | {"judge_depth": "all"}),
+    _photographs("tuned-all", "recipe tuned, with the stem's features too", **TUNED | MUON | {"judge_depth": "all"}),
     _photographs("tuned-sharp", "recipe tuned without blurred views", **SHARP | MUON),
-    _photographs("tuned-adamw", "that, with AdamW", **SHARP),
-    _photographs("tuned-adamw-all", "that, with the stem's features", **SHARP | {"judge_depth": "all"}),
+    _photographs("tuned-adamw", "recipe tuned without blurred views, AdamW", **SHARP),
+    _photographs("tuned-adamw-all", "that, with the stem's features too", **SHARP | {"judge_depth": "all"}),
     _hole("masked-target", "symmetric, crop-resize 0.3, target statistics", crop_ratio=0.3, **TARGET),
     _hole("masked-pixel-muon", "pixel baseline, Muon", objective="pixel", **MUON),
     _hole("masked-pixel-both-muon", "pixel baseline of both, Muon", objective="pixel", clean_branch=True, **MUON),
@@ -177,8 +177,8 @@ ROWS: tuple[Row, ...] = (
         "recipe tuned: the blocks' features, two crops of 0.3 to 1, a reach of 0.3, four holes, Muon",
         **TUNED_MASKED | MUON,
     ),
-    _hole("masked-tuned-one-hole", "that, with one hole and λ = 0.03", **ONE_HOLE | MUON),
-    _hole("masked-tuned-adamw", "that, with AdamW", **ONE_HOLE),
+    _hole("masked-tuned-one-hole", "recipe tuned with one hole and λ = 0.03, Muon", **ONE_HOLE | MUON),
+    _hole("masked-tuned-adamw", "recipe tuned with one hole and λ = 0.03, AdamW", **ONE_HOLE),
     _hole("masked-tuned-far", "that, with a reach of 1", **ONE_HOLE | FAR),
     _hole(
         "masked-tuned-whole",

@@ -80,7 +80,8 @@ def settings_text(config: RunConfig) -> str:
         lines += ["", f"[{group}]"]
         for name, value in values.items():
             mark = "" if name in chosen or name == "dataset" else "# "
-            lines.append(f"{mark}{name.replace('_', '-')} = {_toml(OPTIONS[name].as_typed(value))}")
+            written = value if OPTIONS[name].many else OPTIONS[name].as_typed(value)
+            lines.append(f"{mark}{name.replace('_', '-')} = {_toml(written)}")
     return "\n".join(lines)
 
 

@@ -73,6 +73,7 @@ class ObjectiveConfig(Checked):
         at_least=1,
         group="objective",
         metavar="N",
+        default="the preset's",
     )
     clean_branch: bool = option(
         "reconstruct whole images beside those with a hole, as the method does, with --objective pixel --masked",

@@ -77,7 +77,10 @@ class RunConfig:
         # every box of this side covers the whole image
         most = 2 * max(self.model.sides) - 1
         if isinstance(transform, CropResizeConfig) and max(transform.blur_views, default=0) > most:
-            raise ConfigError(f"--blur-views {max(transform.blur_views)}: use {most} or less for images of {size} px")
+            raise ConfigError(
+                f"--blur-views {max(transform.blur_views)}: use {most} or less for images of "
+                f"{pair_text(self.model.size)} px"
+            )
         if hole is not None and round(math.sqrt(hole) * size) < 1:
             raise ConfigError(f"--hole-ratio {hole:g} of {size} px is less than a pixel: use {1 / size**2:.3g} or more")
         reach = self.objective.judge_reach

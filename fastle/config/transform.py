@@ -46,12 +46,12 @@ class CropResizeConfig(Checked):
     crops: int = option("crops of each image, each with a box of its own", initial=1, at_least=1, group="objective")
     full_view: bool = option("compare the whole image too", initial=False, group="objective", default="the recipe's")
     blur_views: tuple[int, ...] = option(
-        "compare grey copies of the whole image too, blurred by boxes of these sides, pixels",
+        "compare grey copies of the whole image too, blurred by boxes of these odd sides, pixels; none without a side",
         initial=(),
         many=True,
         at_least=1,
         group="objective",
-        default="the recipe's",
+        default="the preset's",
     )
 
     def __post_init__(self) -> None:
@@ -62,7 +62,9 @@ class CropResizeConfig(Checked):
         Checked.__post_init__(self)
         for side in self.blur_views:
             if side % 2 == 0:
-                raise ConfigError(f"--blur-views {side}: a box around a pixel has an odd side, such as {side + 1}")
+                raise ConfigError(f"--blur-views {side}: a box around a pixel has an odd side, such as {side - 1}")
+        if len(set(self.blur_views)) < len(self.blur_views):
+            raise ConfigError(f"--blur-views {' '.join(map(str, self.blur_views))} names a side twice")
         if self.ratio_max is not None and self.ratio_max <= self.ratio:
             raise ConfigError(f"--crop-ratio-max must be above --crop-ratio {self.ratio:g}, not {self.ratio_max:g}")
 

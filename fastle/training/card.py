@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastle.checkpoint import Checkpoint, CheckpointError, read_run_config
-from fastle.config import ConfigError, RunConfig
+from fastle.config import ConfigError, RunConfig, setting_as_typed
 from fastle.files import read_json
 from fastle.method.pretrained import check_folder, model_of_run, plain_card, save_pretrained
 from fastle.presets import command_of
@@ -101,7 +101,7 @@ def _training(config: RunConfig, checkpoint: Checkpoint, weights: str) -> str:
     averaged = "" if weights == "model" else f" The weights are an average over the run, {weights}."
     groups = {name: values for name, values in config.settings().items() if name != "data"}
     rows = "\n".join(
-        f"| {group} | {', '.join(f'{name} {value}' for name, value in values.items())} |"
+        f"| {group} | {', '.join(f'{name} {setting_as_typed(name, value)}' for name, value in values.items())} |"
         for group, values in groups.items()
     )
     return f"{how}\n\n{steps}{averaged}\n\n| | |\n|---|---|\n{rows}"

@@ -22,6 +22,8 @@ KNOWN = {name: FLAGS[name] for name in IN_FILE}
         ("cifar10", {"data": "/d", "masked": True}),
         ("cifar10", {"data": "/d", "masked": True, "crop_ratio": 0.3}),
         ("folder", {"data": "/d", "size": 32, "channels": 1, "recipe": "post", "averages": (0.05, 0.1)}),
+        ("cifar10", {"data": "/d", "blur_views": (1, 5)}),
+        ("cifar10", {"data": "/d", "blur_views": ()}),
         ("cifar10", {"data": "/d", "transform": "noise", "noise_std": 0.5, "schedule": "cosine", "lr": 1e-05}),
     ],
 )  # fmt: skip

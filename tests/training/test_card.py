@@ -124,6 +124,8 @@ def test_the_commands_make_and_use_a_saved_model(
         ("celeba", {"data": "/x", "latent": 512, "masked": True},
          "fastle-train celeba --data DIR --latent 512 --masked"),
         ("cifar10", {"data": "/x", "objective": "pixel", "averages": (0.05, 0.1)}, None),
+        ("cifar10", {"data": "/x", "blur_views": ()}, "fastle-train cifar10 --data DIR --blur-views"),
+        ("cifar10", {"data": "/x", "blur_views": (3,), "lr": 0.1}, None),
         ("folder", {"data": "/x", "full_view": False, "schedule": "cosine", "warmup": 0.0}, None),
         ("shapes", {"transform": "patch-mask", "mask_ratio": 0.5, "recipe": "post", "judge": "ema"}, None),
     ],
