@@ -89,7 +89,8 @@ POST: dict[str, Any] = {"judge_statistics": "own"}
 SHARP: dict[str, Any] = TARGET | {
     "judge_depth": "features", "full_view": True, "crop_ratio": 0.6, "sigreg_weight": 0.003,
 }  # fmt: skip
-TUNED: dict[str, Any] = SHARP | {"blur_views": (3, 11)}
+TUNED: dict[str, Any] = SHARP | {"blur_views": (3,)}
+TWO_BLURS: dict[str, Any] = SHARP | {"blur_views": (3, 11)}
 # the recipe "tuned" for masked models of 32 px, as it was with one hole and as it is
 ONE_HOLE: dict[str, Any] = TARGET | {
     "judge_depth": "features", "crop_ratio": 0.3, "crop_ratio_max": 1.0, "crops": 2,
@@ -162,12 +163,13 @@ ROWS: tuple[Row, ...] = (
     _photographs("pixel-muon", "pixel baseline, Muon", objective="pixel", **MUON),
     _photographs(
         "tuned",
-        "recipe tuned: the blocks' features, crop-resize 0.6, two blurred views, the whole image, Muon",
+        "recipe tuned: the blocks' features, crop-resize 0.6, a blurred view, the whole image, Muon",
         **TUNED | MUON,
     ),
-    _photographs("tuned-all", "recipe tuned, with the stem's features too", **TUNED | MUON | {"judge_depth": "all"}),
-    _photographs("tuned-sharp", "recipe tuned without blurred views", **SHARP | MUON),
-    _photographs("tuned-adamw", "recipe tuned without blurred views, AdamW", **SHARP),
+    _photographs("tuned-two-blurs", "recipe tuned, blurred by boxes of 3 and 11", **TWO_BLURS | MUON),
+    _photographs("tuned-all", "that, with the stem's features too", **TWO_BLURS | MUON | {"judge_depth": "all"}),
+    _photographs("tuned-sharp", "recipe tuned without a blurred view", **SHARP | MUON),
+    _photographs("tuned-adamw", "recipe tuned without a blurred view, AdamW", **SHARP),
     _photographs("tuned-adamw-all", "that, with the stem's features too", **SHARP | {"judge_depth": "all"}),
     _hole("masked-target", "symmetric, crop-resize 0.3, target statistics", crop_ratio=0.3, **TARGET),
     _hole("masked-pixel-muon", "pixel baseline, Muon", objective="pixel", **MUON),
