@@ -13,7 +13,7 @@ their reconstructions x̂:
     weights     the mean square change of the features for small changes of x of one size but of several kinds, over
                 the mean of all kinds. Slow changes are random grids of one number for 8 pixels each way, enlarged;
                 fine ones are noise less its mean over boxes of 5 pixels. Brightness is the same in all channels, and
-                colour has a mean of 0 over them. The last is slow brightness in a blurred view (--blur-views 11)
+                colour has a mean of 0 over them. The last is slow brightness in a blurred view (--blur-views 3)
 
 The features are scaled as the judge scales them, each channel by the standard deviation of the batch. The traces are
 Hutchinson's estimates, from 16 probes for each image.
@@ -130,7 +130,7 @@ def _weights(model: Autoencoder, x: Tensor, stage: int) -> dict[str, float]:
     weights = {kind: seen(change, lambda image: image) for kind, change in kinds.items()}
     mean = sum(weights.values()) / len(weights)
     weights["slow brightness, blurred"] = seen(
-        kinds["slow brightness"], lambda image: box_blur(to_grey(image), 11).expand_as(image)
+        kinds["slow brightness"], lambda image: box_blur(to_grey(image), 3).expand_as(image)
     )
     return {kind: weight / mean for kind, weight in weights.items()}
 
