@@ -49,7 +49,7 @@ def test_pixels_themselves_are_flat_and_pull_as_the_squared_error() -> None:
 def test_a_stage_that_sees_the_mean_alone() -> None:
     # fine noise has a mean near 0
     weights = judge_depths.stage_figures(judged_by(torch.full((64, 4), 1 / 64)), images())["stem"]["weights"]
-    assert weights["slow brightness"] > 1.9 and weights["fine brightness"] < 0.1
+    assert weights["slow brightness"] > 1.99 and weights["fine brightness"] < 0.01
 
 
 def test_a_stage_that_sees_a_quarter_of_the_pixels() -> None:
