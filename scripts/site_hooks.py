@@ -19,7 +19,9 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 # blocks and spans of code, which hold no links, or a relative link
-LINK = re.compile(r"(?P<code>^```.*?^```|`[^`\n]+`)|\]\((?P<link>(?![a-z]+:|[#/])[^()\s]+)\)", re.MULTILINE | re.DOTALL)
+LINK = re.compile(
+    r"(?P<code>^```.*?^```|`(?:[^`\n]|\n(?!\n))+`)|\]\((?P<link>(?![a-z]+:|[#/])[^()\s]+)\)", re.MULTILINE | re.DOTALL
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
