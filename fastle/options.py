@@ -42,7 +42,7 @@ class Option:
         above, at_least, at_most, below: Bounds of a number.
         cap: The largest plausible value; larger ones are rejected as typos or damage. `--help` omits it. None: `CAPS`.
         multiple_of: What divides the number.
-        many: Whether it is a tuple of such values.
+        many: Whether it is a tuple of such values, all different.
         pair: Whether it may be two such numbers as well, (height, width), which people write HEIGHTxWIDTH.
         default: What holds when nobody sets the value, in words.
         group, metavar: Where and how --help shows the flag.
@@ -93,9 +93,12 @@ class Option:
         """Raises ConfigError for a value of another type, that is not one of the choices, or out of bounds."""
         if value is None and self.optional:
             return
-        if self.many and isinstance(value, tuple):
+        if self.many:
+            self._require(isinstance(value, tuple), "numbers in a list", value)
             for item in value:
                 self._check_one(item, item)
+            if len(set(value)) < len(value):
+                raise ConfigError(f"{self.flag} {self.as_typed(value)} names a value twice")
             return
         if self.choices:
             # True is equal to 1, and 3.0 to 3
@@ -217,6 +220,10 @@ class Checked:
     def __post_init__(self) -> None:
         for name, made in options_of(type(self)).items():
             value = getattr(self, name)
+            if made.many and isinstance(value, list):
+                # JSON knows no tuples
+                value = tuple(value)
+                object.__setattr__(self, name, value)
             # a transformation has checked itself
             if not dataclasses.is_dataclass(value):
                 made.check(value)

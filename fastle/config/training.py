@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fastle.options import Checked, ConfigError, option, shown
+from fastle.options import Checked, ConfigError, option
 
 Precision = Literal["auto", "fp32", "bf16"]
 Schedule = Literal["constant", "cosine", "trapezoid"]
@@ -84,10 +84,6 @@ class TrainConfig(Checked):
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.averages, (list, tuple)):
-            raise ConfigError(f"--averages must be numbers in a list, not {shown(self.averages)}")
-        # JSON knows no tuples
-        object.__setattr__(self, "averages", tuple(self.averages))
         Checked.__post_init__(self)
         if self.clip == 0:
             object.__setattr__(self, "clip", None)
@@ -97,5 +93,3 @@ class TrainConfig(Checked):
             raise ConfigError(
                 f"--accumulate {self.accumulate} must divide --batch-size {self.batch_size} into parts of 2 or more"
             )
-        if len(set(self.averages)) < len(self.averages):
-            raise ConfigError(f"--averages {' '.join(map(str, self.averages))} names a length twice")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from fastle.options import Checked, ConfigError, option, options_of, shown
+from fastle.options import Checked, ConfigError, option, options_of
 
 from .own import OwnConfig
 
@@ -55,16 +55,10 @@ class CropResizeConfig(Checked):
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.blur_views, (list, tuple)):
-            raise ConfigError(f"--blur-views must be numbers in a list, not {shown(self.blur_views)}")
-        # JSON knows no tuples
-        object.__setattr__(self, "blur_views", tuple(self.blur_views))
         Checked.__post_init__(self)
         for side in self.blur_views:
             if side % 2 == 0:
                 raise ConfigError(f"--blur-views {side}: a box around a pixel has an odd side, such as {side - 1}")
-        if len(set(self.blur_views)) < len(self.blur_views):
-            raise ConfigError(f"--blur-views {' '.join(map(str, self.blur_views))} names a side twice")
         if self.ratio_max is not None and self.ratio_max <= self.ratio:
             raise ConfigError(f"--crop-ratio-max must be above --crop-ratio {self.ratio:g}, not {self.ratio_max:g}")
 
