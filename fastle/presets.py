@@ -32,7 +32,8 @@ from .config import (
 from .options import options_of, pick
 
 # Settings by the names of the options, for each dataset in layers. A layer holds where all words of its name do: the
-# recipe, "spatial" or "pooled" for the latent, "masked", the transformation. A later layer wins over an earlier.
+# recipe, "spatial" or "pooled" for the latent, "masked", the transformation, and "stem" where the judge compares the
+# features of its stem. A later layer wins over an earlier.
 Preset = dict[str, dict[str, Any]]
 
 # with own statistics a pooled judge hardly sees contrast, and training stalls at 32 px (docs/results.md)
@@ -58,6 +59,7 @@ _SMALL: Preset = {
     "spatial": {"map_channels": 32},
     "pooled": {"map_channels": 64},
     "tuned spatial": {"crop_ratio": 0.6, "blur_views": (3,), "sigreg_weight": 0.003, "lr": 2e-3},
+    "tuned spatial stem": {"blur_views": (1, 3)},
     "tuned pooled": {"lr": 1e-3},
     "tuned masked crop-resize": _NO_PATTERNS | _SEVERAL_HOLES,
     "post pooled": {"lr": 3e-4},  # of docs/results/small.md
@@ -120,7 +122,8 @@ def make_config(dataset: DatasetName, **overrides: Any) -> RunConfig:
         OPTIONS["size"].check(given["size"])
     small = dataset == "folder" and min(sides_of(given.get("size", FEW_PIXELS))) < FEW_PIXELS
     pooled = given.get("latent", POOLED_LATENT if masked else None) is not None
-    facts = {"always", recipe, "pooled" if pooled else "spatial", transform} | ({"masked"} if masked else set())
+    facts = {"always", recipe, "pooled" if pooled else "spatial", transform}
+    facts |= ({"masked"} if masked else set()) | ({"stem"} if given.get("judge_depth") == "all" else set())
     defaults: dict[str, Any] = {"dataset": dataset, "precision": "auto"} | RECIPES[recipe]
     defaults |= {"latent": POOLED_LATENT, "hole_ratio": HOLE_RATIO} if masked else {"latent": None}
     for words, settings in PRESETS["small folder" if small else dataset].items():

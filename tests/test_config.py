@@ -53,7 +53,7 @@ def test_a_length_that_somebody_gives_replaces_the_presets() -> None:
 
 def test_every_layer_of_a_preset_can_hold() -> None:
     """A misspelt word would leave a layer out of every configuration, and a misspelt setting would do nothing."""
-    words = {"always", "spatial", "pooled", "masked", *RECIPES, *TRANSFORMS}
+    words = {"always", "spatial", "pooled", "masked", "stem", *RECIPES, *TRANSFORMS}
     for preset in PRESETS.values():
         for layer, settings in preset.items():
             assert words.issuperset(layer.split()), layer
@@ -78,7 +78,7 @@ def test_tuned_recipe_compares_more_and_lets_the_rate_fall() -> None:
         assert (config.train.optimizer, post.train.optimizer) == ("muon", "adamw")
     # flags win over a recipe
     config = make_config("cifar10", full_view=False, judge_depth="all", schedule="constant", warmup=0)
-    assert config.objective.transform == CropResizeConfig(0.6, blur_views=(3,))
+    assert config.objective.transform == CropResizeConfig(0.6, blur_views=(1, 3))
     assert config.objective.judge_depth == "all"
     assert config.train.schedule == "constant" and config.train.warmup == 0
     # the baseline has the recipe's schedule, so that both train alike
