@@ -218,7 +218,7 @@ def test_small_folders_take_the_cifar_model() -> None:
         ({"crop_ratio": 1.5}, "--crop-ratio must be above 0 and at most 1, not 1.5"),
         ({"crop_ratio": 0.0}, "--crop-ratio must"),
         ({"crop_ratio": 0.005}, "less than a pixel"),
-        ({"crop_ratio_max": 0.15}, "--crop-ratio-max must be above --crop-ratio 0.15, not 0.15"),
+        ({"crop_ratio_max": 0.15}, "--crop-ratio-max must be above --crop-ratio 0.6, not 0.15"),
         ({"crop_ratio": 0.3, "crop_ratio_max": 0.2}, "--crop-ratio-max must be above --crop-ratio 0.3"),
         ({"crop_ratio_max": 1.01}, "--crop-ratio-max must be"),
         ({"crop_ratio_max": float("nan")}, "--crop-ratio-max must be"),
