@@ -46,14 +46,14 @@ _NO_PATTERNS = {
 }  # fmt: skip
 # inside the hole they bring it level with the pixel baseline after as many steps (docs/results.md#several-holes)
 _SEVERAL_HOLES = {"holes": 4, "sigreg_weight": 0.005}
-# of spatial latents; with the smaller crops and the larger λ of the post, 0.5 to 0.8 dB less (docs/results.md)
+# of spatial latents; at 64 and 128 px the post's smaller crops and larger λ have 0.4 to 0.8 dB less (docs/results.md)
 _SEES_DETAIL = {"crop_ratio": 0.6, "sigreg_weight": 0.003}
 _LARGE: Preset = {
     "always": {"size": 128, "channels": 3, "hidden": 128, "epochs": 50, "crop_ratio": 0.15},
     "spatial": {"map_channels": 32},
     "pooled": {"map_channels": 128},
     "tuned": {"lr": 1e-3},
-    "tuned spatial": _SEES_DETAIL,
+    "tuned spatial crop-resize": _SEES_DETAIL,
     "post spatial": {"lr": 1e-4},
     "post pooled": {"lr": 1e-3},
 }
@@ -85,9 +85,9 @@ PRESETS: dict[str, Preset] = {
 }
 FEW_PIXELS = 64
 # options on which the defaults of others depend
-FIRST = ("size", "objective", "transform", "latent", "schedule", "steps", "epochs")
+FIRST = ("size", "objective", "transform", "latent", "judge_depth", "schedule", "steps", "epochs")
 
-# what each recipe sets beside the presets, by the names of the options; "tuned" is measured at 32 px (docs/results.md)
+# what a recipe sets beside the presets, by the names of the options; docs/results.md measures "tuned" at 32 to 128 px
 RECIPES: dict[str, dict[str, Any]] = {
     "tuned": {
         "judge_statistics": "target", "judge_depth": "features", "full_view": True,

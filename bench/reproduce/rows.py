@@ -90,8 +90,9 @@ SHARP: dict[str, Any] = TARGET | {
     "judge_depth": "features", "full_view": True, "crop_ratio": 0.6, "sigreg_weight": 0.003,
 }  # fmt: skip
 TUNED: dict[str, Any] = SHARP | {"blur_views": (3,)}
-TWO_BLURS: dict[str, Any] = SHARP | {"blur_views": (3, 11)}
 EVERY_DEPTH: dict[str, Any] = SHARP | {"judge_depth": "all", "blur_views": (1, 3)}
+# a trial
+TWO_BLURS: dict[str, Any] = SHARP | {"blur_views": (3, 11)}
 # the recipe "tuned" for masked models of 32 px, as it was with one hole and as it is
 ONE_HOLE: dict[str, Any] = TARGET | {
     "judge_depth": "features", "crop_ratio": 0.3, "crop_ratio_max": 1.0, "crops": 2,
