@@ -46,7 +46,7 @@ _NO_PATTERNS = {
 }  # fmt: skip
 # inside the hole they bring it level with the pixel baseline after as many steps (docs/results.md#several-holes)
 _SEVERAL_HOLES = {"holes": 4, "sigreg_weight": 0.005}
-# of spatial latents; at 64 and 128 px the post's smaller crops and larger λ have 0.4 to 0.8 dB less (docs/results.md)
+# of spatial latents; at 128 and 64 px the post's smaller crops and larger λ have 0.4 and 0.7 dB less (docs/results.md)
 _SEES_DETAIL = {"crop_ratio": 0.6, "sigreg_weight": 0.003}
 _LARGE: Preset = {
     "always": {"size": 128, "channels": 3, "hidden": 128, "epochs": 50, "crop_ratio": 0.15},
