@@ -126,7 +126,10 @@ def make_config(dataset: DatasetName, **overrides: Any) -> RunConfig:
     small = dataset == "folder" and min(sides_of(given.get("size", FEW_PIXELS))) < FEW_PIXELS
     pooled = given.get("latent", POOLED_LATENT if masked else None) is not None
     facts = {"always", recipe, "pooled" if pooled else "spatial", transform}
-    facts |= ({"masked"} if masked else set()) | ({"stem"} if given.get("judge_depth") == "all" else set())
+    if masked:
+        facts.add("masked")
+    if given.get("judge_depth") == "all":
+        facts.add("stem")
     defaults: dict[str, Any] = {"dataset": dataset, "precision": "auto"} | RECIPES[recipe]
     defaults |= {"latent": POOLED_LATENT, "hole_ratio": HOLE_RATIO} if masked else {"latent": None}
     for words, settings in PRESETS["small folder" if small else dataset].items():

@@ -85,14 +85,10 @@ SCALES: dict[ScaleName, Scale] = {
 
 # the post's statistics, whatever the presets have
 POST: dict[str, Any] = {"judge_statistics": "own"}
-# the recipe "tuned" for spatial latents of 32 px, without its blurred views, with them, and with `--judge-depth all`
+# the recipe "tuned" for spatial latents of 32 px, without its blurred views
 SHARP: dict[str, Any] = TARGET | {
     "judge_depth": "features", "full_view": True, "crop_ratio": 0.6, "sigreg_weight": 0.003,
 }  # fmt: skip
-TUNED: dict[str, Any] = SHARP | {"blur_views": (3,)}
-EVERY_DEPTH: dict[str, Any] = SHARP | {"judge_depth": "all", "blur_views": (1, 3)}
-# a trial
-TWO_BLURS: dict[str, Any] = SHARP | {"blur_views": (3, 11)}
 # the recipe "tuned" for masked models of 32 px, as it was with one hole and as it is
 ONE_HOLE: dict[str, Any] = TARGET | {
     "judge_depth": "features", "crop_ratio": 0.3, "crop_ratio_max": 1.0, "crops": 2,
@@ -166,10 +162,16 @@ ROWS: tuple[Row, ...] = (
     _photographs(
         "tuned",
         "recipe tuned: the blocks' features, crop-resize 0.6, a blurred view, the whole image, Muon",
-        **TUNED | MUON,
+        blur_views=(3,),
+        **SHARP | MUON,
     ),
-    _photographs("tuned-two-blurs", "recipe tuned, blurred by boxes of 3 and 11", **TWO_BLURS | MUON),
-    _photographs("tuned-all", "with the stem's features too, blurred by boxes of 1 and 3", **EVERY_DEPTH | MUON),
+    _photographs("tuned-two-blurs", "recipe tuned, blurred by boxes of 3 and 11", blur_views=(3, 11), **SHARP | MUON),
+    _photographs(
+        "tuned-all",
+        "recipe tuned with the stem's features too, blurred by boxes of 1 and 3",
+        blur_views=(1, 3),
+        **SHARP | MUON | {"judge_depth": "all"},
+    ),
     _photographs("tuned-sharp", "recipe tuned without a blurred view", **SHARP | MUON),
     _photographs("tuned-adamw", "recipe tuned without a blurred view, AdamW", **SHARP),
     _photographs("tuned-adamw-all", "that, with the stem's features too", **SHARP | {"judge_depth": "all"}),
